@@ -1,0 +1,111 @@
+"""Every setting there is, with its default and meaning; the other configs change some.
+
+Not a run by itself. A config file calls `get_config()` here, changes what it needs and
+returns the result; single values change on the command line, as in
+`--config.train.steps=500`. An unknown name is refused.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the defaults."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.source = "fluent_emoji"  # the embedded set, or a folder of images
+    data.captions = ""  # JSON {relative path: [captions]} for a folder; "" = none
+    data.classes = ()  # names; () = all
+    data.num_examples = 0  # random subset of this size; 0 = all
+    data.num_heldout = 0  # further images, never trained on, for comparison
+    data.resolution = 64  # pixels: short side resized, then centre crop
+    data.random_flip = True
+    data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
+    data.caption_style = "instance"  # fixed | class | instance | random | unconditional
+    data.caption_dropout = 0.1  # share trained without caption, for guidance
+    data.duplication = "none"  # none | partial | full
+    data.duplicated_fraction = 0.05  # share of the images that is duplicated
+    data.duplication_factor = 5  # how many times likelier those are drawn
+    data.sampling = "epochs"  # epochs (without replacement) | replacement
+    data.num_threads = 2  # Grain reader threads per process
+    data.num_workers = 0  # Grain worker processes per process; 0 = threads only
+
+    config.model = model = ConfigDict()
+    model.autoencoder = ConfigDict()
+    model.autoencoder.name = "space_to_depth"
+    model.autoencoder.patch_size = 2
+    model.autoencoder.scale = 1.0  # latents = (pixels - shift) * scale
+    model.autoencoder.shift = 0.0
+
+    model.unet = ConfigDict()
+    model.unet.block_out_channels = (64, 128, 192)  # width per level, finest first
+    model.unet.cross_attention = (False, True, True)  # per level
+    model.unet.num_attention_heads = 4
+    model.unet.layers_per_block = 1
+    model.unet.transformer_layers = 1
+    model.unet.use_linear_projection = True
+    model.unet.norm_num_groups = 16
+    model.unet.norm_epsilon = 1e-5
+
+    model.text_encoder = ConfigDict()
+    model.text_encoder.train = True
+    model.text_encoder.max_length = 16  # tokens, start and end included
+    model.text_encoder.pad_token_id = 49407  # end of text (SD 1.x); 0 for SD 2.x
+    model.text_encoder.hidden_size = 128
+    model.text_encoder.intermediate_size = 512
+    model.text_encoder.num_hidden_layers = 2
+    model.text_encoder.num_attention_heads = 4
+    model.text_encoder.hidden_act = "quick_gelu"
+
+    config.diffusion = diffusion = ConfigDict()
+    diffusion.beta_schedule = "scaled_linear"  # linear | scaled_linear | cosine
+    diffusion.beta_start = 0.00085
+    diffusion.beta_end = 0.012
+    diffusion.num_train_timesteps = 1000
+    diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
+
+    config.train = train = ConfigDict()
+    train.steps = 10_000
+    train.batch_size = 16  # over all hosts
+    train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
+    train.learning_rate = 1e-4  # the peak
+    train.learning_rate_schedule = "constant"  # constant | cosine, after the warm-up
+    train.warmup_steps = 500
+    train.adam_b1 = 0.9
+    train.adam_b2 = 0.999
+    train.adam_epsilon = 1e-8
+    train.weight_decay = 1e-2
+    train.max_grad_norm = 1.0
+    train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
+    train.log_every_steps = 50
+    train.checkpoint_every_steps = 1000
+    train.keep_checkpoints = 1
+    train.sample_every_steps = 0  # grid of generations while training; 0 = never
+
+    config.mitigation = ConfigDict()
+    config.mitigation.train = ConfigDict()
+    config.mitigation.train.multiple_captions = False
+
+    config.mesh = ConfigDict()  # devices along each axis; -1 = the rest
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.seed = 0
+    evaluation.use_ema = True  # where the run has a moving average
+    evaluation.prompts = "each"  # each | random training image, or heldout
+    evaluation.num_generations = 256
+    evaluation.batch_size = 64
+    evaluation.sampler = "ddim"
+    evaluation.timestep_spacing = "leading"  # leading | trailing
+    evaluation.num_inference_steps = 50
+    evaluation.guidance_scale = 7.5  # 1 = none
+    evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
+    evaluation.embedders = ("efficientnet_lite0", "pixels")  # the first is the headline
+    evaluation.search = "auto"  # auto | exact | scann
+    evaluation.recall_target = 0.99  # of scann
+    evaluation.num_neighbors = 11  # kept per image; at least 11
+    evaluation.gallery_size = 24  # generations pictured in the report
+    return config.lock()

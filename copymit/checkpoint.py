@@ -1,0 +1,101 @@
+"""Checkpoints of a run: saved in the background, complete or not there at all.
+
+`checkpoints/STEP/` holds the items `params`, `ema`, `optimizer` and `position`; a
+reader may restore one item without the others.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+ITEMS = ("params", "ema", "optimizer")
+
+
+def open_checkpoints(
+    workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a working directory, on disk or in a bucket.
+
+    Args:
+      keep: how many of the newest checkpoints stay.
+    """
+    return ocp.CheckpointManager(
+        epath.Path(workdir).absolute() / "checkpoints",
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+        ),
+    )
+
+
+def save_checkpoint(
+    manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any], position: dict
+) -> None:
+    """Starts saving; the arrays may be overwritten as soon as this returns.
+
+    Args:
+      step: number of completed training steps.
+      items: pytrees of global arrays by item name; an empty one is not written.
+      position: what is not an array, as JSON: the step that the data go on from.
+    """
+    present = {k: ocp.args.StandardSave(v) for k, v in items.items() if v}
+    manager.save(
+        step,
+        args=ocp.args.Composite(position=ocp.args.JsonSave(position), **present),
+        force=True,
+    )
+
+
+def restore_checkpoint(
+    manager: ocp.CheckpointManager, step: int, items: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restores items straight into the shardings of their abstract arrays.
+
+    Args:
+      items: for each item wanted, a pytree of `jax.ShapeDtypeStruct` with shardings.
+    Raises:
+      ValueError: if the checkpoint holds another model; names the first parameters
+        that differ.
+    """
+    wanted = {k: v for k, v in items.items() if v}
+    for name in wanted.keys() & {"params", "ema"}:
+        _check_same_model(manager, step, name, wanted[name])
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            **{k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
+        ),
+    )
+    return {k: restored[k] if k in wanted else v for k, v in items.items()}
+
+
+def _check_same_model(manager, step: int, item: str, wanted) -> None:
+    directory = manager.directory / str(step) / item
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(directory).item_metadata.tree
+
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            ".".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
+
+    saved, expected = shapes(saved), shapes(wanted)
+    differ = [
+        f"{name} (config {expected.get(name, 'none')}, checkpoint "
+        f"{saved.get(name, 'none')})"
+        for name in sorted(saved.keys() | expected.keys())
+        if saved.get(name) != expected.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{directory} is a checkpoint of another model than the config's: "
+            f"{len(differ)} parameters differ: {', '.join(differ[:5])}. Use the config "
+            "that it was trained with, or another --workdir"
+        )

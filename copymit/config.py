@@ -1,0 +1,111 @@
+"""Checks on a config as a whole, and the record of it that a working directory keeps."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+# What may change between two starts in one working directory: nothing here alters the
+# trained parameters.
+_FREE_TO_CHANGE = (
+    "eval.",
+    "mesh.",
+    "data.num_threads",
+    "data.num_workers",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.sample_every_steps",
+)
+
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested settings to `{"train.steps": 100, ...}`; tuples become lists."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def claim_workdir(
+    workdir: epath.Path, config: ConfigDict, *, writer: bool = True
+) -> None:
+    """Writes `config.json`, or checks that the one there is of the same run.
+
+    Args:
+      writer: whether this process writes; of several hosts only the first does.
+    Raises:
+      ValueError: if the directory belongs to another config; names the settings.
+    """
+    path = workdir / "config.json"
+    settings = json.loads(json.dumps(config.to_dict()))
+    if path.exists():
+        before, now = flatten(read_record(workdir)["config"]), flatten(settings)
+        free = list(_FREE_TO_CHANGE)
+        if now["train.learning_rate_schedule"] == "constant":
+            free.append("train.steps")
+        differ = [
+            f"{key} (there {before.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.startswith(tuple(free))
+        ]
+        if differ:
+            raise ValueError(
+                f"{workdir} holds a run of another config: {'; '.join(differ[:8])}. "
+                "Choose another --workdir, or the settings of that run"
+            )
+    if writer:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_record(settings), indent=1) + "\n")
+
+
+def read_record(workdir: epath.Path) -> dict[str, Any]:
+    """Reads `config.json` of a working directory.
+
+    Raises:
+      FileNotFoundError, ValueError: if there is none, or it cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: {workdir} holds no training run. Train into it first, "
+            "or evaluate folders with --generations and --references"
+        )
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _record(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "config": settings,
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "python": sys.version.split()[0],
+        "packages": {p: importlib.metadata.version(p) for p in _RECORDED_PACKAGES},
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

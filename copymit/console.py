@@ -1,0 +1,33 @@
+"""How the programs talk to a person at a terminal."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+from absl import logging as absl_logging
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Shows copymit's own messages; those of the libraries only if they warn."""
+    logging.basicConfig(
+        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    logging.getLogger("copymit").setLevel(logging.INFO)
+    level = logging.INFO if verbose else logging.WARNING
+    for library in ("jax", "orbax", "grain"):
+        logging.getLogger(library).setLevel(level)
+    absl_logging.set_verbosity(level)
+    # jax says at every start that it looked for a TPU and found none.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def explain_bad_input(verbose: bool) -> Iterator[None]:
+    """Turns the errors that bad input raises into one line; `verbose` keeps the trace."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if verbose:
+            raise
+        sys.exit(f"error: {error}\n(--debug shows where this was found)")

@@ -1,0 +1,121 @@
+"""Which caption an image is trained with: the paper's captioning styles.
+
+A caption function maps (example, whether it is duplicated, random generator) to a text.
+Everything random comes from the generator, which the pipeline derives from the seed,
+the step and the position in the batch.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from copymit.data.duplication import DuplicationKind
+from copymit.data.examples import Example
+
+CaptionStyle = Literal["fixed", "class", "instance", "random", "unconditional"]
+
+CaptionFunction = Callable[[Example, bool, np.random.Generator], str]
+
+# Ids from here on are special tokens of CLIP's vocabulary; the original code stops here.
+RANDOM_TOKEN_LIMIT = 49_400
+RANDOM_CAPTION_TOKENS = 4
+
+
+def make_caption_function(
+    style: CaptionStyle,
+    duplication: DuplicationKind,
+    class_names: Sequence[str],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    seed: int,
+) -> CaptionFunction:
+    """Returns the caption function of a run.
+
+    Args:
+      style: `fixed` ("An image"), `class` ("An image of {class}"), `instance` (the
+        image's first caption), `random` (a random token sequence, the same at every
+        visit of the image) or `unconditional` (the empty caption).
+      duplication: with `partial`, duplicated images draw uniformly from all their
+        captions at each visit, the others keep the first.
+      class_names: names of the labels, needed by `class`.
+      decode: token ids to text, needed by `random`.
+    Raises:
+      ValueError: for settings that contradict each other or lack what they need.
+    Source: Somepalli et al. 2023, captioning study; `nolevel`, `classlevel`,
+      `instancelevel_blip` and `instancelevel_random` of the original code.
+    """
+    if style not in get_args(CaptionStyle):
+        raise ValueError(
+            f"data.caption_style={style!r} is not known: use one of "
+            f"{', '.join(get_args(CaptionStyle))}"
+        )
+    if duplication == "partial" and style != "instance":
+        raise ValueError(
+            f"data.duplication='partial' varies the captions of an image, but "
+            f"data.caption_style={style!r} gives it only one: use 'instance' or 'full'"
+        )
+    if style == "class" and not class_names:
+        raise ValueError(
+            "data.caption_style='class' needs classes, and this data set has none: "
+            "sort the images into one folder per class, or choose another style"
+        )
+    if style == "fixed":
+        return lambda example, duplicated, rng: "An image"
+    if style == "unconditional":
+        return lambda example, duplicated, rng: ""
+    if style == "class":
+        return lambda example, duplicated, rng: class_caption(example, class_names)
+    if style == "random":
+        return lambda example, duplicated, rng: random_caption(example, decode, seed)
+    if duplication == "partial":
+        return lambda example, duplicated, rng: (
+            any_caption(example, rng) if duplicated else example.captions[0]
+        )
+    return lambda example, duplicated, rng: example.captions[0]
+
+
+def class_caption(example: Example, class_names: Sequence[str]) -> str:
+    """Names the class of an image in a sentence."""
+    if example.label is None or not 0 <= example.label < len(class_names):
+        raise ValueError(
+            f"{example.example_id}: label {example.label} has no class name (there are "
+            f"{len(class_names)}): correct the label or name the class"
+        )
+    return f"An image of {class_names[example.label]}"
+
+
+def any_caption(example: Example, rng: np.random.Generator) -> str:
+    """Draws one of an image's captions uniformly."""
+    return example.captions[int(rng.integers(len(example.captions)))]
+
+
+def random_caption(
+    example: Example, decode: Callable[[Sequence[int]], str], seed: int
+) -> str:
+    """Decodes a token sequence that is random but fixed for the image."""
+    rng = np.random.default_rng([seed, zlib.crc32(example.example_id.encode())])
+    return decode(rng.integers(RANDOM_TOKEN_LIMIT, size=RANDOM_CAPTION_TOKENS).tolist())
+
+
+def check_captions(
+    duplication: DuplicationKind,
+    example_ids: Sequence[str],
+    duplicated: np.ndarray,
+    caption_counts: np.ndarray,
+) -> None:
+    """Refuses `partial` duplication of images that have nothing to vary.
+
+    Raises:
+      ValueError: names the duplicated images with a single caption.
+    """
+    if duplication != "partial":
+        return
+    single = [example_ids[i] for i in np.flatnonzero(duplicated & (caption_counts < 2))]
+    if single:
+        raise ValueError(
+            f"data.duplication='partial' needs several captions per duplicated image; "
+            f"{len(single)} have one: {', '.join(single[:10])}. Give more captions, or "
+            "use data.duplication='full'"
+        )

@@ -1,0 +1,101 @@
+"""The data of a run, as its config describes them: which images, how often, held out.
+
+Everything that can be wrong with the data is found here, before any model is built.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from copymit.data.captions import CaptionFunction, check_captions, make_caption_function
+from copymit.data.duplication import Duplication, assign_duplication
+from copymit.data.examples import ExampleSource
+from copymit.data.images import check_images
+from copymit.data.sources import load_source, select_examples
+from copymit.data.tokenizer import Tokenizer
+
+
+class Dataset(NamedTuple):
+    """The images of one run.
+
+    Attributes:
+      source: all examples, also those that the run does not use.
+      indices: the training images, as indices into the source, in order.
+      heldout: images of the same classes that are never trained on.
+      duplication: one weight per training image.
+      skipped: (example id, reason) of the corrupt images that were left out.
+    """
+
+    source: ExampleSource
+    indices: Int[np.ndarray, " N"]
+    heldout: Int[np.ndarray, " M"]
+    duplication: Duplication
+    skipped: list[tuple[str, str]]
+
+    @property
+    def example_ids(self) -> list[str]:
+        """Ids of the training images."""
+        return [self.source.example_ids[i] for i in self.indices]
+
+    @property
+    def heldout_ids(self) -> list[str]:
+        """Ids of the held-out images."""
+        return [self.source.example_ids[i] for i in self.heldout]
+
+
+def load_dataset(config: ConfigDict, seed: int) -> Dataset:
+    """Loads, selects, checks and duplicates what `config` (the `data` section) names.
+
+    Raises:
+      FileNotFoundError, ValueError: for a missing folder, a caption file that does not
+        fit, unreadable images, classes that do not exist, or contradicting settings.
+    """
+    source = load_source(config.source, captions=config.captions or None)
+    selection = select_examples(
+        source,
+        classes=config.classes,
+        num_examples=config.num_examples or None,
+        num_heldout=config.num_heldout,
+        seed=seed,
+    )
+    chosen = np.concatenate([selection.train, selection.heldout])
+    kept, skipped = check_images(source, chosen, config.on_corrupt)
+    train = selection.train[np.isin(selection.train, kept)]
+    if not len(train):
+        raise ValueError(f"data.source={config.source!r}: no readable training image")
+    duplication = assign_duplication(
+        len(train),
+        config.duplication,
+        config.duplicated_fraction,
+        config.duplication_factor,
+        seed,
+    )
+    dataset = Dataset(
+        source,
+        train,
+        selection.heldout[np.isin(selection.heldout, kept)],
+        duplication,
+        skipped,
+    )
+    check_captions(
+        config.duplication,
+        dataset.example_ids,
+        duplication.duplicated,
+        source.caption_counts[train],
+    )
+    return dataset
+
+
+def make_captions(
+    config: ConfigDict, source: ExampleSource, tokenizer: Tokenizer, seed: int
+) -> CaptionFunction:
+    """Returns the caption function that `config` (the `data` section) asks for."""
+    return make_caption_function(
+        config.caption_style,
+        config.duplication,
+        source.class_names,
+        decode=tokenizer.decode,
+        seed=seed,
+    )

@@ -1,0 +1,208 @@
+"""From encoded image files, which may be hostile, to RGB pixels.
+
+In: the bytes of a JPEG, PNG, WebP, BMP or GIF file. Out: a PIL image in mode RGB, a
+square uint8 array of it, or one clear `ImageError` that names the file.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from copymit.data.examples import ExampleSource
+
+MAX_PIXELS = 2**26
+# Pillow picks the decoder by content, so without this list a file called x.jpg could
+# reach any of its decoders, among them one that runs Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# An image this many times longer than wide is cut before it is resized, or its long
+# side could grow beyond all memory.
+_MAX_ASPECT = 8
+_IMAGES_PER_TASK = 32
+
+# Pillow's own bound lies above ours and only warns; catching that warning for one call
+# is not safe among threads, so for this process it is an error.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageError(ValueError):
+    """An image file that cannot be used: `name` says which, `reason` says why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"image {self.name!r} {self.reason}"
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes one image file to RGB, upright, on white, the first frame of many.
+
+    Grey, CMYK, palette and 16-bit images become 8-bit RGB, transparency is composited
+    on white, and the EXIF orientation is applied.
+
+    Args:
+      name: what errors call the file.
+      max_pixels: checked in the header, before anything is decoded.
+    Raises:
+      ImageError: if the file is none of the formats, corrupt, truncated or too large.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, _too_large("far", max_pixels)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            name, "is not a readable JPEG, PNG, WebP, BMP or GIF file"
+        ) from error
+    except Exception as error:  # Decoders raise anything on hostile bytes.
+        raise ImageError(name, f"has a corrupt header ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(name, _too_large(f"{width} x {height},", max_pixels))
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:  # As above.
+        raise ImageError(name, f"is corrupt or truncated ({error})") from error
+    orientation = _orientation(image)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes the short side to `size` (bilinear, antialiased) and crops the centre.
+
+    An RGB image that already has that size is returned as it is.
+
+    Raises:
+      ValueError: if `size` is not positive or the image is not RGB.
+    Source: torchvision's Resize and CenterCrop, as in DCR datasets.py; differs on
+      purpose for images more than 8 times longer than wide, whose ends are cut first.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if image.mode != "RGB":
+        raise ValueError(
+            f"resize_and_crop needs an RGB image, got mode {image.mode!r}: "
+            "decode it with decode_image"
+        )
+    longest = _MAX_ASPECT * min(image.size)
+    image = _centre_crop(image, min(image.width, longest), min(image.height, longest))
+    short = min(image.size)
+    width, height = (size * side // short for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(_centre_crop(image, size, size))
+
+
+def check_images(
+    source: ExampleSource,
+    indices: Sequence[int] | np.ndarray,
+    on_corrupt: str = "stop",
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Int[np.ndarray, " N"], list[tuple[str, str]]]:
+    """Decodes every image once, so that training cannot meet a bad one.
+
+    Args:
+      indices: the examples of `source` to check.
+      on_corrupt: "stop" raises one error that lists all bad images; "skip" logs them.
+      max_pixels: at most `MAX_PIXELS`.
+    Returns:
+      The indices of the good images in their order, and (example_id, reason) of each
+      skipped one.
+    Raises:
+      ValueError: if an image is bad and `on_corrupt` is "stop", if all of them are bad,
+        or if an argument is out of range.
+    """
+    if on_corrupt not in ("stop", "skip"):
+        raise ValueError(f'on_corrupt must be "stop" or "skip", got {on_corrupt!r}')
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise ValueError(f"max_pixels must be in [1, {MAX_PIXELS}], got {max_pixels}")
+    indices = np.asarray(indices, np.int64)
+    tasks = [
+        indices[start : start + _IMAGES_PER_TASK]
+        for start in range(0, len(indices), _IMAGES_PER_TASK)
+    ]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        checked = pool.map(
+            lambda task: [_find_fault(source, int(i), max_pixels) for i in task], tasks
+        )
+        faults = [fault for task in checked for fault in task]
+    skipped = [
+        (source.example_ids[index], fault)
+        for index, fault in zip(indices, faults, strict=True)
+        if fault
+    ]
+    listing = "".join(f"\n  {example_id!r} {fault}" for example_id, fault in skipped)
+    if skipped and (on_corrupt == "stop" or len(skipped) == len(indices)):
+        way_out = (
+            'Repair or remove them, or set on_corrupt to "skip".'
+            if len(skipped) < len(indices)
+            else "None is left to train on."
+        )
+        raise ValueError(
+            f"{len(skipped)} of {len(indices)} images cannot be used:{listing}\n"
+            + way_out
+        )
+    if skipped:
+        logging.warning(
+            "skipping %d of %d images:%s", len(skipped), len(indices), listing
+        )
+    return indices[[not fault for fault in faults]], skipped
+
+
+def _find_fault(source: ExampleSource, index: int, max_pixels: int) -> str:
+    """Says why an image cannot be used, or nothing if it can."""
+    try:
+        decode_image(source[index].image, source.example_ids[index], max_pixels)
+    except ImageError as error:
+        return error.reason
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return ""
+
+
+def _too_large(size: str, max_pixels: int) -> str:
+    return f"is too large: {size} more than {max_pixels} pixels; shrink or remove it"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
+        values = np.clip(np.asarray(image), 0, 2**16 - 1) >> 8
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    foreground = image.convert("RGBA")
+    background = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(background, foreground).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # A photo with unreadable EXIF is still a photo.
+        return None
+
+
+def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left = round((image.width - width) / 2)
+    top = round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,151 @@
+"""Batches of a run: which examples, decoded, flipped, captioned and tokenised.
+
+Enters: an example source, the duplication and the functions that caption and tokenise.
+Leaves: an iterator of batches of this process, at any step, loaded by Grain.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypedDict
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from copymit.data.captions import CaptionFunction
+from copymit.data.examples import ExampleSource
+from copymit.data.images import decode_image, resize_and_crop
+from copymit.data.schedule import Schedule, draw_generator, example_at
+
+# Decoded images are kept in memory when all of them together are smaller than this.
+CACHE_BYTES = 2**30
+
+
+class Batch(TypedDict):
+    """One step's share of a process, along axis 0.
+
+    `pixel_values` stays uint8 until it is on the device: a quarter of the transfer.
+    """
+
+    pixel_values: UInt8[np.ndarray, "B H W 3"]
+    input_ids: Int[np.ndarray, "B L"]
+    example_index: Int[np.ndarray, " B"]
+
+
+class Encode(Protocol):
+    """A tokenizer: texts to token ids."""
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "B L"]: ...
+
+
+class Images(NamedTuple):
+    """Random access to the resized images of a run, cached when they fit in memory.
+
+    `indices` maps an example index of the run to an index of the source.
+    """
+
+    source: ExampleSource
+    indices: Int[np.ndarray, " N"]
+    resolution: int
+    cache: UInt8[np.ndarray, "N H W 3"] | None
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        if self.cache is not None:
+            return self.cache[index]
+        example = self.source[int(self.indices[index])]
+        return resize_and_crop(
+            decode_image(example.image, example.example_id), self.resolution
+        )
+
+
+def load_images(
+    source: ExampleSource, indices: Int[np.ndarray, " N"], resolution: int
+) -> Images:
+    """Prepares access to the images, decoding all of them now if they are small."""
+    images = Images(source, indices, resolution, None)
+    if len(indices) * resolution**2 * 3 > CACHE_BYTES:
+        return images
+    cache = np.stack([images[i] for i in range(len(indices))])
+    return images._replace(cache=cache)
+
+
+class Draws:
+    """The draws of one process as a Grain source: position -> one training record."""
+
+    def __init__(
+        self,
+        images: Images,
+        duplicated: Bool[np.ndarray, " N"],
+        schedule: Schedule,
+        caption: CaptionFunction,
+        encode: Encode,
+        *,
+        num_steps: int,
+        batch_size: int,
+        caption_dropout: float,
+        random_flip: bool,
+        process_index: int,
+        process_count: int,
+    ):
+        if batch_size % process_count:
+            raise ValueError(
+                f"train.batch_size={batch_size} does not divide among {process_count} "
+                "processes: make it a multiple"
+            )
+        self.images = images
+        self.duplicated = duplicated
+        self.schedule = schedule
+        self.caption = caption
+        self.encode = encode
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.local_batch_size = batch_size // process_count
+        self.caption_dropout = caption_dropout
+        self.random_flip = random_flip
+        self.process_index = process_index
+
+    def __len__(self) -> int:
+        return self.num_steps * self.local_batch_size
+
+    def __getitem__(self, position: int) -> Batch:
+        step, slot = divmod(int(position), self.local_batch_size)
+        slot += self.process_index * self.local_batch_size
+        return self.record(step * self.batch_size + slot)
+
+    def record(self, draw: int) -> Batch:
+        """Makes the record of a draw: a pure function of (seed, draw)."""
+        index = example_at(self.schedule, draw)
+        rng = draw_generator(self.schedule.seed, draw, "example")
+        # Drawn in this order whatever is switched on, so that two runs that differ in
+        # one setting see the same numbers everywhere else.
+        flip, drop = rng.random(2)
+        example = self.images.source[int(self.images.indices[index])]
+        caption = self.caption(example, bool(self.duplicated[index]), rng)
+        if drop < self.caption_dropout:
+            caption = ""
+        pixels = self.images[index]
+        if self.random_flip and flip < 0.5:
+            pixels = pixels[:, ::-1]
+        return Batch(
+            pixel_values=np.ascontiguousarray(pixels),
+            input_ids=self.encode([caption])[0],
+            example_index=np.int32(index),
+        )
+
+
+def iterate_batches(
+    draws: Draws, first_step: int, *, num_threads: int = 4, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Iterates over this process's batches from `first_step` on.
+
+    The position in the data is the step itself: Grain reads by random access, so to
+    resume is to start reading elsewhere.
+    """
+    dataset = grain.MapDataset.source(draws)[first_step * draws.local_batch_size :]
+    batches = dataset.batch(draws.local_batch_size, drop_remainder=True)
+    iterator = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8)
+    )
+    if num_workers:
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        iterator = iterator.mp_prefetch(options)
+    return iter(iterator)

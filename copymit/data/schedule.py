@@ -1,0 +1,92 @@
+"""Which example is drawn when: a pure function of the seed and the draw's number.
+
+Draw `n` is position `n % batch_size` of step `n // batch_size`. Nothing depends on the
+number of hosts or on what was drawn before, so a resumed run, or one on other hardware,
+sees the same examples in the same order.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from grain.experimental import index_shuffle
+from jaxtyping import Int
+
+Sampling = Literal["epochs", "replacement"]
+
+
+_PURPOSES = ("schedule", "example")
+
+
+def draw_generator(
+    seed: int, draw: int, purpose: Literal["schedule", "example"]
+) -> np.random.Generator:
+    """Makes the generator of one draw: random access to an independent stream.
+
+    `schedule` chooses the example, `example` everything that happens to it.
+    """
+    key = np.array([seed, _PURPOSES.index(purpose)], np.uint64)
+    # The lowest word of the counter moves with the numbers taken from the stream.
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, draw, 0, 0]))
+
+
+class Schedule(NamedTuple):
+    """The law by which examples are drawn.
+
+    Attributes:
+      cumulative_weights: running total of the examples' weights.
+      sampling: `epochs` visits every example exactly `weight` times an epoch, in a new
+        random order each epoch; `replacement` draws each time independently in
+        proportion to the weights, as the original code did under duplication.
+      seed: of the whole run.
+    """
+
+    cumulative_weights: Int[np.ndarray, " N"]
+    sampling: Sampling
+    seed: int
+
+    @property
+    def epoch_draws(self) -> int:
+        """Number of draws in which every example is due `weight` times."""
+        return int(self.cumulative_weights[-1])
+
+
+def make_schedule(
+    weights: Int[np.ndarray, " N"], sampling: Sampling, seed: int
+) -> Schedule:
+    """Checks the weights and prepares the schedule.
+
+    Raises:
+      ValueError: without examples, for a weight below 1, or an unknown sampling.
+    """
+    if sampling not in get_args(Sampling):
+        raise ValueError(
+            f"data.sampling={sampling!r} is not known: use one of "
+            f"{', '.join(get_args(Sampling))}"
+        )
+    if len(weights) == 0 or weights.min() < 1:
+        raise ValueError(
+            "every example needs a weight of at least 1, and one must exist"
+        )
+    return Schedule(np.cumsum(weights, dtype=np.int64), sampling, seed)
+
+
+def example_at(schedule: Schedule, draw: int) -> int:
+    """Returns the index of the example that draw number `draw` (from 0) takes."""
+    total = schedule.epoch_draws
+    if schedule.sampling == "replacement":
+        ticket = int(draw_generator(schedule.seed, draw, "schedule").integers(total))
+    else:
+        epoch, position = divmod(draw, total)
+        epoch_seed = np.random.SeedSequence([schedule.seed, epoch]).generate_state(1)
+        ticket = index_shuffle(
+            position, max_index=total - 1, seed=int(epoch_seed[0]), rounds=4
+        )
+    return int(np.searchsorted(schedule.cumulative_weights, ticket, side="right"))
+
+
+def examples_of_step(
+    schedule: Schedule, step: int, batch_size: int
+) -> Int[np.ndarray, " B"]:
+    """Returns the indices of the examples of one step, for all hosts together."""
+    first = step * batch_size
+    return np.array([example_at(schedule, first + i) for i in range(batch_size)])

@@ -1,0 +1,70 @@
+"""Which stages of an evaluation are finished, and with which inputs.
+
+`stages.json` keeps, per stage, a digest of everything that went in: its settings and the
+digest of the stage before. A stage whose digest has not changed is not run again.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+STAGES = ("generate", "embed", "search", "score", "report")
+
+
+class StageRecord:
+    """The finished stages of one evaluation directory."""
+
+    def __init__(self, directory: epath.Path):
+        self._path = directory / "stages.json"
+        self._done: dict[str, str] = {}
+        if self._path.exists():
+            self._done = json.loads(self._path.read_text())
+
+    def is_done(self, stage: str, digest: str) -> bool:
+        """Says whether the stage finished with these inputs."""
+        return self._done.get(stage) == digest
+
+    def begin(self, stage: str) -> None:
+        """Forgets the stage and all after it, whose artefacts are now out of date."""
+        for later in STAGES[STAGES.index(stage) :]:
+            self._done.pop(later, None)
+        self._write()
+
+    def finish(self, stage: str, digest: str) -> None:
+        """Notes that the stage finished with these inputs."""
+        self._done[stage] = digest
+        self._write()
+
+    def _write(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._done, indent=1) + "\n")
+        partial.rename(self._path)
+
+
+def compute_digest(inputs: Any) -> str:
+    """Hashes what can be written as JSON."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder_digest(folder: str | Path) -> str:
+    """Hashes the names, sizes and times of all files of a folder, not their content."""
+    rows = []
+    for root, _, files in sorted(os.walk(folder)):
+        for name in sorted(files):
+            status = os.stat(os.path.join(root, name))
+            rows.append([root, name, status.st_size, status.st_mtime_ns])
+    return compute_digest(rows)
+
+
+def check_stages(names: list[str]) -> None:
+    """Raises a `ValueError` that lists the stages if one is not known."""
+    unknown = [name for name in names if name not in STAGES]
+    if unknown or not names:
+        raise ValueError(
+            f"--stages={','.join(names)}: use some of {','.join(STAGES)}, in this order"
+        )

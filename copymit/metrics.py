@@ -1,0 +1,129 @@
+"""What a run reports while it trains: a JSON line, a TensorBoard event, a progress line.
+
+Only process 0 writes.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+from tensorboardX import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+
+class MetricWriter:
+    """Appends scalars to `metrics.jsonl` and to TensorBoard's event file.
+
+    A resumed run repeats the steps after its last checkpoint, so what an earlier
+    process wrote about them is dropped.
+
+    Args:
+      first_step: number of steps already done; later lines are removed.
+    """
+
+    def __init__(self, workdir: epath.Path, first_step: int):
+        self._path = workdir / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        kept = [m for m in read_metrics(workdir) if m["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of one step."""
+        if not self._active:
+            return
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def write_image(self, step: int, name: str, image) -> None:
+        """Shows an image (H, W, 3), uint8, in TensorBoard."""
+        if self._active:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        if self._active:
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+    """Reads `metrics.jsonl`; a last line cut short by a kill is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("%s: dropped a line that was cut short", path)
+    return rows
+
+
+class Progress:
+    """Measures the rate and share of time spent waiting for data, between two reports.
+
+    Args:
+      total: number of steps of the whole run.
+      first_step: steps done before this process started.
+      batch_size: examples a step.
+    """
+
+    def __init__(self, total: int, first_step: int, batch_size: int):
+        self.total = total
+        self.batch_size = batch_size
+        self._last_step = first_step
+        self._last_time = time.perf_counter()
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Notes time in which the device had no batch."""
+        self._waited += seconds
+
+    def report(self, step: int) -> dict[str, float]:
+        """Returns the scalars since the last report and starts anew."""
+        now = time.perf_counter()
+        seconds = max(now - self._last_time, 1e-9)
+        rate = (step - self._last_step) / seconds
+        scalars = {
+            "steps_per_second": rate,
+            "images_per_second": rate * self.batch_size,
+            "data_wait_share": min(self._waited / seconds, 1.0),
+        }
+        self._last_step, self._last_time, self._waited = step, now, 0.0
+        return scalars
+
+    def line(self, step: int, scalars: Mapping[str, float]) -> str:
+        """Formats a line for a person: where the run stands and when it will end."""
+        rate = scalars["steps_per_second"]
+        eta = (self.total - step) / rate if rate else float("inf")
+        return (
+            f"step {step}/{self.total}  loss {scalars['loss']:.4f}  "
+            f"{rate:.2f} steps/s  {scalars['images_per_second']:.0f} images/s  "
+            f"ETA {format_duration(eta)}"
+        )
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration as `1h02m`, `3m05s` or `7s`."""
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{secs:02d}s" if minutes else f"{secs}s"
+
+
+def device_memory_gib() -> float | None:
+    """Returns the peak memory of the first local device, where the platform tells."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 2**30 if stats else None

@@ -1,0 +1,272 @@
+"""The training run: config and working directory in, checkpoints and metrics out."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from copymit.config import claim_workdir
+from copymit.data.dataset import Dataset, load_dataset, make_captions
+from copymit.data.duplication import duplication_table
+from copymit.data.pipeline import Draws, iterate_batches, load_images
+from copymit.data.schedule import make_schedule
+from copymit.data.tokenizer import make_tokenizer
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.metrics import MetricWriter, Progress, device_memory_gib
+from copymit.mitigation.prompts import multiple_captions
+from copymit.models.assembly import make_model
+from copymit.sharding import batch_sharding, make_mesh
+from copymit.training.preview import make_preview
+from copymit.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    make_optimizer,
+)
+from copymit.training.step import make_train_step
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Preempted(SystemExit):
+    """The run was told to stop and has saved a checkpoint; exit code 128 + SIGTERM."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
+    """Trains to the last step, going on from the newest checkpoint if there is one.
+
+    Raises:
+      ValueError, FileNotFoundError: for bad settings or data, before any training.
+      NonFiniteLossError: names the step and the last good checkpoint.
+      Preempted: after SIGTERM; the same command goes on from there.
+    """
+    workdir = epath.Path(workdir)
+
+    # 1. Mesh, model and optimizer: nothing is allocated yet.
+    mesh = make_mesh(**config.mesh)
+    model = make_model(config.model, config.data.resolution, config.train.dtype)
+    noise_scheduler = make_noise_scheduler(**config.diffusion)
+    optimizer = make_optimizer(config.train)
+    abstract = abstract_state(model, optimizer, config, mesh)
+
+    # 2. Data.
+    dataset = load_dataset(config.data, config.seed)
+    draws = _make_draws(config, dataset)
+
+    # 3. The working directory belongs to this config from here on.
+    claim_workdir(workdir, config, writer=jax.process_index() == 0)
+    _write_duplication(workdir, dataset)
+
+    # 4. State: the newest checkpoint, or a new one.
+    checkpoints = open_checkpoints(workdir, keep=config.train.keep_checkpoints)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state = _restore(checkpoints, first_step, abstract)
+        logger.info("going on from step %d of %s", first_step, workdir)
+    else:
+        state = init_state(model, optimizer, config, mesh)
+    logger.info("training on %s", _describe(state, dataset, mesh))
+    if first_step >= config.train.steps:
+        return state
+
+    # 5. The compiled step, made ahead of the loop so that its time is not training's.
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = make_train_step(
+        model, noise_scheduler, optimizer, config, shardings, mesh
+    )
+    train_step = _compile(train_step, abstract, draws, mesh)
+    preview = make_preview(config, model, noise_scheduler, dataset, workdir)
+
+    # 6. The loop.
+    writer = MetricWriter(workdir, first_step)
+    progress = Progress(config.train.steps, first_step, config.train.batch_size)
+    batches = iterate_batches(
+        draws,
+        first_step,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+    )
+    with contextlib.closing(writer), contextlib.closing(checkpoints), _stop() as stop:
+        for step in range(first_step + 1, config.train.steps + 1):
+            started = time.perf_counter()
+            batch = next(batches)
+            progress.waited(time.perf_counter() - started)
+            state, scalars = train_step(state, _to_devices(batch, mesh))
+
+            last = step == config.train.steps
+            stopping = stop.requested(checkpoints, step)
+            saving = last or stopping or step % config.train.checkpoint_every_steps == 0
+            if step % config.train.log_every_steps == 0 or saving:
+                _report(step, scalars, progress, writer, checkpoints)
+            if saving:
+                _save(checkpoints, step, state)
+            if preview and (step % config.train.sample_every_steps == 0 or last):
+                writer.write_image(step, "generations", preview(state, step))
+            if stopping and not last:
+                checkpoints.wait_until_finished()
+                logger.info("stopped at step %d; run again to go on", step)
+                raise Preempted
+        checkpoints.wait_until_finished()
+    return state
+
+
+def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
+    tokenizer = make_tokenizer(
+        config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
+    )
+    caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
+    if config.mitigation.train.multiple_captions:
+        caption = multiple_captions(caption)
+    return Draws(
+        load_images(dataset.source, dataset.indices, config.data.resolution),
+        dataset.duplication.duplicated,
+        make_schedule(dataset.duplication.weights, config.data.sampling, config.seed),
+        caption,
+        tokenizer.encode,
+        num_steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        caption_dropout=config.data.caption_dropout,
+        random_flip=config.data.random_flip,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _write_duplication(workdir: epath.Path, dataset: Dataset) -> None:
+    if jax.process_index() != 0:
+        return
+    table = duplication_table(
+        dataset.example_ids,
+        dataset.duplication,
+        dataset.source.caption_counts[dataset.indices],
+    )
+    (workdir / "duplication.parquet").write_bytes(table.to_parquet(index=False))
+
+
+def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    duplicated = int(dataset.duplication.duplicated.sum())
+    return (
+        f"{len(dataset.indices)} images ({duplicated} duplicated), {count / 1e6:.1f} M "
+        f"trained parameters, {mesh.devices.size} {jax.default_backend()} device(s)"
+    )
+
+
+def _compile(train_step, abstract: TrainState, draws: Draws, mesh: Mesh):
+    started = time.perf_counter()
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (draws.batch_size, *np.shape(value)),
+            np.asarray(value).dtype,
+            sharding=batch_sharding(mesh),
+        )
+        for name, value in draws.record(0).items()
+    }
+    compiled = train_step.lower(abstract, batch).compile()
+    logger.info("compiled the step in %.1f s", time.perf_counter() - started)
+    return compiled
+
+
+def _to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def _restore(
+    checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState
+) -> TrainState:
+    items = _checkpoint_items(abstract)
+    restored = restore_checkpoint(checkpoints, step, items)
+    networks = restored["params"]
+    optimizer = restored["optimizer"]
+    return TrainState(
+        step=optimizer["step"],
+        params={k: networks[k] for k in abstract.params},
+        frozen={k: networks[k] for k in abstract.frozen},
+        opt_state=optimizer["state"],
+        ema=restored["ema"],
+    )
+
+
+def _save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
+    save_checkpoint(
+        checkpoints, step, _checkpoint_items(state), {"step": step, "next_batch": step}
+    )
+
+
+def _checkpoint_items(state: TrainState) -> dict[str, Any]:
+    return {
+        "params": {**state.params, **state.frozen},
+        "ema": state.ema,
+        "optimizer": {"state": state.opt_state, "step": state.step},
+    }
+
+
+def _report(
+    step: int,
+    scalars: dict[str, jax.Array],
+    progress: Progress,
+    writer: MetricWriter,
+    checkpoints: ocp.CheckpointManager,
+) -> None:
+    values = {name: float(value) for name, value in scalars.items()}
+    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+        good = checkpoints.latest_step()
+        way_out = (
+            f"the last good checkpoint is step {good}" if good else "none is saved"
+        )
+        raise NonFiniteLossError(
+            f"loss {values['loss']}, gradient norm {values['grad_norm']} at or shortly "
+            f"before step {step}; {way_out}. Lower train.learning_rate, raise "
+            "train.warmup_steps, or look at the data of the last steps"
+        )
+    values |= progress.report(step)
+    if (memory := device_memory_gib()) is not None:
+        values["device_memory_gib"] = memory
+    writer.write(step, values)
+    logger.info("%s", progress.line(step, values))
+
+
+class _Stop(NamedTuple):
+    """Whether SIGTERM has asked the run to stop, on every host at the same step."""
+
+    received: list[int]
+
+    def requested(self, checkpoints: ocp.CheckpointManager, step: int) -> bool:
+        if jax.process_count() > 1:
+            return checkpoints.reached_preemption(step)
+        return bool(self.received)
+
+
+@contextlib.contextmanager
+def _stop() -> Iterator[_Stop]:
+    received: list[int] = []
+    if jax.process_count() > 1:
+        # jax.distributed listens for the signal and agrees on a step among the hosts.
+        yield _Stop(received)
+        return
+    before = signal.signal(signal.SIGTERM, lambda signum, _: received.append(signum))
+    try:
+        yield _Stop(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)

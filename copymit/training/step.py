@@ -1,0 +1,85 @@
+"""One step of training: a batch and a state in, a new state and scalars out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from copymit.diffusion.noise_scheduler import NoiseScheduler
+from copymit.diffusion.objective import denoising_loss
+from copymit.models.assembly import DiffusionModel
+from copymit.sharding import batch_sharding, replicated
+from copymit.training.state import TrainState, make_learning_rate
+
+Scalars = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: DiffusionModel,
+    noise_scheduler: NoiseScheduler,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Scalars]]:
+    """Returns the compiled step; the state passed in is consumed.
+
+    Noise and timesteps are functions of (seed, step, position in the global batch), the
+    same however the batch is split over devices.
+    """
+    learning_rate = make_learning_rate(config.train)
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        latents_key, noise_key = jax.random.split(step_key)
+        pixel_values = batch["pixel_values"].astype(jnp.float32) / 127.5 - 1
+        latents = model.autoencoder.encode(pixel_values, latents_key)
+
+        def loss_fn(params):
+            networks = {**params, **state.frozen}
+            hidden_states = model.encode_text(networks, batch["input_ids"])
+
+            def predict(noisy_latents, timesteps, encoder_hidden_states):
+                return model.predict(
+                    networks, noisy_latents, timesteps, encoder_hidden_states
+                )
+
+            losses = denoising_loss(
+                predict, noise_scheduler, latents, hidden_states, noise_key
+            )
+            return jnp.mean(losses)
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new_state = state._replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=_update_ema(state, params, config.train.ema_decay),
+        )
+        scalars = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(learning_rate(state.step)),
+        }
+        return new_state, scalars
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _update_ema(state: TrainState, params, decay: float):
+    if not state.ema:
+        return state.ema
+    # Warmed up, so that the average of a short run does not remember its first weights.
+    step = state.step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)

@@ -1,0 +1,76 @@
+"""Measures how much a model copies its training images, and shows the copies.
+
+A run that train.py made (its own settings, at its newest checkpoint):
+
+    python evaluate.py --workdir=runs/demo
+    python evaluate.py --workdir=runs/demo --compare=runs/demo-multiple-captions
+
+Any folder of generations against any folder of training images:
+
+    python evaluate.py --workdir=runs/audit --generations=DIR --references=DIR
+
+The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
+Run again, finished stages whose inputs did not change are reused. With --config, its
+`eval` section takes the place of the one that the run started with; configs/common.py
+lists the settings.
+"""
+
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+
+from configs import common
+from copymit.console import explain_bad_input, set_up_logging
+from copymit.evaluation.run import evaluate
+from copymit.evaluation.stages import STAGES
+from copymit.evaluation.subject import Subject, open_folders, open_run
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Settings; only the `eval` section is used."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, or of the results with --generations."
+)
+_NAME = flags.DEFINE_string(
+    "name", None, "Name of this evaluation; the step by default, or `folders`."
+)
+_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
+_GENERATIONS = flags.DEFINE_string("generations", None, "Folder of generated images.")
+_REFERENCES = flags.DEFINE_string("references", None, "Folder of training images.")
+_COMPARE = flags.DEFINE_list(
+    "compare", [], "Working directories of evaluated runs to show beside this one."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv: list[str]) -> None:
+    """Checks the command line and runs the stages."""
+    if argv[1:]:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
+        raise app.UsageError("--generations and --references belong together")
+    set_up_logging(_DEBUG.value)
+    with explain_bad_input(_DEBUG.value):
+        subject = _open_subject()
+        compared = [open_run(workdir, None, None) for workdir in _COMPARE.value]
+        directory = evaluate(subject, _STAGES.value, compared)
+    if "report" in _STAGES.value:
+        print((directory / "report.html").absolute())
+
+
+def _open_subject() -> Subject:
+    config = _CONFIG.value
+    if not _GENERATIONS.value:
+        return open_run(_WORKDIR.value, config.eval if config else None, _NAME.value)
+    return open_folders(
+        _GENERATIONS.value,
+        _REFERENCES.value,
+        epath.Path(_WORKDIR.value),
+        (config or common.get_config()).eval,
+        _NAME.value,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

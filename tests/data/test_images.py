@@ -1,0 +1,338 @@
+import io
+import pickle
+import struct
+import tarfile
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from copymit.data import images
+from copymit.data.examples import Example
+from copymit.data.images import ImageError, check_images, decode_image, resize_and_crop
+
+SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+def encode(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    generator = np.random.default_rng(seed)
+    return Image.fromarray(
+        generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A valid header that promises more pixels than the file holds."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + png_chunk(b"IEND", b"")
+    )
+
+
+class ListSource:
+    """Encoded images in memory, by id."""
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        self.example_ids = list(files)
+        self.labels = np.full(len(files), -1, np.int32)
+        self.caption_counts = np.ones(len(files), np.int32)
+        self.class_names = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        example_id = self.example_ids[index]
+        return Example(example_id, self.files[example_id], ("An image",), None)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "WEBP"])
+def test_a_lossless_file_decodes_to_the_same_pixels(image_format):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    image = noise(9, 7)
+    decoded = decode_image(encode(image, image_format, **options), "x")
+    assert decoded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "GIF"])
+def test_a_lossy_file_decodes_to_its_plain_colour(image_format):
+    red = Image.new("RGB", (16, 16), (200, 10, 20))
+    pixels = np.asarray(decode_image(encode(red, image_format), "x")).astype(int)
+    # JPEG rounds a plain colour by a few levels.
+    assert np.abs(pixels - [200, 10, 20]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "image_format", "expected"),
+    [
+        ("L", 77, "PNG", (77, 77, 77)),
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("LA", (0, 0), "PNG", (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 0), "PNG", (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), "PNG", (255, 0, 0)),
+        ("RGBA", (0, 0, 0, 51), "PNG", (204, 204, 204)),
+        ("I;16", 0x4DFF, "PNG", (0x4D, 0x4D, 0x4D)),
+        ("I;16", 0xFFFF, "PNG", (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb_on_white(mode, colour, image_format, expected):
+    image = Image.new(mode, (8, 8), colour)
+    decoded = decode_image(encode(image, image_format, quality=100), "x")
+    assert (decoded.mode, decoded.size) == ("RGB", (8, 8))
+    pixels = np.asarray(decoded).astype(int)
+    # One level for the rounding of alpha, two for JPEG at its best quality.
+    assert np.abs(pixels - expected).max() <= 2
+
+
+def test_a_transparent_palette_entry_becomes_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    image.putpixel((0, 0), 2)
+    pixels = np.asarray(decode_image(encode(image, "GIF", transparency=1), "x"))
+    assert tuple(pixels[0, 0]) == (40, 50, 60)
+    assert tuple(pixels[1, 1]) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP"])
+def test_an_animation_gives_its_first_frame(image_format):
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    data = encode(first, image_format, save_all=True, append_images=[second])
+    red, _, blue = np.asarray(decode_image(data, "x"))[4, 4]
+    assert red > 240
+    assert blue < 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_orientation_is_applied(orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(noise(6, 4), exif=exif.tobytes())
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded = decode_image(data, "x")
+    assert decoded.size == ((6, 4) if orientation < 5 else (4, 6))
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_an_image_with_broken_exif_is_read_as_stored(exif):
+    image = noise(6, 4)
+    decoded = decode_image(encode(image, exif=exif), "x")
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_a_file_that_is_no_image_is_named(data):
+    with pytest.raises(ImageError, match=r"image 'cat/1\.jpg' is not a readable JPEG"):
+        decode_image(data, "cat/1.jpg")
+
+
+def test_other_formats_are_refused_whatever_the_file_is_called():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    for data in (encode(noise(8, 8), "TIFF"), postscript):
+        with pytest.raises(ImageError, match="not a readable JPEG, PNG, WebP, BMP"):
+            decode_image(data, "x.jpg")
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_a_truncated_image_is_named(image_format):
+    data = encode(noise(64, 64), image_format)
+    with pytest.raises(ImageError, match=r"image 'a\.x' .*(corrupt|not a readable)"):
+        decode_image(data[: len(data) // 2], "a.x")
+
+
+def test_a_damaged_png_is_named():
+    data = bytearray(encode(noise(64, 64)))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(ImageError, match=r"image 'a\.png' is corrupt or truncated"):
+        decode_image(bytes(data), "a.png")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_damage_raises_nothing_but_an_image_error(seed):
+    generator = np.random.default_rng(seed)
+    image_format = ("JPEG", "PNG", "WEBP", "BMP", "GIF")[seed % 5]
+    data = np.frombuffer(encode(noise(24, 24), image_format), np.uint8).copy()
+    places = generator.integers(0, min(len(data), 200), 8)
+    data[places] = generator.integers(0, 256, 8)
+    try:
+        outcome = decode_image(data.tobytes(), "x", max_pixels=10**6).mode
+    except ImageError as error:
+        outcome = error.name
+    assert outcome in ("RGB", "x")
+
+
+def test_too_many_pixels_are_refused_from_the_header():
+    with pytest.raises(ImageError, match=r"'b\.png' is too large: 9000 x 9000, more"):
+        decode_image(huge_png(9_000, 9_000), "b.png")
+    # At the bound itself the header passes and the missing pixels are noticed.
+    with pytest.raises(ImageError, match="corrupt or truncated"):
+        decode_image(huge_png(10, 10), "b.png", max_pixels=100)
+    with pytest.raises(ImageError, match="too large: 10 x 11, more than 109 pixels"):
+        decode_image(huge_png(10, 11), "b.png", max_pixels=109)
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (100_000, 100_000)])
+@pytest.mark.parametrize("action", ["error", "default"])
+def test_pillows_own_bomb_guards_become_image_errors(size, action):
+    with warnings.catch_warnings(record=action == "default"):
+        warnings.simplefilter(action)
+        with pytest.raises(ImageError, match=r"image 'b\.png' is too large"):
+            decode_image(huge_png(*size), "b.png")
+
+
+def test_an_image_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "is corrupt")))
+    assert (error.name, error.reason) == ("a.png", "is corrupt")
+    assert str(error) == "image 'a.png' is corrupt"
+
+
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (31, 57), (7, 5), (200, 30)])
+def test_resize_and_crop_follows_the_recipe(size):
+    image = noise(*size)
+    scale = 16 / min(size)
+    resized = image.resize(
+        tuple(16 if s == min(size) else int(s * scale) for s in size),
+        Image.Resampling.BILINEAR,
+    )
+    pixels = np.asarray(resized)
+    top, left = (round((n - 16) / 2) for n in pixels.shape[:2])
+    expected = pixels[top : top + 16, left : left + 16]
+    cropped = resize_and_crop(image, 16)
+    assert cropped.dtype == np.uint8
+    np.testing.assert_array_equal(cropped, expected)
+
+
+def test_resize_and_crop_keeps_an_image_of_that_size():
+    image = noise(24, 24)
+    np.testing.assert_array_equal(resize_and_crop(image, 24), np.asarray(image))
+
+
+def test_shrinking_averages_instead_of_dropping_pixels():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = resize_and_crop(Image.fromarray(stripes), 8).astype(int)
+    # The border sees half a filter, hence not exactly 127.5.
+    assert np.abs(pixels - 127.5).max() < 10
+
+
+@pytest.mark.parametrize("size", [(2**20, 1), (1, 2**20)])
+def test_an_extremely_long_image_is_cropped_without_blowing_up(size):
+    image = Image.new("RGB", size, (1, 2, 3))
+    assert (resize_and_crop(image, 256) == [1, 2, 3]).all()
+
+
+def test_resize_and_crop_refuses_bad_arguments():
+    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+        resize_and_crop(noise(4, 4), 0)
+    with pytest.raises(ValueError, match="RGB image, got mode 'L': decode it"):
+        resize_and_crop(noise(4, 4).convert("L"), 4)
+
+
+def damaged_source() -> ListSource:
+    good = encode(noise(8, 8))
+    return ListSource(
+        {"a.png": good, "b.png": good[:60], "c.png": good, "d.jpg": b"no image"}
+    )
+
+
+def test_good_images_are_all_kept():
+    source = ListSource({f"{i}.png": encode(noise(8, 8, i)) for i in range(70)})
+    kept, skipped = check_images(source, np.arange(69, -1, -1), "stop")
+    np.testing.assert_array_equal(kept, np.arange(69, -1, -1))
+    assert kept.dtype == np.int64
+    assert skipped == []
+
+
+def test_stop_lists_every_corrupt_image():
+    with pytest.raises(ValueError, match=r"2 of 4 images cannot be used") as error:
+        check_images(damaged_source(), range(4), "stop")
+    assert "'b.png' is corrupt or truncated" in str(error.value)
+    assert "'d.jpg' is not a readable JPEG" in str(error.value)
+    assert 'set on_corrupt to "skip"' in str(error.value)
+
+
+def test_skip_returns_and_logs_the_corrupt_images(caplog):
+    with caplog.at_level("WARNING"):
+        kept, skipped = check_images(damaged_source(), [3, 2, 1, 0], "skip")
+    np.testing.assert_array_equal(kept, [2, 0])
+    assert [example_id for example_id, _ in skipped] == ["d.jpg", "b.png"]
+    assert "corrupt or truncated" in skipped[1][1]
+    assert "skipping 2 of 4 images" in caplog.text
+    assert "b.png" in caplog.text
+
+
+def test_only_the_given_indices_are_checked():
+    kept, skipped = check_images(damaged_source(), [0, 2], "stop")
+    np.testing.assert_array_equal(kept, [0, 2])
+    assert skipped == []
+    assert len(check_images(damaged_source(), [], "stop")[0]) == 0
+
+
+def test_nothing_but_corrupt_images_is_an_error_even_when_skipping():
+    with pytest.raises(ValueError, match="2 of 2 images cannot be used"):
+        check_images(damaged_source(), [1, 3], "skip")
+
+
+def test_a_file_that_vanished_counts_as_corrupt():
+    class Vanishing(ListSource):
+        def __getitem__(self, index):
+            if index == 1:
+                raise FileNotFoundError("no such file: b.png")
+            return super().__getitem__(index)
+
+    good = encode(noise(8, 8))
+    kept, skipped = check_images(Vanishing({"a": good, "b": good}), [0, 1], "skip")
+    np.testing.assert_array_equal(kept, [0])
+    assert skipped == [("b", "cannot be read (no such file: b.png)")]
+
+
+def test_check_images_applies_and_checks_its_bounds():
+    source = damaged_source()
+    with pytest.raises(ValueError, match="8 x 8, more than 63 pixels"):
+        check_images(source, [0], "stop", max_pixels=63)
+    with pytest.raises(ValueError, match=r"max_pixels must be in \[1, "):
+        check_images(source, [0], "stop", max_pixels=images.MAX_PIXELS + 1)
+    with pytest.raises(ValueError, match='on_corrupt must be "stop" or "skip"'):
+        check_images(source, [0], "ignore")
+
+
+def test_real_photos_of_every_mode_decode():
+    archive = SHARED_DATA / "imagenette2-224.tar"
+    if not archive.is_file():
+        pytest.skip("needs ../shared/data/imagenette2-224.tar")
+    files = {}
+    with tarfile.open(archive) as tar:
+        for count, member in enumerate(m for m in tar if m.isfile()):
+            if count % 40 == 0:
+                files[member.name] = tar.extractfile(member).read()
+            if count >= 2_000:
+                break
+    kept, _ = check_images(ListSource(files), range(len(files)), "stop")
+    assert len(kept) == 51

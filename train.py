@@ -1,0 +1,52 @@
+"""Trains a text-to-image diffusion model under controlled duplication and captioning.
+
+    python train.py --config=configs/demo.py --workdir=runs/demo
+    python train.py --config=configs/demo.py --workdir=runs/short --config.train.steps=200
+
+Run the same command again and it goes on from the newest checkpoint. SIGTERM saves one
+first. configs/common.py lists every setting with its meaning; an unknown one is refused.
+
+Several hosts start the same command: on Cloud TPU with --distributed, elsewhere with
+--coordinator, --num_processes and --process_id.
+"""
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from copymit.console import explain_bad_input, set_up_logging
+from copymit.training.loop import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Settings of the run, such as configs/demo.py[:argument]."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, on disk or gs://; created when absent."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts of this TPU slice or cluster."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; implies --distributed."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Checks the command line, joins the other hosts and trains."""
+    if argv[1:]:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    set_up_logging(_DEBUG.value)
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+    with explain_bad_input(_DEBUG.value):
+        train(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
