@@ -17,7 +17,7 @@ def set_up_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     for library in ("jax", "orbax", "grain"):
         logging.getLogger(library).setLevel(level)
-    absl_logging.set_verbosity(level)
+    absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.WARNING)
     # jax says at every start that it looked for a TPU and found none.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
 

@@ -1,0 +1,256 @@
+"""Several evaluated runs side by side: a table, panels of a figure, and the same prompts.
+
+Runs enter, the first being the one that the report is about; rows and pictures leave.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from copymit.evaluation.evaluated_run import (
+    EvaluatedRun,
+    Generation,
+    duplicated_weights,
+)
+from copymit.evaluation.figures import Panel
+from copymit.evaluation.gallery import Picture, picture_maker, shorten
+from copymit.evaluation.verdict import (
+    Estimate,
+    Relation,
+    compare_estimates,
+    format_interval,
+    format_number,
+    format_score,
+    format_value,
+    quality_key,
+    quality_name,
+    read_estimate,
+)
+
+_SEED = 0
+_MAX_SETTINGS = 40
+_ROWS = {
+    "dataset_similarity": "Dataset similarity (95th percentile)",
+    "similarity_mean": "Mean similarity",
+    "background_similarity_mean": "Training images to each other, mean",
+    "prompted_image_hits_duplicated": "Duplicated images that come back",
+    "prompted_image_hits_unduplicated": "Other images that come back",
+    "prompted_image_hits": "Prompted images that come back",
+    "pixels_similarity_mean": "Mean pixel correlation",
+}
+_SIMILARITY_WORDS: Mapping[Relation, str] = {
+    "above": "is higher",
+    "below": "is lower",
+    "equal": "is about the same, the intervals overlap",
+}
+_HITS_WORDS: Mapping[Relation, str] = {
+    "above": "come back more often",
+    "below": "come back less often",
+    "equal": "come back about as often, the intervals overlap",
+}
+_DIFFERENCES: dict[str, tuple[str, Mapping[Relation, str]]] = {
+    "dataset_similarity": ("dataset similarity", _SIMILARITY_WORDS),
+    "similarity_mean": ("mean similarity", _SIMILARITY_WORDS),
+    "prompted_image_hits_duplicated": ("duplicated images", _HITS_WORDS),
+}
+_BASELINES = ("background_similarity_mean",)
+
+
+class Cell(NamedTuple):
+    """One score of one run, and how it stands to the first run's."""
+
+    value: str
+    interval: str
+    relation: str
+
+
+class Row(NamedTuple):
+    """One score of all runs."""
+
+    label: str
+    cells: list[Cell]
+
+
+class StripRow(NamedTuple):
+    """The pictures of one run, or the training images, for the same prompts."""
+
+    label: str
+    pictures: list[Picture]
+    names: list[str]
+    similarities: list[str]
+
+
+class Strip(NamedTuple):
+    """The same prompts by several runs.
+
+    Attributes:
+      weights: how often the prompted image was repeated, "" if it was not.
+    """
+
+    prompts: list[str]
+    weights: list[str]
+    rows: list[StripRow]
+
+
+def compare_scores(runs: Sequence[EvaluatedRun]) -> list[Row]:
+    """Lists the scores that any of the runs has, with the loss of their training."""
+    rows = []
+    for key, label in _ROWS.items():
+        found = [read_estimate(run.scores, key) for run in runs]
+        if any(found):
+            baseline = key in _BASELINES
+            rows.append(Row(label, _cells(key, found, not baseline)))
+    for key in _quality_keys(runs):
+        found = [read_estimate(run.scores, key) for run in runs]
+        rows.append(Row(quality_name(key), _cells(key, found, True)))
+    losses = [final_loss(run) for run in runs]
+    if any(loss is not None for loss in losses):
+        cells = [Cell("–" if x is None else format_number(x), "", "") for x in losses]
+        rows.append(Row("Training loss (last tenth)", cells))
+    return rows
+
+
+def differing_settings(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
+    """Lists the settings that are not the same in all runs."""
+    names = sorted({name for run in runs for name in run.settings})
+    rows = []
+    for name in names:
+        values = [str(run.settings.get(name, "–")) for run in runs]
+        if len(set(values)) > 1:
+            rows.append((name, values))
+    return rows[:_MAX_SETTINGS]
+
+
+def measured_differently(runs: Sequence[EvaluatedRun]) -> bool:
+    """Says whether the similarities come from different embedders or protocols."""
+    ways = {tuple(run.scores.get(k) for k in ("embedder", "protocol")) for run in runs}
+    return len(ways) > 1
+
+
+def describe_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Says in a sentence how another run's scores stand to ours; "" if unknown."""
+    parts = []
+    for key, (subject, words) in _DIFFERENCES.items():
+        first, second = read_estimate(ours, key), read_estimate(theirs, key)
+        if first and second:
+            relation = words[compare_estimates(second, first)]
+            numbers = f"{format_score(key, second)} against {format_score(key, first)}"
+            parts.append(f"{subject} {relation} ({numbers})")
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def comparison_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
+    """Picks the scores for the figure that compares runs."""
+    keys = ["dataset_similarity", "prompted_image_hits_duplicated"]
+    keys.append("prompted_image_hits_unduplicated")
+    panels = [Panel(_ROWS[k], _read(runs, k), is_share="hits" in k) for k in keys]
+    panels += [Panel(quality_name(k), _read(runs, k)) for k in _quality_keys(runs)]
+    losses = [final_loss(run) for run in runs]
+    points = [None if loss is None else Estimate(loss, loss, loss) for loss in losses]
+    panels.append(Panel("Training loss", points))
+    return [panel for panel in panels if any(panel.estimates)]
+
+
+def final_loss(run: EvaluatedRun) -> float | None:
+    """Returns the mean loss over the last tenth of the logged steps, or None."""
+    if run.metrics is None:
+        return None
+    losses = run.metrics["loss"].to_numpy(np.float64)
+    losses = losses[np.isfinite(losses)]
+    if not len(losses):
+        return None
+    return float(losses[-max(1, len(losses) // 10) :].mean())
+
+
+def make_strip(
+    runs: Sequence[EvaluatedRun],
+    generations: Sequence[Sequence[Generation]],
+    size: int,
+) -> Strip | None:
+    """Shows what the runs made of the same prompts, or None if they share none.
+
+    A prompt is shared where the same generation id has the same prompt. Prompts are
+    drawn at random, one for each training image, half of them about duplicated images
+    where those are known.
+
+    Args:
+      generations: of each run.
+      size: number of prompts.
+    """
+    own, *others = (
+        {g.id: g for g in part if g.prompt is not None} for part in generations
+    )
+    sharing = []
+    for run, theirs in zip(runs[1:], others, strict=True):
+        agreeing = {
+            i for i, g in theirs.items() if i in own and own[i].prompt == g.prompt
+        }
+        if agreeing:
+            sharing.append((run, theirs, agreeing))
+    shared = set(own).intersection(*(agreeing for _, _, agreeing in sharing))
+    if not sharing or not shared or size < 1:
+        return None
+    weights = duplicated_weights(runs[0]) or {}
+    ids = _choose([own[i] for i in sorted(shared)], weights, size)
+    trained = [own[i].prompted or own[i].reference for i in ids]
+    reference = picture_maker(runs[0].read_reference)
+    rows = [StripRow("Training image", [reference(t) for t in trained], trained, [])]
+    for run, found in [(runs[0], own), *((r, theirs) for r, theirs, _ in sharing)]:
+        picture = picture_maker(run.read_generation)
+        similarities = [format_number(found[i].similarity) for i in ids]
+        rows.append(StripRow(run.title, [picture(i) for i in ids], ids, similarities))
+    return Strip(
+        [shorten(own[i].prompt or "") for i in ids],
+        [f"{weights[t]:g}" if t in weights else "" for t in trained],
+        rows,
+    )
+
+
+def _choose(
+    generations: Sequence[Generation], weights: Mapping[str, float], size: int
+) -> list[str]:
+    """Draws generations at random, half of them about duplicated images."""
+    first: dict[str, Generation] = {}
+    for generation in generations:
+        first.setdefault(generation.prompted or generation.prompt or "", generation)
+    rng = np.random.default_rng(_SEED)
+    drawn = [list(first.values())[i] for i in rng.permutation(len(first))]
+    duplicated = [g.id for g in drawn if g.prompted in weights]
+    others = [g.id for g in drawn if g.prompted not in weights]
+    half = max(size // 2, size - len(others))
+    duplicated = duplicated[:half]
+    return duplicated + others[: size - len(duplicated)]
+
+
+def _read(runs: Sequence[EvaluatedRun], key: str) -> list[Estimate | None]:
+    return [read_estimate(run.scores, key) for run in runs]
+
+
+def _quality_keys(runs: Sequence[EvaluatedRun]) -> list[str]:
+    keys = (quality_key(run.scores) for run in runs)
+    return list(dict.fromkeys(key for key in keys if key))
+
+
+def _cells(key: str, found: Sequence[Estimate | None], compared: bool) -> list[Cell]:
+    first = found[0]
+    cells = []
+    for i, estimate in enumerate(found):
+        if estimate is None:
+            cells.append(Cell("–", "", ""))
+            continue
+        relation = ""
+        if compared and i and first and first.has_interval and estimate.has_interval:
+            relation = {
+                "above": "higher",
+                "below": "lower",
+                "equal": "intervals overlap",
+            }[compare_estimates(estimate, first)]
+        cells.append(
+            Cell(
+                format_value(key, estimate.value),
+                format_interval(key, estimate),
+                relation,
+            )
+        )
+    return cells

@@ -1,0 +1,161 @@
+"""What the report knows of one evaluated run, checked and joined.
+
+Tables, scores and image readers enter; generations with everything known about them
+leave. Nothing is read from disk here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, UInt8
+
+ReadImage = Callable[[str], UInt8[np.ndarray, "H W 3"]]
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """Everything about one run that a report shows.
+
+    Attributes:
+      title: a few words for a reader, such as "full duplication x10".
+      scores: flat entries of `scores.json`; `<key>_ci95` holds [low, high].
+      settings: flat, dotted names, such as `train.steps`.
+      matches: columns generation, rank (0 = nearest), reference, similarity, by the
+        embedder that gives the headline scores.
+      similarities: top-1 similarities of `generations`, of `background` (training image
+        to its nearest other) and perhaps of `heldout` images.
+      read_generation: id -> image, uint8.
+      read_reference: id of a training image -> image, uint8.
+      captions: training image -> its captions; may be empty.
+      prompts: columns id, prompt, prompt_used, seed, example_id (the training image
+        whose caption it is, or None); None when copymit did not generate.
+      duplication: columns example_id, weight, duplicated, caption_count, or None.
+      metrics: columns step, loss, ... of the training, or None.
+    """
+
+    title: str
+    scores: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    matches: pd.DataFrame
+    similarities: Mapping[str, Float[np.ndarray, " Q"]]
+    read_generation: ReadImage
+    read_reference: ReadImage
+    captions: Mapping[str, Sequence[str]]
+    prompts: pd.DataFrame | None
+    duplication: pd.DataFrame | None
+    metrics: pd.DataFrame | None
+
+
+class Generation(NamedTuple):
+    """One generation, its nearest training image, and its prompt where known.
+
+    Attributes:
+      reference: its nearest training image.
+      similarity: to that.
+      prompted: the training image whose caption prompted it.
+    """
+
+    id: str
+    reference: str
+    similarity: float
+    prompt: str | None = None
+    prompt_used: str | None = None
+    prompted: str | None = None
+
+
+_COLUMNS = {
+    "matches": ("generation", "rank", "reference", "similarity"),
+    "prompts": ("id", "prompt"),
+    "duplication": ("example_id", "weight", "duplicated"),
+    "metrics": ("step", "loss"),
+}
+
+
+def list_generations(run: EvaluatedRun) -> list[Generation]:
+    """Joins matches and prompts; the most similar generation comes first.
+
+    Raises:
+      ValueError: if a table lacks a column, there are no matches, a similarity is not
+        finite, or no prompt belongs to any generation.
+    """
+    for table, columns in _COLUMNS.items():
+        _check_columns(getattr(run, table), table, columns)
+    nearest = run.matches[run.matches["rank"] == 0].drop_duplicates("generation")
+    if nearest.empty:
+        raise ValueError(
+            f"run {run.title!r}: `matches` has no row of rank 0; search before reporting"
+        )
+    if not np.isfinite(nearest["similarity"].to_numpy(np.float64)).all():
+        raise ValueError(
+            f"run {run.title!r}: `matches` holds a similarity that is NaN or infinite; "
+            "embed and search again"
+        )
+    prompts = _prompts(run)
+    rows = zip(
+        nearest["generation"], nearest["reference"], nearest["similarity"], strict=True
+    )
+    generations = [
+        Generation(str(g), str(r), float(s), *prompts.get(str(g), ()))
+        for g, r, s in rows
+    ]
+    if prompts and not any(g.id in prompts for g in generations):
+        raise ValueError(
+            f"run {run.title!r}: no `prompts.id` (such as {next(iter(prompts))!r}) is a "
+            f"`matches.generation` (such as {generations[0].id!r}); give both the same ids"
+        )
+    return sorted(generations, key=lambda g: (-g.similarity, g.id))
+
+
+def duplicated_weights(run: EvaluatedRun) -> dict[str, float] | None:
+    """Returns how often each duplicated image was repeated, or None if unknown."""
+    if run.duplication is None:
+        return None
+    chosen = run.duplication[run.duplication["duplicated"].astype(bool)]
+    return {
+        str(i): float(w)
+        for i, w in zip(chosen["example_id"], chosen["weight"], strict=True)
+    }
+
+
+def text_or_none(value: Any) -> str | None:
+    """Returns a table's cell as text; None for None and NaN."""
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return str(value)
+
+
+def _prompts(run: EvaluatedRun) -> dict[str, tuple[str | None, ...]]:
+    """Is (prompt, prompt used, prompted training image) by generation."""
+    if run.prompts is None:
+        return {}
+    table = run.prompts
+    used = table["prompt_used"] if "prompt_used" in table else table["prompt"]
+    about = table["example_id"] if "example_id" in table else [None] * len(table)
+    # A held-out image can prompt too, but was never trained on.
+    trained = run.duplication is not None and set(
+        map(str, run.duplication["example_id"])
+    )
+    prompts: dict[str, tuple[str | None, ...]] = {}
+    for row in zip(table["id"], table["prompt"], used, about, strict=True):
+        number, prompt, prompt_used, prompted = map(text_or_none, row)
+        if trained and prompted not in trained:
+            prompted = None
+        prompts[str(number)] = (prompt, prompt_used, prompted)
+    return prompts
+
+
+def _check_columns(
+    table: pd.DataFrame | None, name: str, columns: tuple[str, ...]
+) -> None:
+    missing = [] if table is None else [c for c in columns if c not in table]
+    if missing:
+        raise ValueError(
+            f"`{name}` lacks the column {', '.join(missing)}; it has "
+            f"{', '.join(map(str, table.columns))}"  # type: ignore[union-attr]
+        )
