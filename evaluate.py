@@ -65,7 +65,7 @@ def _open_subject() -> Subject:
         return open_run(_WORKDIR.value, config.eval if config else None, _NAME.value)
     return open_folders(
         _GENERATIONS.value,
-        _REFERENCES.value,
+        _REFERENCES.value or "",
         epath.Path(_WORKDIR.value),
         (config or common.get_config()).eval,
         _NAME.value,

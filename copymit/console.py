@@ -10,9 +10,10 @@ from absl import logging as absl_logging
 
 def set_up_logging(verbose: bool) -> None:
     """Shows copymit's own messages; those of the libraries only if they warn."""
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    # absl has put its own handler there, with lines for debugging.
+    logging.getLogger().handlers = [handler]
     logging.getLogger("copymit").setLevel(logging.INFO)
     level = logging.INFO if verbose else logging.WARNING
     for library in ("jax", "orbax", "grain"):

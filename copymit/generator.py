@@ -1,10 +1,11 @@
 """Images from captions: text encoder, sampler and decoder as one compiled function."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
@@ -17,10 +18,8 @@ from copymit.diffusion.sampler import (
 )
 from copymit.models.assembly import DiffusionModel, ModelParams
 
-Generate = Callable[
-    [ModelParams, Int[Array, "B L"], Int[Array, " B"]], UInt8[Array, "B H W 3"]
-]
-"""(params, input_ids, image_ids) -> images."""
+Generate = Callable[[ModelParams, Any, Any], UInt8[Array, "B H W 3"]]
+"""(params, input_ids "B L", image_ids "B") -> images; host or device arrays."""
 
 
 class SamplingOptions(NamedTuple):
@@ -60,7 +59,7 @@ def make_generate(
     model: DiffusionModel,
     noise_scheduler: NoiseScheduler,
     options: SamplingOptions,
-    negative_ids: Int[Array, " L"],
+    negative_ids: Int[np.ndarray, " L"],
 ) -> Generate:
     """Returns the compiled generator.
 

@@ -112,7 +112,9 @@ def check_captions(
     """
     if duplication != "partial":
         return
-    single = [example_ids[i] for i in np.flatnonzero(duplicated & (caption_counts < 2))]
+    single = [
+        example_ids[int(i)] for i in np.flatnonzero(duplicated & (caption_counts < 2))
+    ]
     if single:
         raise ValueError(
             f"data.duplication='partial' needs several captions per duplicated image; "

@@ -34,7 +34,7 @@ class Embedder(NamedTuple):
 
     name: str
     protocol: str
-    features: Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B D"]]
+    features: Callable[[UInt8[np.ndarray, "B H W 3"]], Float[Array, "B D"]]
 
 
 class Embeddings(NamedTuple):

@@ -151,7 +151,8 @@ def generate(
             ),
         )
         images = np.asarray(images)
-        for i, image in zip(missing[first : first + size], images, strict=False):
+        # The last batch was filled up with repetitions, which are dropped here.
+        for i, image in zip(missing[first : first + size], np.asarray(images)):  # noqa: B905
             _write_png(folder / f"{prompts[i].id}.png", image)
         done = min(first + size, len(missing))
         rate = done / (time.perf_counter() - started)
@@ -193,4 +194,4 @@ def _write_png(path: epath.Path, image: np.ndarray) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
         Image.fromarray(image).save(file, "PNG")
-    partial.rename(path)
+    partial.replace(path)

@@ -1,7 +1,7 @@
 """The score stage: embeddings and neighbours in, the numbers of `scores.json` out."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,12 @@ from copymit.evaluation.frechet import (
     sample_size_warning,
 )
 from copymit.evaluation.similarity import (
+    Scores,
     duplicated_match_summary,
     nearest_l2_ratio,
     prompted_image_summary,
     similarity_summary,
 )
-
-Scores = dict[str, Any]
 
 # Neighbours after the nearest that Carlini et al.'s ratio compares it with.
 _NEXT_NEIGHBOURS = 10

@@ -5,6 +5,7 @@ Similarities of generations to their nearest training images enter; flat entries
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,7 +21,7 @@ from copymit.evaluation.bootstrap import (
     std,
 )
 
-Scores = dict[str, float | int | list[float] | None]
+Scores = dict[str, Any]
 
 # Tolerance of a tie between two float32 dot products of unit vectors.
 TIE_TOLERANCE = 1e-5

@@ -42,7 +42,7 @@ class StageRecord:
     def _write(self) -> None:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(self._done, indent=1) + "\n")
-        partial.rename(self._path)
+        partial.replace(self._path)
 
 
 def compute_digest(inputs: Any) -> str:

@@ -60,7 +60,9 @@ class Subject:
         """Lists the generations, which must exist by now."""
         if self.run is None:
             return folder_as_images("generations", self.generations_folder, self.size)
-        ids = self.prompts()["id"].tolist()
+        prompts = self.prompts()
+        assert prompts is not None
+        ids = prompts["id"].tolist()
         missing = [
             i for i in ids if not (self.generations_folder / f"{i}.png").exists()
         ]

@@ -1,14 +1,11 @@
 """Two-dimensional convolution, formulated for the machine that runs it.
 
-Accelerators convolve natively. On a CPU, XLA's gradient of a 3x3 convolution with respect
-to its kernel runs at a third to two thirds of the speed of matrix products, and its
-forward pass too is slower than they are on small feature maps. There a convolution is a
-sum of one matrix product per kernel position, of inputs shifted by that position
-(benchmarks/convolution.py measures both).
+Accelerators convolve natively. On a CPU, XLA's convolutions of small feature maps, and
+their gradients with respect to the kernel at any size, run at a fraction of the speed of
+matrix products (benchmarks/convolution.py), so there a convolution becomes products: of
+unfolded patches where those fit the caches, else only its kernel's gradient, as one
+product per kernel position.
 """
-
-import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +13,8 @@ from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# On larger feature maps XLA's own forward convolution is the faster one on a CPU.
-MAX_SHIFTED_POSITIONS = 64
+# Up to this many positions the unfolded patches of a batch fit the caches.
+MAX_UNFOLDED_POSITIONS = 64
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -39,50 +36,53 @@ def convolve(
         return inputs @ kernel[0, 0]
     keeps_size = tuple(map(tuple, padding)) == ((kh // 2,) * 2, (kw // 2,) * 2)
     if jax.default_backend() == "cpu" and unit_stride and keeps_size and kh % 2 == 1:
-        return convolve_by_shifts(inputs, kernel)
+        return convolve_by_products(inputs, kernel)
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
 @jax.custom_vjp
-def convolve_by_shifts(
+def convolve_by_products(
     inputs: Float[Array, "B h w C"], kernel: Float[Array, "kh kw C O"]
 ) -> Float[Array, "B h w O"]:
     """Convolves with stride 1 and an odd kernel, keeping height and width."""
-    kh, kw = kernel.shape[:2]
-    _, h, w, _ = inputs.shape
-    if h * w > MAX_SHIFTED_POSITIONS:
-        padding = ((kh // 2,) * 2, (kw // 2,) * 2)
-        return jax.lax.conv_general_dilated(
-            inputs, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
-        )
-    products = (
-        shifted @ kernel[i, j] for (i, j), shifted in _shifts(inputs, kh, kw)
-    )
-    return functools.reduce(jnp.add, products)
+    return _forward(inputs, kernel)[0]
 
 
 def _forward(inputs, kernel):
-    return convolve_by_shifts(inputs, kernel), (inputs, kernel)
+    kh, kw = kernel.shape[:2]
+    if _unfolds(inputs):
+        patches = jnp.concatenate(_shifts(inputs, kh, kw), axis=-1)
+        return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
+    padding = ((kh // 2,) * 2, (kw // 2,) * 2)
+    outputs = jax.lax.conv_general_dilated(
+        inputs, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
+    )
+    return outputs, (inputs, kernel)
 
 
 def _backward(residuals, gradient):
     inputs, kernel = residuals
-    kh, kw, C, out_channels = kernel.shape
-    mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+    kh, kw, _, out_channels = kernel.shape
+    factors = [inputs] if _unfolds(inputs) else _shifts(inputs, kh, kw)
     flat = gradient.reshape(-1, out_channels)
-    products = [x.reshape(-1, C).T @ flat for _, x in _shifts(inputs, kh, kw)]
-    kernel_gradient = jnp.stack(products).reshape(kernel.shape)
-    return convolve_by_shifts(gradient, mirrored), kernel_gradient
+    products = [x.reshape(-1, x.shape[-1]).T @ flat for x in factors]
+    mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+    return (
+        convolve_by_products(gradient, mirrored),
+        jnp.stack(products).reshape(kernel.shape),
+    )
 
 
-convolve_by_shifts.defvjp(_forward, _backward)
+convolve_by_products.defvjp(_forward, _backward)
 
 
-def _shifts(inputs, kh: int, kw: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """Yields, for each kernel position, the inputs that it meets."""
+def _unfolds(inputs) -> bool:
+    return inputs.shape[1] * inputs.shape[2] <= MAX_UNFOLDED_POSITIONS
+
+
+def _shifts(inputs, kh: int, kw: int) -> list[jax.Array]:
+    """Returns, for each kernel position, the inputs that it meets."""
     _, h, w, _ = inputs.shape
     pad = ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0))
     padded = jnp.pad(inputs, pad)
-    for i in range(kh):
-        for j in range(kw):
-            yield (i, j), padded[:, i : i + h, j : j + w]
+    return [padded[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)]

@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkp
 from copymit.config import claim_workdir
 from copymit.data.dataset import Dataset, load_dataset, make_captions
 from copymit.data.duplication import duplication_table
-from copymit.data.pipeline import Draws, iterate_batches, load_images
+from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
@@ -177,18 +177,18 @@ def _compile(train_step, abstract: TrainState, draws: Draws, mesh: Mesh):
             np.asarray(value).dtype,
             sharding=batch_sharding(mesh),
         )
-        for name, value in draws.record(0).items()
+        for name, value in cast(dict[str, np.ndarray], draws.record(0)).items()
     }
     compiled = train_step.lower(abstract, batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - started)
     return compiled
 
 
-def _to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def _to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
+        for name, value in cast(dict[str, np.ndarray], batch).items()
     }
 
 

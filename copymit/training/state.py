@@ -102,8 +102,11 @@ def abstract_state(
 
 def state_sharding(
     shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Chooses the sharding of every array; moments lie where their parameters lie."""
+) -> Any:
+    """Chooses the sharding of every array, in the structure of the state.
+
+    Moments lie where their parameters lie.
+    """
 
     def model_sharding(networks):
         return {name: params_sharding(p, mesh) for name, p in networks.items()}
@@ -116,8 +119,8 @@ def state_sharding(
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return TrainState(
-        step=replicated(mesh),
+    return shapes._replace(
+        step=replicated(mesh),  # type: ignore[arg-type]
         params=params,
         frozen=model_sharding(shapes.frozen),
         opt_state=opt_state,

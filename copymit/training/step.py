@@ -81,5 +81,5 @@ def _update_ema(state: TrainState, params, decay: float):
         return state.ema
     # Warmed up, so that the average of a short run does not remember its first weights.
     step = state.step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: e + rate * (p - e), state.ema, params)
