@@ -97,6 +97,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
     progress = Progress(config.train.steps, first_step, config.train.batch_size)
+    recent: list[
+        dict[str, jax.Array]
+    ] = []  # scalars of the steps since the last report
     batches = iterate_batches(
         draws,
         first_step,
@@ -109,12 +112,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
             batch = next(batches)
             progress.waited(time.perf_counter() - started)
             state, scalars = train_step(state, _to_devices(batch, mesh))
+            recent.append(scalars)
 
             last = step == config.train.steps
             stopping = stop.requested(checkpoints, step)
             saving = last or stopping or step % config.train.checkpoint_every_steps == 0
             if step % config.train.log_every_steps == 0 or saving:
-                _report(step, scalars, progress, writer, checkpoints)
+                _report(step, recent, progress, writer, checkpoints)
+                recent.clear()
             if saving:
                 _save(checkpoints, step, state)
             if preview and (step % config.train.sample_every_steps == 0 or last):
@@ -224,21 +229,27 @@ def _checkpoint_items(state: TrainState) -> dict[str, Any]:
 
 def _report(
     step: int,
-    scalars: dict[str, jax.Array],
+    recent: list[dict[str, jax.Array]],
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
 ) -> None:
-    values = {name: float(value) for name, value in scalars.items()}
-    if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+    """Writes the mean loss since the last report; only here the host waits for steps."""
+    fetched = jax.device_get(recent)
+    values = {name: float(value) for name, value in fetched[-1].items()}
+    values["loss"] = float(np.mean([scalars["loss"] for scalars in fetched]))
+    finite = np.isfinite([[s["loss"], s["grad_norm"]] for s in fetched]).all(axis=1)
+    if not finite.all():
+        bad = int(np.argmin(finite))
         good = checkpoints.latest_step()
         way_out = (
             f"the last good checkpoint is step {good}" if good else "none is saved"
         )
         raise NonFiniteLossError(
-            f"loss {values['loss']}, gradient norm {values['grad_norm']} at or shortly "
-            f"before step {step}; {way_out}. Lower train.learning_rate, raise "
-            "train.warmup_steps, or look at the data of the last steps"
+            f"loss {fetched[bad]['loss']}, gradient norm {fetched[bad]['grad_norm']} at "
+            f"step {step - len(fetched) + bad + 1}; {way_out}. Lower "
+            "train.learning_rate, raise train.warmup_steps, or look at the data of that "
+            "step"
         )
     values |= progress.report(step)
     if (memory := device_memory_gib()) is not None:
