@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs import common
-from copymit.console import explain_bad_input, set_up_logging
+from copymit.console import explain_bad_input, parse_flags, set_up_logging
 from copymit.evaluation.run import evaluate
 from copymit.evaluation.stages import STAGES
 from copymit.evaluation.subject import Subject, open_folders, open_run
@@ -73,4 +73,4 @@ def _open_subject() -> Subject:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

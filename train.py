@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from copymit.console import explain_bad_input, set_up_logging
+from copymit.console import explain_bad_input, parse_flags, set_up_logging
 from copymit.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

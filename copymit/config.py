@@ -37,6 +37,11 @@ def flatten(config: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def trained_settings(flat: dict[str, Any]) -> dict[str, Any]:
+    """Keeps, of flat settings, those that the trained parameters depend on."""
+    return {k: v for k, v in flat.items() if not k.startswith(_FREE_TO_CHANGE)}
+
+
 def claim_workdir(
     workdir: epath.Path, config: ConfigDict, *, writer: bool = True
 ) -> None:
@@ -50,14 +55,14 @@ def claim_workdir(
     path = workdir / "config.json"
     settings = json.loads(json.dumps(config.to_dict()))
     if path.exists():
-        before, now = flatten(read_record(workdir)["config"]), flatten(settings)
-        free = list(_FREE_TO_CHANGE)
+        before = trained_settings(flatten(read_record(workdir)["config"]))
+        now = trained_settings(flatten(settings))
         if now["train.learning_rate_schedule"] == "constant":
-            free.append("train.steps")
+            before["train.steps"] = now["train.steps"]
         differ = [
             f"{key} (there {before.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(tuple(free))
+            if before.get(key) != now.get(key)
         ]
         if differ:
             raise ValueError(
@@ -66,7 +71,10 @@ def claim_workdir(
             )
     if writer:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_record(settings), indent=1) + "\n")
+        # A kill must not leave half a record: the run could not go on from it.
+        partial = workdir / "config.json.partial"
+        partial.write_text(json.dumps(_record(settings), indent=1) + "\n")
+        partial.replace(path)
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:

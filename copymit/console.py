@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from absl import app
 from absl import logging as absl_logging
 
 
@@ -23,12 +24,31 @@ def set_up_logging(verbose: bool) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in the settings ends the program in one line.
+
+    For `app.run(main, flags_parser=parse_flags)`.
+    """
+    try:
+        return app.parse_flags_with_usage(argv)
+    except OSError as error:  # The config file itself.
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError) as error:
+        # ml_collections raises an AttributeError around a KeyError around the text.
+        cause = error.args[0] if isinstance(error, AttributeError) else error
+        message = str(getattr(cause, "args", [cause])[0])
+        sys.exit(
+            f"error: unknown setting {'. '.join(message.splitlines())}\n"
+            "(configs/common.py lists every setting with its meaning)"
+        )
+
+
 @contextlib.contextmanager
 def explain_bad_input(verbose: bool) -> Iterator[None]:
     """Turns the errors that bad input raises into one line; `verbose` keeps the trace."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if verbose:
             raise
         sys.exit(f"error: {error}\n(--debug shows where this was found)")

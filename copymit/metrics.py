@@ -31,7 +31,9 @@ class MetricWriter:
         if not self._active:
             return
         kept = [m for m in read_metrics(workdir) if m["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        partial = workdir / "metrics.jsonl.partial"
+        partial.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        partial.replace(self._path)  # so that a kill here does not lose the history
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
 

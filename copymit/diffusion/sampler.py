@@ -46,7 +46,8 @@ def inference_timesteps(
         timesteps = (np.arange(S) * (T // S))[::-1] + steps_offset
         return np.minimum(timesteps, T - 1).astype(np.int32)
     if spacing == "trailing":
-        return (np.round(np.arange(T, 0, -T / S)) - 1).astype(np.int32)
+        # Rounding errors of the step would append a timestep of -1 for some S.
+        return (np.round(np.arange(T, 0, -T / S)[:S]) - 1).astype(np.int32)
     raise ValueError(
         f"diffusion.timestep_spacing={spacing!r} is not known: use one of "
         f"{', '.join(get_args(TimestepSpacing))}"

@@ -5,7 +5,7 @@ could change a number) and a function; the name and protocol travel with every r
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,18 +56,17 @@ def make_embedder(name: str) -> Embedder:
     Raises:
       ValueError: for an unknown name.
     """
-    if name == "efficientnet_lite0":
-        return _efficientnet_lite0()
-    if name == "pixels":
-        return Embedder(
-            name,
-            f"pixels at {_PIXELS_SIZE_PX} px (bilinear), mean removed per image: the "
-            "cosine is the correlation of the pixels",
-            jax.jit(_pixels),
+    check_embedders([name])
+    return _EMBEDDERS[name]()
+
+
+def check_embedders(names: Sequence[str]) -> None:
+    """Raises a `ValueError` that lists the embedders if one is not known, or none given."""
+    unknown = [name for name in names if name not in _EMBEDDERS]
+    if unknown or not names:
+        raise ValueError(
+            f"eval.embedders={tuple(names)}: use one or more of {', '.join(_EMBEDDERS)}"
         )
-    raise ValueError(
-        f"eval.embedders: {name!r} is not known: use efficientnet_lite0 or pixels"
-    )
 
 
 def embed(embedder: Embedder, images: ImageSet, batch_size: int) -> Embeddings:
@@ -119,7 +118,16 @@ def _efficientnet_lite0() -> Embedder:
     )
 
 
-def _pixels(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
+def _pixels() -> Embedder:
+    return Embedder(
+        "pixels",
+        f"pixels at {_PIXELS_SIZE_PX} px (bilinear), mean removed per image: the cosine "
+        "is the correlation of the pixels",
+        jax.jit(_centred_pixels),
+    )
+
+
+def _centred_pixels(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
     shape = (len(images), _PIXELS_SIZE_PX, _PIXELS_SIZE_PX, 3)
     pixels = jax.image.resize(images.astype(jnp.float32), shape, "bilinear")
     flat = pixels.reshape(len(images), -1)
@@ -128,3 +136,9 @@ def _pixels(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
     # makes such images similar to each other (1) and to no other image (0).
     blank = (jnp.abs(flat).max(axis=1, keepdims=True) < 0.5).astype(jnp.float32)
     return jnp.concatenate([flat * (1 - blank), blank], axis=1)
+
+
+_EMBEDDERS: dict[str, Callable[[], Embedder]] = {
+    "efficientnet_lite0": _efficientnet_lite0,
+    "pixels": _pixels,
+}

@@ -1,6 +1,7 @@
 """The generate stage: a trained run and prompts in, one PNG per prompt out.
 
-Writes `prompts.jsonl` first and then `generations/ID.png`. An image depends only on the
+Writes `prompts.jsonl` first and then `generations/ID.png`, and beside that folder a note
+of the settings, `generations.digest`. An image depends only on the
 checkpoint, its prompt, the seed and its own number, so a stage that was interrupted
 makes what is missing, and any batch size gives the same pictures.
 """
@@ -111,16 +112,31 @@ def generate(
     step: int,
     dataset: Dataset,
     out: epath.Path,
+    digest: str,
 ) -> None:
-    """Generates every image of the `eval` section that is not there yet."""
+    """Generates every image of the `eval` section that is not there yet.
+
+    Args:
+      digest: of everything that an image depends on; images of another are removed.
+    Raises:
+      ValueError: for settings that cannot be; nothing was removed then.
+    """
     text = config.model.text_encoder
     tokenizer = make_tokenizer(text.max_length, text.pad_token_id)
     prompts = make_prompts(config, dataset, tokenizer)
+    mesh = make_mesh()
+    model = make_model(config.model, config.data.resolution, config.train.dtype)
+    make_images = make_generate(
+        model,
+        make_noise_scheduler(**config.diffusion),
+        sampling_options(config.eval),
+        tokenizer.encode([""])[0],
+    )
     for prompt in prompts:
         if tokenizer.truncated(prompt.prompt_used):
             logger.warning("prompt is cut to %d tokens: %r", text.max_length, prompt[2])
     folder = out / "generations"
-    folder.mkdir(parents=True, exist_ok=True)
+    _keep_generations_of(folder, digest)
     lines = [json.dumps(prompt._asdict(), ensure_ascii=False) for prompt in prompts]
     (out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     missing = [
@@ -128,17 +144,9 @@ def generate(
     ]
     if not missing:
         return
-    mesh = make_mesh(**config.mesh)
-    model = make_model(config.model, config.data.resolution, config.train.dtype)
     params = load_params(config, model, workdir, step, mesh)
-    make_images = make_generate(
-        model,
-        make_noise_scheduler(**config.diffusion),
-        sampling_options(config.eval),
-        tokenizer.encode([""])[0],
-    )
     # Every batch is full: one compilation, and no image depends on how many there are.
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = mesh.devices.size
     size = -(-config.eval.batch_size // devices) * devices
     started = time.perf_counter()
     for first in range(0, len(missing), size):
@@ -182,6 +190,18 @@ def load_params(
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         restored = restore_checkpoint(checkpoints, step, items)
     return {**restored["params"], **restored.get("ema", {})}
+
+
+def _keep_generations_of(folder: epath.Path, digest: str) -> None:
+    """Removes generations of other settings; those of an interrupted stage stay."""
+    marker = folder.parent / "generations.digest"
+    if marker.exists() and marker.read_text() == digest:
+        folder.mkdir(exist_ok=True)
+        return
+    if folder.exists():
+        folder.rmtree()
+    folder.mkdir(parents=True)
+    marker.write_text(digest)
 
 
 def _write_png(path: epath.Path, image: np.ndarray) -> None:

@@ -56,8 +56,6 @@ def folder_as_images(name: str, folder: str | Path, size: int | None) -> ImageSe
         or images of several sizes.
     """
     source = FolderSource(folder)
-    if not len(source):
-        raise ValueError(f"{folder} holds no image: nothing to evaluate")
     if size is None:
         size = common_size(source, str(folder))
     return examples_as_images(name, source, np.arange(len(source)), size)

@@ -7,12 +7,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from etils import epath
 
 from copymit.evaluation.embed import (
+    check_embedders,
     embed,
     load_embeddings,
     make_embedder,
@@ -22,7 +24,7 @@ from copymit.evaluation.exact_search import Neighbours, SearchResult
 from copymit.evaluation.generate import generate
 from copymit.evaluation.report import EvaluatedRun, write_report
 from copymit.evaluation.scores import View, compute_scores, neighbour_table
-from copymit.evaluation.search import search
+from copymit.evaluation.search import Backend, search
 from copymit.evaluation.stages import STAGES, StageRecord, check_stages, compute_digest
 from copymit.evaluation.subject import Subject
 
@@ -39,30 +41,38 @@ def evaluate(
     Args:
       compared: finished evaluations to show beside this one.
     Raises:
-      ValueError: for an unknown stage, or one whose inputs are missing.
+      ValueError: for an unknown stage, or one whose inputs are missing or out of date.
     """
     check_stages(list(stages))
+    _check_settings(subject)
     subject.out.mkdir(parents=True, exist_ok=True)
     record = StageRecord(subject.out)
     work: dict[str, Callable[[], None]] = {
-        "generate": lambda: _generate(subject),
+        "generate": lambda: _generate(subject, digest),
         "embed": lambda: _embed(subject),
         "search": lambda: _search(subject),
         "score": lambda: _score(subject),
         "report": lambda: _report(subject, compared),
     }
     digest = compute_digest(subject.identity)
-    for stage in STAGES:
+    unfinished = ""  # the first stage whose artefacts the later ones lack
+    for stage in STAGES[1:] if subject.run is None else STAGES:
         digest = compute_digest([digest, stage, _stage_settings(subject, stage)])
-        if stage not in stages or (stage == "generate" and subject.run is None):
+        finished = record.is_done(stage, digest) and _artefacts_exist(subject, stage)
+        if stage not in stages:
+            unfinished = unfinished or ("" if finished else stage)
             continue
+        if unfinished:
+            raise ValueError(
+                f"the {stage} stage needs what the {unfinished} stage makes, and in "
+                f"{subject.out} that is missing or of other settings: run "
+                f"--stages={unfinished},{stage}"
+            )
         # The page is cheap and may show other runs, which this digest does not see.
-        if record.is_done(stage, digest) and stage != "report":
+        if finished and stage != "report":
             logger.info("%s: nothing changed, reused", stage)
             continue
         started = time.perf_counter()
-        if stage == "generate":
-            _keep_finished_generations(subject, digest)
         record.begin(stage)
         work[stage]()
         record.finish(stage, digest)
@@ -121,20 +131,41 @@ def _stage_settings(subject: Subject, stage: str) -> list:
     return [[name, subject.eval[name]] for name in names]
 
 
-def _keep_finished_generations(subject: Subject, digest: str) -> None:
-    """Removes generations of other settings; those of an interrupted stage stay."""
-    marker = subject.generations_folder / "digest.txt"
-    if marker.exists() and marker.read_text() == digest:
-        return
-    if subject.generations_folder.exists():
-        subject.generations_folder.rmtree()
-    subject.generations_folder.mkdir(parents=True)
-    marker.write_text(digest)
+def _check_settings(subject: Subject) -> None:
+    """Refuses values of the `eval` section that would fail only after a while."""
+    check_embedders(subject.eval.embedders)
+    if subject.eval.search not in get_args(Backend):
+        raise ValueError(
+            f"eval.search={subject.eval.search!r} is not known: use one of "
+            f"{', '.join(get_args(Backend))}"
+        )
+    for name in ("batch_size", "num_neighbors"):
+        if subject.eval[name] < 1:
+            raise ValueError(f"eval.{name}={subject.eval[name]} must be at least 1")
 
 
-def _generate(subject: Subject) -> None:
+def _artefacts_exist(subject: Subject, stage: str) -> bool:
+    """Says whether what a finished stage made is still there."""
+    names = subject.eval.embedders
+    sets = ["references", "generations", *(["heldout"] if subject.heldout else [])]
+    paths = {
+        "generate": [subject.out / "prompts.jsonl"],
+        "embed": [
+            _embeddings_path(subject, n, images) for n in names for images in sets
+        ],
+        "search": [_table_path(subject, n, "generations") for n in names]
+        + [_search_facts_path(subject, n) for n in names],
+        "score": [subject.out / "scores.json"],
+        "report": [subject.out / "report.html"],
+    }[stage]
+    exist = all(path.exists() for path in paths)
+    return exist and not (stage == "generate" and subject.missing_generations())
+
+
+def _generate(subject: Subject, digest: str) -> None:
+    assert subject.run is not None
     config, workdir, step, dataset = subject.run
-    generate(config, workdir, step, dataset, subject.out)
+    generate(config, workdir, step, dataset, subject.out, digest)
 
 
 def _embed(subject: Subject) -> None:
@@ -186,8 +217,8 @@ def _search(subject: Subject) -> None:
                 found.recall,
                 found.recall_at_k,
             ]
-        facts = subject.out / "matches" / f"{name}_search.json"
-        facts.write_text(json.dumps(recalls, indent=1) + "\n")
+        facts = json.dumps(recalls, indent=1)
+        _search_facts_path(subject, name).write_text(facts + "\n")
 
 
 def _score(subject: Subject) -> None:
@@ -224,12 +255,8 @@ def _load_view(subject: Subject, name: str) -> View:
         images: _embeddings_path(subject, name, images)
         for images in ("generations", "references", "heldout")
     }
-    if not paths["generations"].exists():
-        raise ValueError(
-            f"{paths['generations']} is missing: run the embed stage first"
-        )
     embeddings = {k: load_embeddings(p) for k, p in paths.items() if p.exists()}
-    facts = json.loads((subject.out / "matches" / f"{name}_search.json").read_text())
+    facts = json.loads(_search_facts_path(subject, name).read_text())
     row = {name: i for i, name in enumerate(embeddings["references"].ids)}
     neighbours = {}
     for queries, found in facts.items():
@@ -260,6 +287,10 @@ def _table_path(subject: Subject, embedder: str, queries: str) -> epath.Path:
     if queries == "generations" and embedder == subject.eval.embedders[0]:
         return subject.out / "matches.parquet"
     return subject.out / "matches" / f"{embedder}_{queries}.parquet"
+
+
+def _search_facts_path(subject: Subject, embedder: str) -> epath.Path:
+    return subject.out / "matches" / f"{embedder}_search.json"
 
 
 def _read_table(subject: Subject, embedder: str, queries: str) -> pd.DataFrame:

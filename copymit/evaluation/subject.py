@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from copymit.checkpoint import open_checkpoints
-from copymit.config import flatten, read_record
+from copymit.config import flatten, read_record, trained_settings
 from copymit.data.dataset import Dataset, load_dataset
 from copymit.evaluation.images import ImageSet, examples_as_images, folder_as_images
 from copymit.evaluation.scores import Provenance
@@ -63,10 +63,7 @@ class Subject:
         prompts = self.prompts()
         assert prompts is not None
         ids = prompts["id"].tolist()
-        missing = [
-            i for i in ids if not (self.generations_folder / f"{i}.png").exists()
-        ]
-        if missing:
+        if missing := self.missing_generations():
             raise ValueError(
                 f"{len(missing)} of {len(ids)} generations are missing in "
                 f"{self.generations_folder}: run the generate stage"
@@ -74,6 +71,15 @@ class Subject:
         by_file = folder_as_images("generations", self.generations_folder, self.size)
         position = {Path(name).stem: i for i, name in enumerate(by_file.ids)}
         return ImageSet("generations", ids, lambda i: by_file.read(position[ids[i]]))
+
+    def missing_generations(self) -> list[str]:
+        """Lists the ids of `prompts.jsonl` that no picture exists of."""
+        prompts = self.prompts()
+        if prompts is None:
+            return []
+        folder = self.generations_folder
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        return [i for i in prompts["id"] if f"{i}.png" not in there]
 
     def prompts(self) -> pd.DataFrame | None:
         """Reads `prompts.jsonl`, or nothing for folders."""
@@ -134,7 +140,7 @@ def open_run(
         title=describe_run(config),
         out=out,
         settings=flatten(config.to_dict()) | {"step": step},
-        identity=[config.to_dict(), step],
+        identity=[trained_settings(flatten(config.to_dict())), step],
         eval=config.eval,
         references=examples_as_images("references", source, indices, size),
         heldout=heldout,

@@ -7,11 +7,13 @@ unfolded patches where those fit the caches, else only its kernel's gradient, as
 product per kernel position.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = Sequence[tuple[int, int]]
 
 # Up to this many positions the unfolded patches of a batch fit the caches.
 MAX_UNFOLDED_POSITIONS = 64

@@ -175,7 +175,7 @@ class UNet2DConditionModel(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.conv_out = conv(channels[0], config.out_channels, 3)
+        self.conv_out = conv(channels[0], config.out_channels, 3, zero=True)
 
     def __call__(
         self,

@@ -38,8 +38,8 @@ from copymit.training.step import make_train_step
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient became NaN or infinite."""
+class NonFiniteLossError(FloatingPointError):
+    """The loss, the gradient or the parameters became NaN or infinite."""
 
 
 class Preempted(SystemExit):
@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
 
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
+    _check_settings(config.train, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
     optimizer = make_optimizer(config.train)
@@ -69,6 +70,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
     # 2. Data.
     dataset = load_dataset(config.data, config.seed)
     draws = _make_draws(config, dataset)
+    preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
     # 3. The working directory belongs to this config from here on.
     claim_workdir(workdir, config, writer=jax.process_index() == 0)
@@ -92,7 +94,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
         model, noise_scheduler, optimizer, config, shardings, mesh
     )
     train_step = _compile(train_step, abstract, draws, mesh)
-    preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
@@ -130,6 +131,34 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
                 raise Preempted
         checkpoints.wait_until_finished()
     return state
+
+
+def _check_settings(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses values of the `train` section that would fail only after a while."""
+    for name in (
+        "steps",
+        "batch_size",
+        "log_every_steps",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+    ):
+        if config[name] < 1:
+            raise ValueError(f"train.{name}={config[name]} must be at least 1")
+    if config.sample_every_steps < 0:
+        raise ValueError(
+            f"train.sample_every_steps={config.sample_every_steps} must be at least 1, "
+            "or 0 for no samples"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"train.dtype={config.dtype!r} is not known: use float32 or bfloat16"
+        )
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % shards:
+        raise ValueError(
+            f"train.batch_size={config.batch_size} does not divide among the {shards} "
+            "devices of mesh.data and mesh.fsdp: make it a multiple"
+        )
 
 
 def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
@@ -238,7 +267,8 @@ def _report(
     fetched = jax.device_get(recent)
     values = {name: float(value) for name, value in fetched[-1].items()}
     values["loss"] = float(np.mean([scalars["loss"] for scalars in fetched]))
-    finite = np.isfinite([[s["loss"], s["grad_norm"]] for s in fetched]).all(axis=1)
+    # Also the norm of the new parameters: a checkpoint of them must be a good one.
+    finite = np.isfinite([list(scalars.values()) for scalars in fetched]).all(axis=1)
     if not finite.all():
         bad = int(np.argmin(finite))
         good = checkpoints.latest_step()
@@ -246,10 +276,11 @@ def _report(
             f"the last good checkpoint is step {good}" if good else "none is saved"
         )
         raise NonFiniteLossError(
-            f"loss {fetched[bad]['loss']}, gradient norm {fetched[bad]['grad_norm']} at "
-            f"step {step - len(fetched) + bad + 1}; {way_out}. Lower "
-            "train.learning_rate, raise train.warmup_steps, or look at the data of that "
-            "step"
+            f"loss {fetched[bad]['loss']}, norm of the gradient "
+            f"{fetched[bad]['grad_norm']} and of the new parameters "
+            f"{fetched[bad]['param_norm']} at step {step - len(fetched) + bad + 1}; "
+            f"{way_out}. Lower train.learning_rate, raise train.warmup_steps, or look at "
+            "the data of that step"
         )
     values |= progress.report(step)
     if (memory := device_memory_gib()) is not None:

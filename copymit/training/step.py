@@ -64,6 +64,7 @@ def make_train_step(
         scalars = {
             "loss": loss,
             "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
         return new_state, scalars

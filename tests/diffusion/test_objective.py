@@ -1,0 +1,120 @@
+"""The loss: zero for an oracle, over uniform timesteps and normal noise, per example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.diffusion.objective import denoising_loss
+
+B = 6
+
+
+@pytest.fixture
+def latents(rng):
+    return jnp.asarray(rng.normal(size=(B, 4, 4, 3)), jnp.float32)
+
+
+@pytest.fixture
+def text(rng):
+    return jnp.asarray(rng.normal(size=(B, 5, 8)), jnp.float32)
+
+
+def _scales(scheduler, timesteps):
+    a = jnp.asarray(scheduler.alphas_cumprod)[timesteps][:, None, None, None]
+    return jnp.sqrt(a), jnp.sqrt(1 - a)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_network_that_knows_the_images_has_no_loss(
+    prediction_type, latents, text, key
+):
+    scheduler = make_noise_scheduler("scaled_linear", prediction_type)
+
+    def oracle(noisy_latents, timesteps, encoder_hidden_states):
+        signal, sigma = _scales(scheduler, timesteps)
+        noise = (noisy_latents - signal * latents) / sigma
+        if prediction_type == "epsilon":
+            return noise
+        return signal * noise - sigma * latents
+
+    losses = denoising_loss(oracle, scheduler, latents, text, key)
+    assert losses.shape == (B,)
+    # Squared rounding errors, divided by a noise scale of at least 0.03.
+    np.testing.assert_allclose(losses, np.zeros(B), atol=1e-8)
+
+
+def test_a_network_that_says_nothing_loses_the_variance_of_its_target(text, key):
+    scheduler = make_noise_scheduler("linear", "epsilon")
+    large = jnp.zeros((B, 64, 64, 3))
+    losses = denoising_loss(lambda x, t, c: 0 * x, scheduler, large, text, key)
+    # Means of 12,288 squared normal numbers: a standard error of 1.3 %.
+    np.testing.assert_allclose(losses, np.ones(B), atol=0.06)
+
+
+@pytest.fixture
+def seen(key):
+    """What the network is shown for 4,000 black images and ten timesteps."""
+    scheduler = make_noise_scheduler("linear", "epsilon", 10, 0.01, 0.2)
+    shown = {}
+
+    def predict(noisy_latents, timesteps, encoder_hidden_states):
+        shown.update(noisy_latents=noisy_latents, timesteps=np.asarray(timesteps))
+        return noisy_latents
+
+    denoising_loss(
+        predict, scheduler, jnp.zeros((4000, 2, 2, 1)), jnp.zeros((4000, 1, 1)), key
+    )
+    _, sigma = _scales(scheduler, shown["timesteps"])
+    return shown["timesteps"], np.asarray(shown["noisy_latents"] / sigma)
+
+
+def test_timesteps_are_uniform(seen):
+    timesteps, _ = seen
+    counts = np.bincount(timesteps, minlength=10)
+    assert len(counts) == 10
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_noise_is_standard_normal_and_independent(seen):
+    timesteps, noise = seen
+    flat = noise.reshape(4000, 4)
+    for values in (flat.ravel(), flat[timesteps == 0].ravel()):
+        assert stats.kstest(values, "norm").pvalue > 1e-3
+    # Between positions of an image, and between an image and the next one.
+    correlations = np.corrcoef(np.concatenate([flat[1:], flat[:-1]], axis=1).T)
+    off_diagonal = correlations[np.triu_indices(8, 1)]
+    assert np.abs(off_diagonal).max() < 4.5 / np.sqrt(4000)
+
+
+def test_noise_is_independent_of_the_timestep(seen):
+    timesteps, noise = seen
+    magnitude = np.square(noise).mean(axis=(1, 2, 3))
+    assert stats.spearmanr(timesteps, magnitude).pvalue > 1e-3
+
+
+def test_the_loss_of_an_example_does_not_depend_on_the_others(latents, text, key):
+    scheduler = make_noise_scheduler("scaled_linear", "v_prediction")
+
+    def predict(noisy_latents, timesteps, encoder_hidden_states):
+        shift = encoder_hidden_states.mean(axis=(1, 2)) + timesteps / 1000
+        return jnp.tanh(noisy_latents) + shift[:, None, None, None]
+
+    before = denoising_loss(predict, scheduler, latents, text, key)
+    after = denoising_loss(
+        predict, scheduler, latents.at[1].mul(3), text.at[4].add(1), key
+    )
+    unchanged = np.array([0, 2, 3, 5])
+    np.testing.assert_array_equal(before[unchanged], after[unchanged])
+    assert (np.asarray(before != after)[[1, 4]]).all()
+
+
+def test_another_key_gives_other_losses(latents, text):
+    scheduler = make_noise_scheduler()
+    one, other = (
+        denoising_loss(lambda x, t, c: x, scheduler, latents, text, jax.random.key(i))
+        for i in (0, 1)
+    )
+    assert (np.asarray(one) != np.asarray(other)).all()

@@ -1,0 +1,92 @@
+"""A module as a pure function of a flat table computes what the module computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from copymit.models.functional import init_params, make_apply
+
+
+class Net(nnx.Module):
+    """Nested, with a list and a parameter of its own."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs) for _ in range(2)])
+        self.layers[1] = nnx.Linear(4, 2, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(2))
+
+    def __call__(self, x, *, bias=0.0):
+        hidden = jax.nn.silu(self.norm(self.layers[0](x)))
+        return self.layers[1](hidden) * self.scale[...] + bias
+
+
+SHAPES = {
+    "layers.0.kernel": (3, 4),
+    "layers.0.bias": (4,),
+    "layers.1.kernel": (4, 2),
+    "layers.1.bias": (2,),
+    "norm.scale": (4,),
+    "norm.bias": (4,),
+    "scale": (2,),
+}
+
+
+@pytest.fixture
+def params(key):
+    return init_params(Net, key)
+
+
+def test_parameters_are_named_by_their_path(params):
+    assert {name: value.shape for name, value in params.items()} == SHAPES
+
+
+def test_parameters_are_a_pure_function_of_the_key(params, key):
+    again, other = jax.jit(lambda k: init_params(Net, k))(key), init_params(
+        Net, jax.random.key(1)
+    )
+    for name in ("layers.0.kernel", "layers.1.kernel"):
+        np.testing.assert_array_equal(params[name], again[name])
+        assert (np.asarray(params[name]) != np.asarray(other[name])).all()
+
+
+def test_shapes_are_known_without_any_computation(key):
+    abstract = jax.eval_shape(lambda: init_params(Net, key))
+    assert {name: value.shape for name, value in abstract.items()} == SHAPES
+
+
+def test_the_function_equals_the_module(params, key, rng):
+    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    module = Net(nnx.Rngs(key))
+    expected = module(x, bias=0.5)
+    apply = make_apply(Net)
+    np.testing.assert_array_equal(apply(params, x, bias=0.5), expected)
+    # Compiled, sums may be fused in another order.
+    np.testing.assert_allclose(
+        jax.jit(lambda p, x: apply(p, x, bias=0.5))(params, x), expected, atol=1e-6
+    )
+
+
+def test_changed_parameters_change_the_result(params, rng):
+    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    apply = make_apply(Net)
+    doubled = params | {"scale": 2 * params["scale"]}
+    np.testing.assert_allclose(apply(doubled, x), 2 * apply(params, x), rtol=1e-6)
+
+
+def test_gradients_are_a_table_of_the_same_names(params):
+    apply = make_apply(Net)
+    gradients = jax.grad(lambda p: apply(p, jnp.ones((1, 3))).sum())(params)
+    assert {name: value.shape for name, value in gradients.items()} == SHAPES
+    assert np.abs(gradients["layers.0.kernel"]).max() > 0
+
+
+def test_missing_and_unknown_parameters_are_named(params):
+    apply = make_apply(Net)
+    missing = {k: v for k, v in params.items() if k != "norm.bias"}
+    with pytest.raises(ValueError, match=r"another model: norm\.bias$"):
+        apply(missing, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"another model: layers\.2\.bias$"):
+        apply(params | {"layers.2.bias": jnp.ones(2)}, jnp.ones((1, 3)))

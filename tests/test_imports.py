@@ -1,0 +1,176 @@
+"""Imports go one way: a room of the house may only use what lies below it."""
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 500
+
+_FOUNDATION = ("types", "console", "config", "checkpoint", "metrics", "sharding")
+_MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
+_COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.generator"}
+_PROGRAM = _COMPOSED | {"copymit.training", "copymit.evaluation", "configs"}
+# What each room may import besides itself; "copymit" stands for the foundation.
+ALLOWED: dict[str, set[str]] = {
+    "copymit": set(),
+    "copymit.data": {"copymit"},
+    "copymit.models": {"copymit"},
+    "copymit.diffusion": {"copymit"},
+    "copymit.mitigation": _MIDDLE,
+    "copymit.generator": _MIDDLE | {"copymit.mitigation"},
+    "copymit.training": _COMPOSED,
+    "copymit.evaluation": _COMPOSED,
+    "configs": set(),
+    "launch": {"configs"},
+    "train": _PROGRAM,
+    "evaluate": _PROGRAM,
+}
+
+
+def room_of(module: str) -> str | None:
+    """Returns the room of a module, or None for a module of someone else."""
+    parts = module.split(".")
+    if parts[0] != "copymit":
+        return parts[0] if parts[0] in ALLOWED else None
+    if len(parts) == 1 or parts[1] in _FOUNDATION:
+        return "copymit"
+    return ".".join(parts[:2])
+
+
+def imported_modules(module: str, is_package: bool, source: str) -> Iterator[str]:
+    """Yields every module that the source may import, also inside functions."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.rsplit(".", node.level - 1)[0]
+                base = f"{above}.{node.module}" if node.module else above
+            # The name may be a module itself: from copymit import sharding.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def arrows_back(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    """Lists the imports of a module that its room does not allow."""
+    room = room_of(module)
+    if room not in ALLOWED:
+        return [f"{module}: add its room to ALLOWED in tests/test_imports.py"]
+    found = []
+    for target in imported_modules(module, is_package, source):
+        other = room_of(target)
+        # `from copymit import __version__` is the root itself.
+        if other is not None and other not in ALLOWED and target.count(".") == 1:
+            other = "copymit"
+        if other is not None and other != room and other not in ALLOWED[room]:
+            found.append(f"{module} -> {target}")
+    return found
+
+
+def project_files() -> list[Path]:
+    folders = ("copymit", "configs", "launch", "benchmarks", "tests")
+    return [
+        ROOT / "train.py",
+        ROOT / "evaluate.py",
+        *(path for name in folders for path in sorted((ROOT / name).rglob("*.py"))),
+    ]
+
+
+def project_modules() -> dict[str, tuple[Path, bool]]:
+    """Maps the name of each module of the product to its file; tests are left out."""
+    modules = {}
+    for path in project_files():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] in ("tests", "benchmarks"):
+            continue
+        is_package = parts[-1] == "__init__"
+        modules[".".join(parts[:-1] if is_package else parts)] = (path, is_package)
+    return modules
+
+
+def test_every_import_points_down():
+    modules = project_modules()
+    assert {"copymit.training.loop", "copymit.sharding", "train"} <= modules.keys()
+    back = [
+        arrow
+        for module, (path, is_package) in modules.items()
+        for arrow in arrows_back(module, path.read_text(), is_package=is_package)
+    ]
+    assert not back, "\n".join(back)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = project_modules()
+    graph: dict[str, set[str]] = {}
+    for module, (path, is_package) in modules.items():
+        targets = set()
+        for name in imported_modules(module, is_package, path.read_text()):
+            # An imported function belongs to the module before the last dot.
+            for target in (name, name.rpartition(".")[0]):
+                if target in modules and target != module:
+                    targets.add(target)
+                    break
+        graph[module] = targets
+    assert graph["copymit.training.step"] >= {"copymit.training.state"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("copymit.data.sources", "from copymit.models.unet import UNetConfig"),
+        ("copymit.data.sources", "from copymit import diffusion"),
+        ("copymit.models.unet", "import copymit.diffusion.sampler as sampler"),
+        ("copymit.diffusion.sampler", "from ..data.images import decode_image"),
+        ("copymit.mitigation.prompts", "from copymit.generator import make_generate"),
+        ("copymit.generator", "from copymit.training import step"),
+        ("copymit.evaluation.run", "def f():\n    import copymit.training.loop"),
+        ("copymit.training.loop", "from copymit.evaluation import run"),
+        ("copymit.sharding", "from copymit.models.unet import UNetConfig"),
+        ("copymit.metrics", "from . import generator"),
+        ("copymit.training.loop", "import train"),
+        ("copymit.training.loop", "from configs import common"),
+        ("configs.demo", "from copymit.config import flatten"),
+        ("launch.tpu", "from copymit.sharding import make_mesh"),
+        ("train", "import evaluate"),
+    ],
+)
+def test_an_arrow_that_points_back_is_found(module, source):
+    (arrow,) = arrows_back(module, source)
+    assert arrow.startswith(f"{module} -> ")
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("copymit.data.sources", "from copymit.data.images import decode_image"),
+        ("copymit.data.sources", "from .images import decode_image"),
+        ("copymit.data.sources", "import numpy as np\nfrom jax import config"),
+        ("copymit.mitigation.prompts", "from copymit.data import captions"),
+        ("copymit.evaluation.run", "from copymit import __version__, generator"),
+        ("copymit.training.loop", "from copymit.checkpoint import save_checkpoint"),
+        ("configs.demo", "from configs import common"),
+        ("launch.sweep", "from configs import sweeps"),
+        ("train", "from copymit.training.loop import train"),
+    ],
+)
+def test_an_arrow_that_points_down_is_allowed(module, source):
+    assert arrows_back(module, source) == []
+
+
+def test_a_new_room_must_be_given_its_place():
+    assert "add its room" in arrows_back("copymit.attic.trunk", "")[0]
+
+
+def test_no_file_is_longer_than_a_person_reads():
+    lengths = {path: len(path.read_text().splitlines()) for path in project_files()}
+    assert not [path for path, lines in lengths.items() if lines > MAX_LINES]
+
+
+def test_no_file_is_a_drawer_of_odds_and_ends():
+    assert not [path for path in project_files() if path.stem in ("utils", "helpers")]
