@@ -33,8 +33,10 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.autoencoder = ConfigDict()
-    model.autoencoder.name = "space_to_depth"
-    model.autoencoder.patch_size = 2
+    model.autoencoder.name = "space_to_depth"  # space_to_depth | block_dct
+    model.autoencoder.patch_size = 2  # pixels to one side of a latent position
+    model.autoencoder.luminance = 6  # coefficients that block_dct keeps of the light
+    model.autoencoder.chrominance = 3  # and of each of the two colour differences
     model.autoencoder.scale = 1.0  # latents = (pixels - shift) * scale
     model.autoencoder.shift = 0.0
 

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.diffusion.beta_schedule = "cosine"
     config.diffusion.prediction_type = "v_prediction"
 
-    config.train.steps = 12
+    config.train.steps = 9
     config.train.batch_size = 8
     config.train.learning_rate = 2e-3
     config.train.learning_rate_schedule = "cosine"
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.train.ema_decay = 0.9
     config.train.log_every_steps = 1
     config.train.checkpoint_every_steps = 3
-    config.train.sample_every_steps = 12
+    config.train.sample_every_steps = 9
 
     config.eval.num_generations = 12
     config.eval.batch_size = 8

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from copymit.models.autoencoder import Autoencoder, SpaceToDepth
+from copymit.models.autoencoder import Autoencoder, BlockDCT, SpaceToDepth
 from copymit.models.functional import Params, init_params, make_apply
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
@@ -108,11 +108,20 @@ def make_autoencoder(config: ConfigDict) -> Autoencoder:
     Raises:
       ValueError: for an unknown name.
     """
-    if config.name != "space_to_depth":
-        raise ValueError(
-            f"model.autoencoder.name={config.name!r} is not known: use space_to_depth"
+    if config.name == "space_to_depth":
+        return SpaceToDepth(config.patch_size, config.scale, config.shift)
+    if config.name == "block_dct":
+        return BlockDCT(
+            config.patch_size,
+            config.luminance,
+            config.chrominance,
+            config.scale,
+            config.shift,
         )
-    return SpaceToDepth(config.patch_size, config.scale, config.shift)
+    raise ValueError(
+        f"model.autoencoder.name={config.name!r} is not known: use space_to_depth or "
+        "block_dct"
+    )
 
 
 def _make_module(module, config, dtype, rngs):

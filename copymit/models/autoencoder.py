@@ -3,6 +3,8 @@
 from typing import Protocol
 
 import jax
+import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float
 
 
@@ -46,20 +48,96 @@ class SpaceToDepth:
     ) -> Float[Array, "B h w c"]:
         """Moves squares of pixels into channels; `key` is unused: nothing is sampled."""
         del key
-        p = self.downsampling
-        B, H, W, C = pixel_values.shape
-        if H % p or W % p:
-            raise ValueError(
-                f"images of {H} x {W} pixels do not divide into patches of {p}: "
-                "make data.resolution a multiple of model.autoencoder.patch_size"
-            )
-        x = pixel_values.reshape(B, H // p, p, W // p, p, C)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // p, W // p, p * p * C)
-        return (x - self.shift) * self.scale
+        patches = _split_patches(pixel_values, self.downsampling)
+        return (patches - self.shift) * self.scale
 
     def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
         """Undoes `encode` exactly."""
-        p = self.downsampling
-        B, h, w, c = latents.shape
-        x = (latents / self.scale + self.shift).reshape(B, h, w, p, p, c // p**2)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * p, w * p, c // p**2)
+        patches = latents / self.scale + self.shift
+        return _join_patches(patches, self.downsampling)
+
+
+class BlockDCT:
+    """A fixed lossy autoencoder: the low frequencies of each square of pixels.
+
+    Like JPEG it keeps more of the luminance than of the colour. Without parameters, and
+    with a quarter of the pixels' numbers, it lets a small model learn in minutes what it
+    would need an hour for on pixels, and leaves no room for high-frequency noise.
+
+    Args:
+      patch_size: side of the square in pixels.
+      luminance, chrominance: coefficients kept of the sum of the colours and of each of
+        its two differences, the lowest frequencies first.
+      scale, shift: as in `SpaceToDepth`.
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        luminance: int,
+        chrominance: int,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ):
+        if not 1 <= max(luminance, chrominance) <= patch_size**2:
+            raise ValueError(
+                f"model.autoencoder keeps luminance={luminance} and chrominance="
+                f"{chrominance} coefficients of {patch_size**2}: keep fewer"
+            )
+        self.downsampling = patch_size
+        self.latent_channels = luminance + 2 * chrominance
+        self.scale = scale
+        self.shift = shift
+        self._basis, self._gain = _dct_basis(patch_size, luminance, chrominance)
+
+    def encode(
+        self, pixel_values: Float[Array, "B H W 3"], key: jax.Array | None = None
+    ) -> Float[Array, "B h w c"]:
+        """Transforms each square and keeps its low frequencies; `key` is unused."""
+        del key
+        patches = _split_patches(pixel_values - self.shift, self.downsampling)
+        return patches @ self._basis.T * (self._gain * self.scale)
+
+    def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
+        """Returns the pixels whose dropped frequencies are zero."""
+        patches = latents / (self._gain * self.scale) @ self._basis
+        return _join_patches(patches, self.downsampling) + self.shift
+
+
+def _dct_basis(
+    p: int, luminance: int, chrominance: int
+) -> tuple[Float[np.ndarray, "c D"], Float[np.ndarray, " c"]]:
+    """Builds orthonormal rows over (row, column, colour) and a gain for each.
+
+    The gain rises with the frequency, to make up for about half of the fall of the
+    amplitudes of images: coarse structure still comes first out of the noise.
+    """
+    space = scipy.fft.dct(np.eye(p), axis=0, norm="ortho")
+    colour = scipy.fft.dct(np.eye(3), axis=0, norm="ortho")
+    frequencies = sorted(np.ndindex(p, p), key=lambda uv: (sum(uv), uv))
+    rows, gains = [], []
+    for channel, count in enumerate((luminance, chrominance, chrominance)):
+        for u, v in frequencies[:count]:
+            row = np.einsum("i,j,c->ijc", space[u], space[v], colour[channel])
+            rows.append(row.ravel())
+            gains.append((1 + u + v) ** 0.8 * (1.0 if channel else 2 / 3))
+    return np.array(rows, np.float32), np.array(gains, np.float32)
+
+
+def _split_patches(
+    pixel_values: Float[Array, "B H W 3"], p: int
+) -> Float[Array, "B h w c"]:
+    B, H, W, C = pixel_values.shape
+    if H % p or W % p:
+        raise ValueError(
+            f"images of {H} x {W} pixels do not divide into patches of {p}: make "
+            "data.resolution a multiple of model.autoencoder.patch_size"
+        )
+    x = pixel_values.reshape(B, H // p, p, W // p, p, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // p, W // p, p * p * C)
+
+
+def _join_patches(patches: Float[Array, "B h w c"], p: int) -> Float[Array, "B H W 3"]:
+    B, h, w, c = patches.shape
+    x = patches.reshape(B, h, w, p, p, c // p**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * p, w * p, c // p**2)

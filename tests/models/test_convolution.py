@@ -1,5 +1,7 @@
 """Convolution as matrix products against XLA's own: values and both gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +21,11 @@ def _pad(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     ("height", "width", "kernel_size", "stride"),
     [
         (8, 8, 3, 1),  # 64 positions: unfolded
-        (4, 6, 3, 1),
-        (1, 1, 3, 1),  # only padding around
-        (5, 5, 5, 1),
+        (1, 1, 3, 1),  # padding all around
+        (3, 4, 5, 1),
         (8, 9, 3, 1),  # 72 positions: XLA forward, products for the kernel's gradient
-        (12, 7, 5, 1),
         (8, 8, 3, 2),
         (9, 8, 3, 2),
-        (8, 8, 1, 1),
         (10, 8, 1, 1),
         (8, 8, 1, 2),
         (8, 8, 4, 1),  # an even kernel changes the size: XLA's own
@@ -55,7 +54,7 @@ def test_values_and_gradients_equal_those_of_xla(height, width, kernel_size, str
             precision=jax.lax.Precision.HIGHEST,
         )
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def both(inputs, kernel):
         expected, pull_expected = jax.vjp(reference, inputs, kernel)
         actual, pull_actual = jax.vjp(ours, inputs, kernel)
