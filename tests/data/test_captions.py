@@ -62,7 +62,11 @@ def test_random_captions_use_all_tokens_evenly():
     caption = _make("random")
     ids = np.array(
         [
-            list(map(int, caption(OTHER._replace(example_id=f"{i}"), False, None).split()))
+            list(
+                map(
+                    int, caption(OTHER._replace(example_id=f"{i}"), False, None).split()
+                )
+            )
             for i in range(3000)
         ]
     )
@@ -100,7 +104,9 @@ def test_an_unknown_style_is_named_with_the_known_ones():
 
 
 def test_class_captions_need_classes():
-    with pytest.raises(ValueError, match=r"'class' needs classes.*one folder per class"):
+    with pytest.raises(
+        ValueError, match=r"'class' needs classes.*one folder per class"
+    ):
         _make("class", class_names=())
 
 

@@ -110,7 +110,9 @@ def test_partial_duplication_needs_several_captions_per_image(folder, captions):
         duplication="partial",
         duplicated_fraction=1.0,
     )
-    with pytest.raises(ValueError, match=r"1 have one: cat/0\.png\. Give more captions"):
+    with pytest.raises(
+        ValueError, match=r"1 have one: cat/0\.png\. Give more captions"
+    ):
         load_dataset(config, seed=0)
     config.classes = ("owl", "yak")
     dataset = load_dataset(config, seed=0)

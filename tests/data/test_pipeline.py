@@ -123,9 +123,7 @@ def test_processes_together_see_what_one_process_sees(make_draws, count, samplin
 def test_a_resumed_run_sees_the_rest_of_the_batches(make_draws, num_threads):
     whole = list(iterate_batches(make_draws(), 0, num_threads=num_threads))
     for first_step in (1, 5, 11):
-        tail = list(
-            iterate_batches(make_draws(), first_step, num_threads=num_threads)
-        )
+        tail = list(iterate_batches(make_draws(), first_step, num_threads=num_threads))
         assert len(tail) == 12 - first_step
         for actual, expected in zip(tail, whole[first_step:], strict=True):
             _assert_equal(actual, expected)
@@ -222,9 +220,7 @@ def test_a_setting_changes_nothing_else_that_is_random(make_draws):
                 one["input_ids"][kept], two["input_ids"][kept]
             )
         if "duplication" in changes:
-            np.testing.assert_array_equal(
-                one["input_ids"] == 0, two["input_ids"] == 0
-            )
+            np.testing.assert_array_equal(one["input_ids"] == 0, two["input_ids"] == 0)
 
 
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused(make_draws):

@@ -121,5 +121,7 @@ def test_weights_without_meaning_are_refused(weights):
 
 
 def test_an_unknown_sampling_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'shuffle' is not known.*epochs, replacement"):
+    with pytest.raises(
+        ValueError, match=r"'shuffle' is not known.*epochs, replacement"
+    ):
         make_schedule(WEIGHTS, "shuffle", seed=0)

@@ -68,7 +68,9 @@ def test_trailing_timesteps_start_in_pure_noise():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_more_steps_than_timesteps_are_refused(steps):
-    with pytest.raises(ValueError, match=rf"num_inference_steps={steps} .* 1 and .*1000"):
+    with pytest.raises(
+        ValueError, match=rf"num_inference_steps={steps} .* 1 and .*1000"
+    ):
         inference_timesteps(1000, steps)
 
 
@@ -80,7 +82,9 @@ def test_an_unknown_spacing_is_named_with_the_known_ones():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 7])
-def test_an_oracle_leads_back_to_its_image(prediction_type, beta_schedule, steps, noise):
+def test_an_oracle_leads_back_to_its_image(
+    prediction_type, beta_schedule, steps, noise
+):
     scheduler = make_noise_scheduler(beta_schedule, prediction_type)
     image = np.random.default_rng(1).uniform(-1, 1, noise.shape).astype(np.float32)
     alphas = jnp.asarray(scheduler.alphas_cumprod)

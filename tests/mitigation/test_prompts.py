@@ -25,7 +25,9 @@ def test_multiple_captions_draws_every_caption_equally_often(duplicated, rng):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("style", "text"), [("instance", "only"), ("fixed", "An image")])
+@pytest.mark.parametrize(
+    ("style", "text"), [("instance", "only"), ("fixed", "An image")]
+)
 def test_multiple_captions_leaves_a_single_caption_as_it_was(style, text):
     rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
     varied = multiple_captions(_caption(style))

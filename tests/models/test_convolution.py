@@ -34,15 +34,11 @@ def _pad(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
 def test_values_and_gradients_equal_those_of_xla(height, width, kernel_size, stride):
     rng = np.random.default_rng(0)
     inputs = jnp.asarray(rng.normal(size=(2, height, width, 5)), jnp.float32)
-    kernel = jnp.asarray(
-        rng.normal(size=(kernel_size, kernel_size, 5, 6)), jnp.float32
-    )
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 5, 6)), jnp.float32)
     strides, padding = (stride, stride), _pad(kernel_size)
 
     def ours(inputs, kernel):
-        return convolve(
-            inputs, kernel, strides, padding, dimension_numbers=DIMENSIONS
-        )
+        return convolve(inputs, kernel, strides, padding, dimension_numbers=DIMENSIONS)
 
     def reference(inputs, kernel):
         return jax.lax.conv_general_dilated(
@@ -82,9 +78,7 @@ def test_both_formulations_agree_on_one_size(monkeypatch):
     for limit in (36, 35):
         monkeypatch.setattr(convolution, "MAX_UNFOLDED_POSITIONS", limit)
         value, pull = jax.vjp(
-            lambda x, k: convolve(
-                x, k, (1, 1), _pad(3), dimension_numbers=DIMENSIONS
-            ),
+            lambda x, k: convolve(x, k, (1, 1), _pad(3), dimension_numbers=DIMENSIONS),
             inputs,
             kernel,
         )

@@ -44,8 +44,9 @@ def test_parameters_are_named_by_their_path(params):
 
 
 def test_parameters_are_a_pure_function_of_the_key(params, key):
-    again, other = jax.jit(lambda k: init_params(Net, k))(key), init_params(
-        Net, jax.random.key(1)
+    again, other = (
+        jax.jit(lambda k: init_params(Net, k))(key),
+        init_params(Net, jax.random.key(1)),
     )
     for name in ("layers.0.kernel", "layers.1.kernel"):
         np.testing.assert_array_equal(params[name], again[name])

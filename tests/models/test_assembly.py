@@ -1,0 +1,118 @@
+"""The networks of a run fit each other, and settings that do not fit are named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from copymit.models.assembly import make_autoencoder, make_model
+from copymit.models.autoencoder import SpaceToDepth
+
+RESOLUTION = 8
+
+
+def _config(**changes):
+    """The `model` section, as small as it gets; changes are dotted names."""
+    config = common.get_config().model
+    config.unet.block_out_channels = (8, 16)
+    config.unet.cross_attention = (False, True)
+    config.unet.norm_num_groups = 4
+    config.unet.num_attention_heads = 2
+    config.text_encoder.max_length = 6
+    config.text_encoder.hidden_size = 12
+    config.text_encoder.intermediate_size = 16
+    config.text_encoder.num_hidden_layers = 1
+    config.text_encoder.num_attention_heads = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(_config(), RESOLUTION, "float32")
+
+
+@pytest.fixture(scope="module")
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def test_latents_have_the_shape_that_the_autoencoder_gives_them(model):
+    pixels = jnp.zeros((1, RESOLUTION, RESOLUTION, 3))
+    latents = model.autoencoder.encode(pixels, jax.random.key(0))
+    assert latents.shape[1:] == model.latent_shape == (4, 4, 12)
+
+
+def test_parameters_are_two_flat_tables_of_float32(shapes):
+    assert shapes.keys() == {"unet", "text_encoder"}
+    assert shapes["unet"]["conv_in.kernel"].shape == (3, 3, 12, 8)
+    embedding = "text_model.embeddings.token_embedding.embedding"
+    assert shapes["text_encoder"][embedding].shape == (49_408, 12)
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_leads_to_a_prediction_of_the_latents_shape(dtype, shapes):
+    model = make_model(_config(), RESOLUTION, dtype)
+
+    def run(params, latents, timesteps, input_ids):
+        hidden_states = model.encode_text(params, input_ids)
+        return hidden_states, model.predict(params, latents, timesteps, hidden_states)
+
+    hidden_states, prediction = jax.eval_shape(
+        run,
+        shapes,
+        jax.ShapeDtypeStruct((3, *model.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((3,), jnp.int32),
+        jax.ShapeDtypeStruct((3, 6), jnp.int32),
+    )
+    assert hidden_states.shape == (3, 6, 12)
+    assert hidden_states.dtype == jnp.dtype(dtype)
+    assert prediction.shape == (3, *model.latent_shape)
+    assert prediction.dtype == jnp.float32  # whatever was computed in
+
+
+def test_captions_longer_than_clips_make_room_for_their_positions():
+    config = _config(**{"text_encoder.max_length": 100})
+    model = make_model(config, RESOLUTION, "float32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    positions = "text_model.embeddings.position_embedding.embedding"
+    assert shapes["text_encoder"][positions].shape == (100, 12)
+
+
+def test_parameters_of_another_model_are_named(model, shapes):
+    unet = dict(shapes["unet"])
+    del unet["conv_out.bias"]
+    inputs = (
+        jax.ShapeDtypeStruct((1, *model.latent_shape), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((1, 6, 12), jnp.float32),
+    )
+    with pytest.raises(ValueError, match=r"another model: conv_out\.bias"):
+        jax.eval_shape(model.predict, {"unet": unet}, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "resolution", "message"),
+    [
+        ({}, 9, r"data.resolution=9 must be a multiple of .* 2"),
+        ({"autoencoder.patch_size": 8}, 8, r"latents of 1 x 1 cannot be halved"),
+        ({"autoencoder.name": "vae"}, 8, r"model.autoencoder.name='vae' is not known"),
+        ({"unet.num_attention_heads": 3}, 8, r"16 channels cannot have 3 heads"),
+        ({"unet.norm_num_groups": 5}, 8, r"norm_num_groups=5 must divide"),
+        ({"text_encoder.num_attention_heads": 5}, 8, r"hidden_size 12 is not a mult"),
+        ({"text_encoder.hidden_act": "relu"}, 8, r"hidden_act 'relu' is unknown"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(changes, resolution, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(_config(**changes), resolution, "float32")
+
+
+def test_the_autoencoder_is_the_one_that_the_config_describes():
+    config = _config(**{"autoencoder.scale": 1.5, "autoencoder.shift": 0.5})
+    autoencoder = make_autoencoder(config.autoencoder)
+    assert isinstance(autoencoder, SpaceToDepth)
+    white = autoencoder.encode(jnp.ones((1, 2, 2, 3)))
+    np.testing.assert_array_equal(white, np.full((1, 1, 1, 12), 0.75))

@@ -1,0 +1,122 @@
+"""The same run on one device, on four, and on two processes of two devices each."""
+
+import json
+import shutil
+import socket
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import tiny
+from copymit.data.schedule import examples_of_step, make_schedule
+
+pytestmark = pytest.mark.slow
+
+KINDS = ("data", "fsdp", "processes")
+
+
+@pytest.fixture(scope="module")
+def on_devices(programs, finished, tmp_path_factory):
+    """Runs of every kind on four devices, with notes of the examples drawn."""
+    root = tmp_path_factory.mktemp("devices")
+
+    def start(kind, devices, *flags, note=""):
+        return programs.start(
+            "tests/programs/record_examples.py",
+            root / f"{kind}{note}.txt",
+            *programs.flags,
+            f"--workdir={root / kind}",
+            *flags,
+            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+        )
+
+    started = [start("data", 4), start("fsdp", 4, "--config.mesh.fsdp=2")]
+    for process in started:
+        programs.finish(process)
+    flags = [
+        "--config.mesh.fsdp=2",
+        "--config.train.keep_checkpoints=2",
+        f"--coordinator=127.0.0.1:{free_port()}",
+        "--num_processes=2",
+    ]
+    started = [
+        start("processes", 2, *flags, f"--process_id={i}", note=i) for i in range(2)
+    ]
+    for process in started:
+        programs.finish(process)
+    return root
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def drawn(path):
+    return np.array([json.loads(line) for line in path.read_text().splitlines()])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_examples_do_not_depend_on_devices_or_processes(kind, on_devices, finished):
+    table = pd.read_parquet(finished.workdir / "duplication.parquet")
+    config = tiny.get_config()
+    schedule = make_schedule(
+        table["weight"].to_numpy(), config.data.sampling, config.seed
+    )
+    expected = [
+        examples_of_step(schedule, step, config.train.batch_size)
+        for step in range(finished.last_step)
+    ]
+    parts = [drawn(path) for path in sorted(on_devices.glob(f"{kind}*.txt"))]
+    assert len(parts) == (2 if kind == "processes" else 1)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_does_not_depend_on_devices_or_processes(kind, on_devices, finished):
+    # Sums over a batch are taken in another order, 1e-7 each; Adam's division by small
+    # moments enlarges that a few hundred times within these steps.
+    expected = finished.losses()
+    found = type(finished)(on_devices / kind).losses()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.ptp(expected) > 1e-2  # or else every run would agree
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_two(
+    on_devices, programs, finished, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(on_devices / "processes", workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(finished.last_step))
+    said = programs.run("train.py", *programs.flags, f"--workdir={workdir}")
+    assert f"going on from step {finished.last_step - 3} of" in said
+    losses = type(finished)(workdir).losses()
+    np.testing.assert_allclose(losses, finished.losses(), rtol=1e-4)  # as above
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 5), (4, 4)])
+def test_an_image_does_not_depend_on_its_batch_or_the_devices(
+    devices, batch_size, programs, finished
+):
+    name = f"on{devices}"
+    programs.run(
+        "evaluate.py",
+        f"--workdir={finished.workdir}",
+        f"--name={name}",
+        "--stages=generate",
+        "--config=configs/tiny.py",
+        f"--config.eval.batch_size={batch_size}",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+    )
+    found, expected = finished.pictures(name), finished.pictures()
+    assert found.keys() == expected.keys()
+    for file, image in expected.items():
+        # Products of other shapes sum in another order; a value at the edge between two
+        # grey levels may then round to the other one.
+        difference = np.abs(image.astype(int) - found[file])
+        assert difference.max() <= 1, file
+        assert (difference > 0).mean() < 0.01, file
+    assert len({image.tobytes() for image in expected.values()}) == len(expected)

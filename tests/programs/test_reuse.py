@@ -1,0 +1,146 @@
+"""What an evaluation does again, and what not; stages alone; folders of anyone."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from configs import tiny
+from copymit.evaluation.run import evaluate
+from copymit.evaluation.stages import STAGES
+from copymit.evaluation.subject import open_folders, open_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiles_as_programs")]
+
+
+def open_with(run, **changes):
+    """Opens a run with some settings of the `eval` section changed."""
+    config = tiny.get_config().eval
+    for key, value in changes.items():
+        config[key] = value
+    return open_run(run.workdir, config, None)
+
+
+def times(folder):
+    """When each file was written, but for the page, which is always made anew."""
+    return {
+        path: path.stat().st_mtime_ns
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in ("report.html", "stages.json")
+        and path.parent.name != "figures"
+    }
+
+
+def test_a_second_evaluation_reuses_what_the_first_one_made(finished):
+    before = times(finished.out)
+    evaluate(open_run(finished.workdir, None, None))
+    assert times(finished.out) == before
+    # No image depends on these, so neither may cost a generation.
+    evaluate(open_with(finished, gallery_size=2, batch_size=3))
+    assert times(finished.out) == before
+
+
+def test_a_changed_setting_repeats_its_stage_and_the_later_ones(copied):
+    before = times(copied.out)
+    evaluate(open_with(copied, num_neighbors=3))
+    after = times(copied.out)
+    changed = [p for p in after if after[p] != before.get(p)]
+    top = {p.relative_to(copied.out).parts[0] for p in changed}
+    assert top == {"matches.parquet", "matches", "scores.json"}
+    assert set(pd.read_parquet(copied.out / "matches.parquet")["rank"]) == {0, 1, 2}
+
+
+def test_generations_of_other_settings_are_removed(copied):
+    before = copied.pictures()
+    evaluate(open_with(copied, num_generations=10))
+    after = copied.pictures()
+    assert (len(before), len(after)) == (12, 10)
+    # Image k is the same picture however many are asked for.
+    for name, image in after.items():
+        np.testing.assert_array_equal(image, before[name])
+    scores = json.loads((copied.out / "scores.json").read_text())
+    assert scores["num_generations"] == 10
+
+
+def test_an_artefact_that_was_removed_is_made_again(copied):
+    before = copied.pictures()
+    (copied.out / "generations" / "000004.png").unlink()
+    (copied.out / "matches.parquet").unlink()
+    evaluate(open_run(copied.workdir, None, None))
+    after = copied.pictures()
+    assert before.keys() == after.keys()
+    # The other images took part in its batch before, and did not now.
+    for name, image in after.items():
+        np.testing.assert_array_equal(image, before[name])
+    assert (copied.out / "matches.parquet").exists()
+
+
+def test_a_stage_whose_inputs_are_missing_names_the_stage_that_makes_them(copied):
+    for stage in STAGES[1:]:
+        with pytest.raises(ValueError, match=rf"{stage} stage needs .* generate stage"):
+            evaluate(open_run(copied.workdir, None, "other"), [stage])
+    shutil.rmtree(copied.out / "embeddings")
+    with pytest.raises(ValueError, match=r"run\s+--stages=embed,score"):
+        evaluate(open_run(copied.workdir, None, None), ["score"])
+
+
+def test_a_stage_refuses_inputs_of_other_settings(copied):
+    before = times(copied.out)
+    with pytest.raises(ValueError, match=r"report stage needs .* generate stage"):
+        evaluate(open_with(copied, num_generations=10), ["report"])
+    with pytest.raises(ValueError, match=r"score stage needs .* search stage"):
+        evaluate(open_with(copied, num_neighbors=3), ["score"])
+    assert times(copied.out) == before
+
+
+def test_stages_run_alone_in_several_calls(copied):
+    scores = (copied.out / "scores.json").read_text()
+    shutil.rmtree(copied.out)
+    for stage in STAGES:
+        evaluate(open_run(copied.workdir, None, None), [stage])
+    assert (copied.out / "report.html").exists()
+    assert (copied.out / "scores.json").read_text() == scores
+
+
+def test_two_runs_are_shown_side_by_side(copied, finished):
+    subject = open_run(copied.workdir, None, None)
+    evaluate(subject)
+    alone = (copied.out / "report.html").read_text()
+    evaluate(subject, compared=[open_run(finished.workdir, None, None)])
+    assert (copied.out / "figures" / "comparison.png").exists()
+    title = "full duplication x4"
+    assert (copied.out / "report.html").read_text().count(title) > alone.count(title)
+
+
+def test_copies_are_found_in_folders_of_anyone(finished, tmp_path):
+    made, trained = tmp_path / "made", tmp_path / "trained"
+    made.mkdir()
+    trained.mkdir()
+    images = open_run(finished.workdir, None, None).references
+    for i in range(12):
+        picture = Image.fromarray(images.read(i))
+        picture.save(trained / f"{i}.png")
+        # The copies come in another order and under other names.
+        picture.save(made / f"copy {11 - i:02d}.png")
+
+    def open_both():
+        audit, config = tmp_path / "audit", tiny.get_config().eval
+        return open_folders(str(made), str(trained), audit, config, None)
+
+    out = evaluate(open_both())
+    scores = json.loads((out / "scores.json").read_text())
+    for key in ("similarity_mean", "dataset_similarity", "pixels_similarity_mean"):
+        assert scores[key] == pytest.approx(1, abs=1e-5), key
+    assert scores["background_dataset_similarity"] < 0.99
+    # Distances of sets that differ are in the hundreds; the features are float32.
+    assert abs(scores["fd_efficientnet_lite0"]) < 1e-3
+    for row in pd.read_parquet(out / "matches.parquet").query("rank == 0").itertuples():
+        assert row.reference == f"{11 - int(row.generation[5:7])}.png"
+    # A folder that changed must be embedded anew.
+    (made / "copy 00.png").unlink()
+    with pytest.raises(ValueError, match="needs what the embed stage makes"):
+        evaluate(open_both(), ["report"])

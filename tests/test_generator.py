@@ -1,0 +1,140 @@
+"""An image depends on its caption, seed and id, and on nothing else."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.generator import SamplingOptions, make_generate, sampling_options
+from copymit.models.assembly import make_model
+
+RESOLUTION, LENGTH = 8, 5
+OPTIONS = SamplingOptions(
+    seed=0,
+    num_inference_steps=3,
+    guidance_scale=2.0,
+    timestep_spacing="trailing",
+    clip_latents=None,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = common.get_config().model
+    config.unet.block_out_channels = (8,)
+    config.unet.cross_attention = (True,)
+    config.unet.norm_num_groups = 4
+    config.unet.num_attention_heads = 2
+    config.text_encoder.hidden_size = 8
+    config.text_encoder.intermediate_size = 8
+    config.text_encoder.num_hidden_layers = 1
+    config.text_encoder.num_attention_heads = 2
+    return make_model(config, RESOLUTION, "float32")
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    """Weights at which noise and text both matter; fresh ones predict zero."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes
+    )
+
+
+@pytest.fixture(scope="module")
+def make_images(model, params):
+    """Compiles the generator of some options once."""
+    noise_scheduler = make_noise_scheduler("cosine", "v_prediction")
+    compiled = {}
+
+    def make(input_ids, image_ids, **changes) -> np.ndarray:
+        options = OPTIONS._replace(**changes)
+        if options not in compiled:
+            compiled[options] = make_generate(
+                model, noise_scheduler, options, np.zeros(LENGTH, np.int32)
+            )
+        ids = np.asarray(image_ids, np.int32)
+        return np.asarray(compiled[options](params, input_ids, ids)).astype(int)
+
+    return make
+
+
+CAPTIONS = np.random.default_rng(1).integers(1, 49_000, (4, LENGTH)).astype(np.int32)
+IDS = np.array([3, 0, 7, 1000])
+
+
+@pytest.fixture(scope="module")
+def batch(make_images):
+    return make_images(CAPTIONS, IDS)
+
+
+def test_images_are_bytes_of_the_configured_size_and_not_flat(batch):
+    assert batch.shape == (4, RESOLUTION, RESOLUTION, 3)
+    assert batch.min() >= 0
+    assert batch.max() <= 255
+    assert batch.std(axis=(1, 2, 3)).min() > 10
+
+
+def test_the_same_seed_gives_the_same_images(make_images, batch):
+    np.testing.assert_array_equal(make_images(CAPTIONS, IDS), batch)
+
+
+def test_an_image_does_not_depend_on_its_place_in_the_batch(make_images, batch):
+    order = np.array([2, 0, 3, 1])
+    permuted = make_images(CAPTIONS[order], IDS[order])
+    # Rows of one compiled function differ at most in the order of float32 sums,
+    # which a pixel value halfway between two bytes can show.
+    assert np.abs(permuted - batch[order]).max() <= 1
+
+
+def test_an_image_does_not_depend_on_the_size_of_the_batch(make_images, batch):
+    for i in range(4):
+        (alone,) = make_images(CAPTIONS[i : i + 1], IDS[i : i + 1])
+        # Another batch size is another program, with float32 sums in another order.
+        assert np.abs(alone - batch[i]).max() <= 1
+
+
+def test_an_image_does_not_depend_on_its_neighbours(make_images, batch):
+    captions, ids = CAPTIONS.copy(), IDS.copy()
+    captions[1:], ids[1:] = captions[1:] + 1, ids[1:] + 1
+    changed = make_images(captions, ids)
+    assert np.abs(changed[0] - batch[0]).max() <= 1
+    assert (np.abs(changed[1:] - batch[1:]).max(axis=(1, 2, 3)) > 10).all()
+
+
+def test_another_id_seed_or_caption_gives_another_image(make_images, batch):
+    one = (CAPTIONS[:1], IDS[:1])
+    for other in (
+        make_images(CAPTIONS[:1], IDS[:1] + 1),
+        make_images(*one, seed=1),
+        make_images(CAPTIONS[1:2], IDS[:1]),
+    ):
+        assert np.abs(other[0] - batch[0]).max() > 10
+
+
+def test_options_come_from_the_eval_section():
+    config = common.get_config().eval
+    config.clip_latents = 1.5
+    config.guidance_scale = 3.0
+    assert sampling_options(config) == SamplingOptions(0, 50, 3.0, "leading", 1.5)
+    config.clip_latents = 0.0
+    assert sampling_options(config).clip_latents is None
+
+
+def test_an_unknown_sampler_is_named():
+    config = common.get_config().eval
+    config.sampler = "plms"
+    with pytest.raises(ValueError, match=r"eval.sampler='plms' is not known: use ddim"):
+        sampling_options(config)
+
+
+def test_too_many_steps_are_refused_before_anything_is_compiled(model):
+    with pytest.raises(ValueError, match=r"num_inference_steps=1001"):
+        make_generate(
+            model,
+            make_noise_scheduler(),
+            OPTIONS._replace(num_inference_steps=1001),
+            np.zeros(LENGTH, np.int32),
+        )

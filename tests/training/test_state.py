@@ -1,0 +1,105 @@
+"""The learning rate, the optimizer and the state against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from copymit.models.assembly import make_model
+from copymit.sharding import make_mesh
+from copymit.training.state import (
+    abstract_state,
+    init_state,
+    make_learning_rate,
+    make_optimizer,
+)
+from copymit.training.step import _update_ema
+
+
+@pytest.fixture
+def config():
+    return tiny.get_config()
+
+
+def test_the_learning_rate_rises_evenly_and_then_stays(config):
+    config.train.update(steps=100, warmup_steps=10, learning_rate=0.5)
+    config.train.learning_rate_schedule = "constant"
+    rate = make_learning_rate(config.train)
+    rates = [float(rate(step)) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], 0.05 * np.arange(1, 11), rtol=1e-6)
+    np.testing.assert_allclose(rates[10:], 0.5)
+
+
+def test_the_cosine_schedule_falls_from_the_peak_to_zero(config):
+    config.train.update(steps=110, warmup_steps=10, learning_rate=2.0)
+    config.train.learning_rate_schedule = "cosine"
+    rate = make_learning_rate(config.train)
+    halfway, end = float(rate(60)), float(rate(110))
+    assert float(rate(10)) == pytest.approx(2.0)
+    assert halfway == pytest.approx(1.0, rel=1e-5)
+    assert end == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_unknown_schedule_is_named(config):
+    config.train.learning_rate_schedule = "triangle"
+    with pytest.raises(ValueError, match=r"'triangle' is not known: use constant or"):
+        make_learning_rate(config.train)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(config):
+    config.train.update(steps=5, warmup_steps=6)
+    with pytest.raises(ValueError, match=r"warmup_steps=6 .* train.steps=5"):
+        make_learning_rate(config.train)
+
+
+def test_the_first_update_is_adamw_of_the_clipped_gradient(config):
+    config.train.update(
+        steps=10, warmup_steps=0, learning_rate=0.1, weight_decay=0.01, max_grad_norm=1.0
+    )
+    config.train.learning_rate_schedule = "constant"
+    optimizer = make_optimizer(config.train)
+    params = {"w": jnp.array([1.0, -2.0])}
+    updates, _ = optimizer.update(
+        {"w": jnp.array([30.0, -40.0])}, optimizer.init(params), params
+    )
+    # After bias correction the first step of Adam is the sign of the gradient.
+    expected = -0.1 * (np.array([1.0, -1.0]) + 0.01 * np.array([1.0, -2.0]))
+    np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def test_the_moving_average_is_warmed_up(config):
+    mesh = make_mesh()
+    model = make_model(config.model, config.data.resolution, "float32")
+    state = init_state(model, make_optimizer(config.train), config, mesh)
+    state = state._replace(ema={"unet": {"w": jnp.zeros(())}})
+    params = {"unet": {"w": jnp.ones(())}}
+    first = _update_ema(state, params, 0.9)
+    # Step 0 keeps (1 + 0) / (10 + 0) of the old average.
+    assert float(first["unet"]["w"]) == pytest.approx(0.9)
+    late = state._replace(step=jnp.asarray(10_000))
+    assert float(_update_ema(late, params, 0.9)["unet"]["w"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_text_encoder_is_trained_or_frozen_by_config(config, trained):
+    config.model.text_encoder.train = trained
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer = make_optimizer(config.train)
+    state = abstract_state(model, optimizer, config, make_mesh())
+    assert ("text_encoder" in state.params) is trained
+    assert ("text_encoder" in state.frozen) is not trained
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert len(moments) == 2 * len(jax.tree.leaves(state.params))
+
+
+def test_the_same_seed_gives_the_same_parameters_and_another_seed_others(config):
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    name = "conv_in.kernel"
+    first = init_state(model, optimizer, config, mesh).params["unet"][name]
+    again = init_state(model, optimizer, config, mesh).params["unet"][name]
+    config.seed += 1
+    other = init_state(model, optimizer, config, mesh).params["unet"][name]
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
