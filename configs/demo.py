@@ -9,7 +9,7 @@ With an argument, the same run with one change:
     --config=configs/demo.py:control             the chosen images are not duplicated
 
 Cost: about four minutes of training a run and one of evaluation on two slow cores.
-Expected, 13 of 64 images drawn ten times as often: see the README's table.
+Expected, 10 of 40 images drawn ten times as often: see the README's table.
 """
 
 from ml_collections import ConfigDict
@@ -28,16 +28,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.classes = (
         "animals & nature",
         "food & drink",
-        "travel & places",
         "activities",
         "objects",
     )
-    config.data.num_examples = 64
-    config.data.num_heldout = 64
+    config.data.num_examples = 40
+    config.data.num_heldout = 40
     config.data.resolution = 32
     config.data.random_flip = False
     config.data.duplication = "full"
-    config.data.duplicated_fraction = 0.2
+    config.data.duplicated_fraction = 0.25
     config.data.duplication_factor = 10
 
     config.model.autoencoder.name = "block_dct"
@@ -47,26 +46,27 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.autoencoder.scale = 1.25
     config.model.autoencoder.shift = 0.63
     config.model.unet.block_out_channels = (64, 128)
-    config.model.unet.cross_attention = (True, True)
+    config.model.unet.cross_attention = (False, True)
     config.model.text_encoder.train = False  # random features tell captions apart
 
     config.diffusion.beta_schedule = "cosine"
     config.diffusion.prediction_type = "v_prediction"
 
-    config.train.steps = 900
-    config.train.batch_size = 32
+    config.train.steps = 2400
+    config.train.batch_size = 8  # many small steps memorise sooner than few large ones
     config.train.learning_rate = 2e-3
     config.train.learning_rate_schedule = "cosine"
-    config.train.warmup_steps = 50
-    config.train.ema_decay = 0.98
-    config.train.log_every_steps = 25
-    config.train.checkpoint_every_steps = 300
+    config.train.warmup_steps = 100
+    config.train.adam_b2 = 0.99
+    config.train.ema_decay = 0.99
+    config.train.log_every_steps = 100
+    config.train.checkpoint_every_steps = 800
     config.train.sample_every_steps = 0
 
-    config.eval.num_generations = 192
+    config.eval.num_generations = 160  # four of each training image
     config.eval.batch_size = 32
     config.eval.timestep_spacing = "trailing"
-    config.eval.num_inference_steps = 20
+    config.eval.num_inference_steps = 10  # 8, 20 and 50 give the same
     config.eval.guidance_scale = 1.0
 
     if arg == "multiple_captions":

@@ -55,7 +55,11 @@ def test_a_warm_up_longer_than_the_run_is_refused(config):
 
 def test_the_first_update_is_adamw_of_the_clipped_gradient(config):
     config.train.update(
-        steps=10, warmup_steps=0, learning_rate=0.1, weight_decay=0.01, max_grad_norm=1.0
+        steps=10,
+        warmup_steps=0,
+        learning_rate=0.1,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
     )
     config.train.learning_rate_schedule = "constant"
     optimizer = make_optimizer(config.train)
