@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
-from copymit.models.autoencoder import SpaceToDepth
+from copymit.models.autoencoder import BlockDCT, SpaceToDepth
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 3])
@@ -47,3 +48,41 @@ def test_images_that_do_not_divide_into_patches_are_refused(height, width):
         ValueError, match=rf"{height} x {width} pixels .* patches of 2: make data.resol"
     ):
         SpaceToDepth(2).encode(jnp.zeros((1, height, width, 3)))
+
+
+def test_block_dct_with_all_coefficients_is_lossless():
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
+    autoencoder = BlockDCT(4, luminance=16, chrominance=16, scale=1.25, shift=0.6)
+    latents = autoencoder.encode(jnp.asarray(pixels))
+    assert latents.shape == (2, 2, 3, 48)
+    # float32 rounding of two products with a basis of 48.
+    np.testing.assert_allclose(autoencoder.decode(latents), pixels, atol=1e-5)
+
+
+def test_block_dct_takes_the_coefficients_that_scipy_computes():
+    patch = np.random.default_rng(1).uniform(-1, 1, (4, 4, 3)).astype(np.float32)
+    coefficients = scipy.fft.dctn(patch, norm="ortho")
+    latents = BlockDCT(4, luminance=3, chrominance=1).encode(jnp.asarray(patch[None]))
+    latents = latents[0, 0, 0]
+    expected = [
+        coefficients[0, 0, 0] * 2 / 3,
+        coefficients[0, 1, 0] * 2**0.8 * 2 / 3,
+        coefficients[1, 0, 0] * 2**0.8 * 2 / 3,
+        coefficients[0, 0, 1],
+        coefficients[0, 0, 2],
+    ]
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_block_dct_drops_only_what_it_says():
+    pixels = np.random.default_rng(2).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
+    autoencoder = BlockDCT(4, luminance=10, chrominance=3, scale=0.7, shift=0.1)
+    once = autoencoder.decode(autoencoder.encode(jnp.asarray(pixels)))
+    twice = autoencoder.decode(autoencoder.encode(once))
+    assert float(np.abs(once - pixels).max()) > 0.1
+    np.testing.assert_allclose(twice, once, atol=1e-5)
+
+
+def test_block_dct_refuses_more_coefficients_than_there_are():
+    with pytest.raises(ValueError, match=r"luminance=17 .* of 16: keep fewer"):
+        BlockDCT(4, luminance=17, chrominance=1)
