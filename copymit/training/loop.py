@@ -65,7 +65,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
     optimizer = make_optimizer(config.train)
-    abstract = abstract_state(model, optimizer, config, mesh)
 
     # 2. Data.
     dataset = load_dataset(config.data, config.seed)
@@ -77,6 +76,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
     _write_duplication(workdir, dataset)
 
     # 4. State: the newest checkpoint, or a new one.
+    abstract = abstract_state(model, optimizer, config, mesh)
     checkpoints = open_checkpoints(workdir, keep=config.train.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
     if first_step:

@@ -129,22 +129,3 @@ def test_the_report_stands_alone(finished):
     assert not re.search(r"""(src|href)=["']?https?:""", page)
     figures = {path.name for path in (finished.out / "figures").iterdir()}
     assert {"histogram.png", "loss.png"} <= figures
-
-
-@pytest.mark.parametrize(
-    ("program", "flags"),
-    [
-        ("train.py", ["--config", "--workdir", "--coordinator", "--process_id"]),
-        (
-            "evaluate.py",
-            ["--workdir", "--stages", "--generations", "--references", "--compare"],
-        ),
-    ],
-)
-def test_help_shows_examples_and_the_flags(program, flags, programs):
-    # absl ends --help with 1, as it does for any line that it cannot run.
-    said = programs.finish(programs.start(program, "--help"), code=1)
-    assert f"python {program} --" in said
-    assert "configs/common.py" in said
-    for flag in flags:
-        assert re.search(rf"^ *{flag}:", said, re.MULTILINE), flag

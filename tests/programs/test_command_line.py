@@ -1,0 +1,57 @@
+"""The command line of both programs: help, and mistakes in one line each."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("train.py", ["--config", "--workdir", "--coordinator", "--process_id"]),
+        (
+            "evaluate.py",
+            ["--workdir", "--stages", "--generations", "--references", "--compare"],
+        ),
+    ],
+)
+def test_help_shows_examples_and_the_flags(program, flags, programs):
+    # absl ends --help with 1, as it does for any line that it cannot run.
+    said = programs.finish(programs.start(program, "--help"), code=1)
+    assert f"python {program} --" in said
+    assert "configs/common.py" in said
+    for flag in flags:
+        assert re.search(rf"^ *{flag}:", said, re.MULTILINE), flag
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--config=configs/tiny.py", "--config.train.stepz=1"],
+            "error: unknown setting 'stepz'. Did you mean \"steps\"",
+        ),
+        (["--config=configs/absent.py", "--config.seed=1"], "configs/absent.py"),
+        (
+            ["--config=configs/tiny.py", "--config.data.source=absent"],
+            "error: no folder 'absent'",
+        ),
+    ],
+)
+def test_a_mistake_of_the_settings_is_explained_without_a_trace(
+    flags, expected, programs, tmp_path
+):
+    workdir = tmp_path / "run"
+    command = ["train.py", *flags, f"--workdir={workdir}"]
+    said = programs.finish(programs.start(*command), code=1)
+    assert expected in said
+    assert "Traceback" not in said
+    assert not workdir.exists()
+
+
+def test_generations_without_references_are_refused(programs, tmp_path):
+    flags = [f"--workdir={tmp_path}", f"--generations={tmp_path}"]
+    said = programs.finish(programs.start("evaluate.py", *flags), code=1)
+    assert "--generations and --references belong together" in said
