@@ -10,18 +10,19 @@ from absl import logging as absl_logging
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Shows copymit's own messages; those of the libraries only if they warn."""
+    """Shows copymit's own messages; those of the libraries only if they are errors.
+
+    Orbax warns of things that are as they should be (a read-only directory).
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     # absl has put its own handler there, with lines for debugging.
     logging.getLogger().handlers = [handler]
     logging.getLogger("copymit").setLevel(logging.INFO)
-    level = logging.INFO if verbose else logging.WARNING
+    level = logging.INFO if verbose else logging.ERROR
     for library in ("jax", "orbax", "grain"):
         logging.getLogger(library).setLevel(level)
-    absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.WARNING)
-    # jax says at every start that it looked for a TPU and found none.
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.ERROR)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
