@@ -63,8 +63,9 @@ def restore_checkpoint(
         that differ.
     """
     wanted = {k: v for k, v in items.items() if v}
-    for name in wanted.keys() & {"params", "ema"}:
-        _check_same_model(manager, step, name, wanted[name])
+    for name in ("params", "ema"):  # always in this order: the first fault is named
+        if name in wanted:
+            _check_same_model(manager, step, name, wanted[name])
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
@@ -76,6 +77,12 @@ def restore_checkpoint(
 
 def _check_same_model(manager, step: int, item: str, wanted) -> None:
     directory = manager.directory / str(step) / item
+    if not directory.exists():
+        raise ValueError(
+            f"{directory} is missing: the checkpoint was made by another config than "
+            "this one (with another train.ema_decay?). Use the config that it was "
+            "trained with, or another --workdir"
+        )
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata.tree
 

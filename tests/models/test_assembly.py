@@ -15,8 +15,8 @@ RESOLUTION = 8
 def _config(**changes):
     """The `model` section, as small as it gets; changes are dotted names."""
     config = common.get_config().model
-    config.unet.block_out_channels = (8, 16)
-    config.unet.cross_attention = (False, True)
+    config.unet.block_out_channels = (8,)
+    config.unet.cross_attention = (True,)
     config.unet.norm_num_groups = 4
     config.unet.num_attention_heads = 2
     config.text_encoder.max_length = 6
@@ -97,9 +97,17 @@ def test_parameters_of_another_model_are_named(model, shapes):
     ("changes", "resolution", "message"),
     [
         ({}, 9, r"data.resolution=9 must be a multiple of .* 2"),
-        ({"autoencoder.patch_size": 8}, 8, r"latents of 1 x 1 cannot be halved"),
+        (
+            {
+                "autoencoder.patch_size": 8,
+                "unet.block_out_channels": (8, 8),
+                "unet.cross_attention": (False, True),
+            },
+            8,
+            r"latents of 1 x 1 cannot be halved",
+        ),
         ({"autoencoder.name": "vae"}, 8, r"model.autoencoder.name='vae' is not known"),
-        ({"unet.num_attention_heads": 3}, 8, r"16 channels cannot have 3 heads"),
+        ({"unet.num_attention_heads": 3}, 8, r"8 channels cannot have 3 heads"),
         ({"unet.norm_num_groups": 5}, 8, r"norm_num_groups=5 must divide"),
         ({"text_encoder.num_attention_heads": 5}, 8, r"hidden_size 12 is not a mult"),
         ({"text_encoder.hidden_act": "relu"}, 8, r"hidden_act 'relu' is unknown"),
