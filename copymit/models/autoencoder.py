@@ -79,10 +79,12 @@ class BlockDCT:
         scale: float = 1.0,
         shift: float = 0.0,
     ):
-        if not 1 <= max(luminance, chrominance) <= patch_size**2:
+        counts = (luminance, chrominance)
+        if min(counts) < 1 or max(counts) > patch_size**2:
             raise ValueError(
                 f"model.autoencoder keeps luminance={luminance} and chrominance="
-                f"{chrominance} coefficients of {patch_size**2}: keep fewer"
+                f"{chrominance} coefficients of {patch_size**2}: keep fewer, and at "
+                "least 1 of each"
             )
         self.downsampling = patch_size
         self.latent_channels = luminance + 2 * chrominance
