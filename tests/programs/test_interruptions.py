@@ -91,6 +91,7 @@ def test_a_diverging_run_names_the_step_and_the_last_good_checkpoint(
     config.model.autoencoder.patch_size = 8
     config.model.unet.block_out_channels = (8,)
     config.model.unet.cross_attention = (False,)
+    config.train.ema_decay = 0.0
     config.train.checkpoint_every_steps = 2
     config.train.log_every_steps = 2
     config.train.sample_every_steps = 0
