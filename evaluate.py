@@ -9,6 +9,10 @@ Any folder of generations against any folder of training images:
 
     python evaluate.py --workdir=runs/audit --generations=DIR --references=DIR
 
+Any published model, or folder in diffusers' layout, against the data of a config:
+
+    python evaluate.py --workdir=runs/audit --config=configs/laion10k.py --model=2-1
+
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
 Run again, finished stages whose inputs did not change are reused. With --config, its
 `eval` section takes the place of the one that the run started with; configs/common.py
@@ -23,7 +27,7 @@ from configs import common
 from copymit.console import explain_bad_input, parse_flags, set_up_logging
 from copymit.evaluation.run import evaluate
 from copymit.evaluation.stages import STAGES
-from copymit.evaluation.subject import Subject, open_folders, open_run
+from copymit.evaluation.subject import Subject, open_folders, open_model, open_run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings; only the `eval` section is used."
@@ -37,6 +41,9 @@ _NAME = flags.DEFINE_string(
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
 _GENERATIONS = flags.DEFINE_string("generations", None, "Folder of generated images.")
 _REFERENCES = flags.DEFINE_string("references", None, "Folder of training images.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Base model's name, diffusers folder or hub id to generate with."
+)
 _COMPARE = flags.DEFINE_list(
     "compare", [], "Working directories of evaluated runs to show beside this one."
 )
@@ -50,6 +57,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         raise app.UsageError("--generations and --references belong together")
+    if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
+        raise app.UsageError("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
     with explain_bad_input(_DEBUG.value):
         subject = _open_subject()
@@ -61,6 +70,8 @@ def main(argv: list[str]) -> None:
 
 def _open_subject() -> Subject:
     config = _CONFIG.value
+    if _MODEL.value:
+        return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
         return open_run(_WORKDIR.value, config.eval if config else None, _NAME.value)
     return open_folders(

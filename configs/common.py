@@ -28,17 +28,44 @@ def get_config() -> ConfigDict:
     data.duplicated_fraction = 0.05  # share of the images that is duplicated
     data.duplication_factor = 5  # how many times likelier those are drawn
     data.sampling = "epochs"  # epochs (without replacement) | replacement
+    data.cache_latents = False  # encode every image once, before training
+    data.cache_embeddings = False  # and every caption, where the text encoder is frozen
     data.num_threads = 2  # Grain reader threads per process
     data.num_workers = 0  # Grain worker processes per process; 0 = threads only
 
     config.model = model = ConfigDict()
+    # Weights to start from: a base model's name (python -m copymit.pretrained), a folder
+    # or gs:// folder in diffusers' layout, or a hub id; "" = random. Sizes, noise
+    # schedule and prediction type are then the checkpoint's, whatever is set here.
+    model.pretrained = ""
+    model.from_scratch = ()  # networks of it that start at random: unet, text_encoder
+
     model.autoencoder = ConfigDict()
-    model.autoencoder.name = "space_to_depth"  # space_to_depth | block_dct
+    model.autoencoder.name = "space_to_depth"  # space_to_depth | block_dct | kl | tiny
     model.autoencoder.patch_size = 2  # pixels to one side of a latent position
     model.autoencoder.luminance = 6  # coefficients that block_dct keeps of the light
     model.autoencoder.chrominance = 3  # and of each of the two colour differences
     model.autoencoder.scale = 1.0  # latents = (pixels - shift) * scale
     model.autoencoder.shift = 0.0
+    model.autoencoder.kl = kl = ConfigDict()  # the VAE of Stable Diffusion
+    kl.latent_channels = 4
+    kl.block_out_channels = (128, 256, 512, 512)
+    kl.layers_per_block = 2
+    kl.norm_num_groups = 32
+    kl.scaling_factor = 0.18215
+    kl.shift_factor = 0.0
+    kl.use_quant_conv = True
+    kl.use_post_quant_conv = True
+    kl.mid_block_add_attention = True
+    model.autoencoder.tiny = tiny = ConfigDict()  # TAESD
+    tiny.latent_channels = 4
+    tiny.encoder_block_out_channels = (64, 64, 64, 64)
+    tiny.decoder_block_out_channels = (64, 64, 64, 64)
+    tiny.num_encoder_blocks = (1, 3, 3, 3)
+    tiny.num_decoder_blocks = (3, 3, 3, 1)
+    tiny.scaling_factor = 1.0
+    tiny.shift_factor = 0.0
+    tiny.use_midblock_gn = False
 
     model.unet = ConfigDict()
     model.unet.block_out_channels = (64, 128, 192)  # width per level, finest first
@@ -49,6 +76,8 @@ def get_config() -> ConfigDict:
     model.unet.use_linear_projection = True
     model.unet.norm_num_groups = 16
     model.unet.norm_epsilon = 1e-5
+    model.unet.attention_implementation = "auto"  # auto | xla | blockwise | flash
+    model.unet.remat = "none"  # what training computes twice; see models/remat.py
 
     model.text_encoder = ConfigDict()
     model.text_encoder.train = True
@@ -58,7 +87,11 @@ def get_config() -> ConfigDict:
     model.text_encoder.intermediate_size = 512
     model.text_encoder.num_hidden_layers = 2
     model.text_encoder.num_attention_heads = 4
-    model.text_encoder.hidden_act = "quick_gelu"
+    model.text_encoder.hidden_act = "quick_gelu"  # quick_gelu (SD 1.x) | gelu (SD 2.x)
+    model.text_encoder.layer_norm_eps = 1e-5
+    model.text_encoder.vocab_size = 49_408
+    model.text_encoder.max_position_embeddings = 77
+    model.text_encoder.eos_token_id = 49_407
 
     config.diffusion = diffusion = ConfigDict()
     diffusion.beta_schedule = "scaled_linear"  # linear | scaled_linear | cosine
@@ -66,6 +99,10 @@ def get_config() -> ConfigDict:
     diffusion.beta_end = 0.012
     diffusion.num_train_timesteps = 1000
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
+    diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only
+    diffusion.timestep_spacing = "leading"  # leading | linspace | trailing; see eval
+    diffusion.steps_offset = 1  # added to every leading timestep
+    diffusion.set_alpha_to_one = True  # False: ddim ends at timestep 0's noise level
 
     config.train = train = ConfigDict()
     train.steps = 10_000
@@ -79,6 +116,7 @@ def get_config() -> ConfigDict:
     train.adam_epsilon = 1e-8
     train.weight_decay = 1e-2
     train.max_grad_norm = 1.0
+    train.min_snr_gamma = 0.0  # weight of the loss by noise level, 5 usual; 0 = none
     train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
     train.log_every_steps = 50
     train.checkpoint_every_steps = 1000
@@ -97,11 +135,15 @@ def get_config() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.seed = 0
     evaluation.use_ema = True  # where the run has a moving average
-    evaluation.prompts = "each"  # each | random training image, or heldout
+    evaluation.prompts = (
+        "each"  # each | random | heldout | file | file+each | file+random
+    )
+    evaluation.prompts_file = ""  # text, one prompt a line, or .jsonl with "prompt"
+    evaluation.negative_prompt = ""  # what guidance leads away from
     evaluation.num_generations = 256
     evaluation.batch_size = 64
-    evaluation.sampler = "ddim"
-    evaluation.timestep_spacing = "leading"  # leading | trailing
+    evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
+    evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
     evaluation.num_inference_steps = 50
     evaluation.guidance_scale = 7.5  # 1 = none
     evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none

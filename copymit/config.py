@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 _FREE_TO_CHANGE = (
     "eval.",
     "mesh.",
+    "data.cache_latents",
+    "data.cache_embeddings",
     "data.num_threads",
     "data.num_workers",
     "train.log_every_steps",
@@ -95,6 +97,11 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """Reads the settings that a working directory was trained with; errors as above."""
+    return _restore_types(read_record(workdir)["config"])
+
+
 def _record(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "config": settings,
@@ -117,3 +124,14 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _restore_types(settings: dict[str, Any]) -> ConfigDict:
+    """Undoes what JSON did to the settings: its lists were tuples."""
+    tuples = {
+        key: _restore_types(value)
+        if isinstance(value, dict)
+        else (tuple(value) if isinstance(value, list) else value)
+        for key, value in settings.items()
+    }
+    return ConfigDict(tuples)

@@ -1,7 +1,7 @@
 """Images from captions: text encoder, sampler and decoder as one compiled function."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,9 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
-from copymit.diffusion.noise_scheduler import NoiseScheduler
-from copymit.diffusion.sampler import (
-    TimestepSpacing,
-    ddim_sample,
-    inference_timesteps,
-    with_guidance,
-)
+from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
+from copymit.diffusion.sampler import sample, with_guidance
+from copymit.diffusion.trajectory import SAMPLERS, Trajectory
 from copymit.models.assembly import DiffusionModel, ModelParams
 
 Generate = Callable[[ModelParams, Any, Any], UInt8[Array, "B H W 3"]]
@@ -27,14 +23,17 @@ class SamplingOptions(NamedTuple):
 
     Attributes:
       seed: together with an image's id it fixes the image's initial noise.
+      sampler: a name from `SAMPLERS`.
+      timestep_spacing: None means the noise scheduler's own.
       guidance_scale: of classifier-free guidance; 1 means none.
       clip_latents: bound on every estimate of the clean latents, or None.
     """
 
     seed: int
+    sampler: str
     num_inference_steps: int
+    timestep_spacing: TimestepSpacing | None
     guidance_scale: float
-    timestep_spacing: TimestepSpacing
     clip_latents: float | None
 
 
@@ -42,17 +41,36 @@ def sampling_options(config: ConfigDict) -> SamplingOptions:
     """Reads the options from the `eval` section.
 
     Raises:
-      ValueError: for a sampler that is not known.
+      ValueError: for a sampler or a spacing that is not known.
     """
-    if config.sampler != "ddim":
-        raise ValueError(f"eval.sampler={config.sampler!r} is not known: use ddim")
+    for name, known in (
+        ("sampler", tuple(SAMPLERS)),
+        ("timestep_spacing", ("", *get_args(TimestepSpacing))),
+    ):
+        if config[name] not in known:
+            raise ValueError(
+                f"eval.{name}={config[name]!r} is not known: use one of "
+                f"{', '.join(value or repr('') for value in known)}"
+            )
     return SamplingOptions(
         config.seed,
+        config.sampler,
         config.num_inference_steps,
+        config.timestep_spacing or None,
         config.guidance_scale,
-        config.timestep_spacing,
         config.clip_latents or None,
     )
+
+
+def make_trajectory(
+    noise_scheduler: NoiseScheduler, options: SamplingOptions
+) -> Trajectory:
+    """Returns the way from noise to latents that the options ask for."""
+    if options.timestep_spacing:
+        noise_scheduler = noise_scheduler._replace(
+            timestep_spacing=options.timestep_spacing
+        )
+    return SAMPLERS[options.sampler](noise_scheduler, options.num_inference_steps)
 
 
 def make_generate(
@@ -69,12 +87,10 @@ def make_generate(
     Args:
       negative_ids: token ids of the caption that guidance leads away from, usually the
         empty one.
+    Raises:
+      ValueError: for a number of steps that the sampler cannot take.
     """
-    timesteps = inference_timesteps(
-        noise_scheduler.num_train_timesteps,
-        options.num_inference_steps,
-        options.timestep_spacing,
-    )
+    trajectory = make_trajectory(noise_scheduler, options)
 
     def generate(params: ModelParams, input_ids, image_ids):
         key = jax.random.key(options.seed)
@@ -87,14 +103,8 @@ def make_generate(
             model.encode_text(params, negative),
             options.guidance_scale,
         )
-        latents = ddim_sample(
-            denoise,
-            noise_scheduler,
-            noise,
-            timesteps,
-            clip_latents=options.clip_latents,
-        )
-        pixel_values = model.autoencoder.decode(latents)
+        latents = sample(denoise, trajectory, noise, clip_latents=options.clip_latents)
+        pixel_values = model.decode_latents(params, latents)
         return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
 
     return jax.jit(generate)

@@ -16,8 +16,9 @@ import pytest
 # line. Left out are modules that refuse bad settings with an error of their own, since
 # the type checker would be quicker, and those with protocols, which it cannot check.
 _CHECKED = ("diffusion.objective", "models.autoencoder", "models.blocks")
-_CHECKED += ("models.convolution", "models.functional", "models.pretrained")
+_CHECKED += ("models.convolution", "models.functional", "models.torch_layout")
 _CHECKED += ("models.text_encoder", "models.unet")
+_CHECKED += ("models.autoencoder_kl", "models.autoencoder_tiny")
 jaxtyping.install_import_hook(
     [f"copymit.{name}" for name in _CHECKED], "beartype.beartype"
 )

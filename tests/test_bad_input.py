@@ -232,6 +232,11 @@ def test_the_sampler_of_the_sample_grid_is_checked_before_training(config, refus
     refuse("eval.sampler='magic' is not known")
 
 
+def test_a_negative_weight_of_the_loss_is_refused(config, refuse):
+    config.train.min_snr_gamma = -1.0
+    refuse("train.min_snr_gamma=-1.0 must be above 0, usually 5, or 0 for no weights")
+
+
 def test_the_working_directory_of_another_config_is_refused(
     config, without_model, tmp_path
 ):

@@ -6,15 +6,22 @@ import pytest
 
 from configs import common
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.generator import SamplingOptions, make_generate, sampling_options
+from copymit.diffusion.trajectory import SAMPLERS
+from copymit.generator import (
+    SamplingOptions,
+    make_generate,
+    make_trajectory,
+    sampling_options,
+)
 from copymit.models.assembly import make_model
 
 RESOLUTION, LENGTH = 8, 5
 OPTIONS = SamplingOptions(
     seed=0,
+    sampler="ddim",
     num_inference_steps=3,
-    guidance_scale=2.0,
     timestep_spacing="trailing",
+    guidance_scale=2.0,
     clip_latents=None,
 )
 
@@ -114,20 +121,52 @@ def test_another_id_seed_or_caption_gives_another_image(make_images, batch):
         assert np.abs(other[0] - batch[0]).max() > 10
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_sampler_and_its_steps_are_those_of_the_options(sampler):
+    noise_scheduler = make_noise_scheduler(timestep_spacing="trailing")
+    options = OPTIONS._replace(sampler=sampler, num_inference_steps=5)
+    expected = SAMPLERS[sampler](noise_scheduler, 5)
+    for ours, theirs in zip(
+        make_trajectory(noise_scheduler, options), expected, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_options_come_from_the_eval_section():
     config = common.get_config().eval
     config.clip_latents = 1.5
     config.guidance_scale = 3.0
-    assert sampling_options(config) == SamplingOptions(0, 50, 3.0, "leading", 1.5)
+    config.sampler = "euler"
+    assert sampling_options(config) == SamplingOptions(0, "euler", 50, None, 3.0, 1.5)
     config.clip_latents = 0.0
-    assert sampling_options(config).clip_latents is None
+    config.timestep_spacing = "linspace"
+    options = sampling_options(config)
+    assert options.clip_latents is None
+    assert options.timestep_spacing == "linspace"
 
 
-def test_an_unknown_sampler_is_named():
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sampler", r"eval.sampler='plms' is not known: use .*ddim, dpmsolver\+\+, eu"),
+        ("timestep_spacing", r"eval.timestep_spacing='plms' is not .*'', leading, lin"),
+    ],
+)
+def test_an_unknown_choice_is_named_with_the_known_ones(name, message):
     config = common.get_config().eval
-    config.sampler = "plms"
-    with pytest.raises(ValueError, match=r"eval.sampler='plms' is not known: use ddim"):
+    config[name] = "plms"
+    with pytest.raises(ValueError, match=message):
         sampling_options(config)
+
+
+def test_the_spacing_of_the_noise_scheduler_holds_unless_there_is_another():
+    noise_scheduler = make_noise_scheduler(timestep_spacing="linspace")
+    own = OPTIONS._replace(timestep_spacing=None)
+    for options, first in (
+        (own, 999),
+        (OPTIONS._replace(timestep_spacing="leading"), 667),
+    ):
+        assert make_trajectory(noise_scheduler, options).timesteps[0] == first
 
 
 def test_too_many_steps_are_refused_before_anything_is_compiled(model):

@@ -12,7 +12,7 @@ MAX_LINES = 500
 
 _FOUNDATION = ("types", "console", "config", "checkpoint", "metrics", "sharding")
 _MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
-_COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.generator"}
+_COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.pretrained", "copymit.generator"}
 _PROGRAM = _COMPOSED | {"copymit.training", "copymit.evaluation", "configs"}
 # What each room may import besides itself; "copymit" stands for the foundation.
 ALLOWED: dict[str, set[str]] = {
@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.models": {"copymit"},
     "copymit.diffusion": {"copymit"},
     "copymit.mitigation": _MIDDLE,
+    "copymit.pretrained": _MIDDLE,
     "copymit.generator": _MIDDLE | {"copymit.mitigation"},
     "copymit.training": _COMPOSED,
     "copymit.evaluation": _COMPOSED,

@@ -4,9 +4,9 @@ Enters: an example source, the duplication and the functions that caption and to
 Leaves: an iterator of batches of this process, at any step, loaded by Grain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -15,20 +15,25 @@ from jaxtyping import Bool, Int, UInt8
 from copymit.data.captions import CaptionFunction
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image, resize_and_crop
+from copymit.data.row_store import RowStore
 from copymit.data.schedule import Schedule, draw_generator, example_at
 
 # Decoded images are kept in memory when all of them together are smaller than this.
 CACHE_BYTES = 2**30
 
 
-class Batch(TypedDict):
+class Batch(TypedDict, total=False):
     """One step's share of a process, along axis 0.
 
-    `pixel_values` stays uint8 until it is on the device: a quarter of the transfer.
+    Images come as pixels or as cached moments of their latents, captions as token ids
+    or as cached embeddings. `pixel_values` stays uint8 until it is on the device: a
+    quarter of the transfer.
     """
 
     pixel_values: Any  # UInt8 "B H W 3"
+    moments: Any  # Float32 "B h w m"
     input_ids: Any  # Int32 "B L"
+    encoder_hidden_states: Any  # Float32 "B L D"
     example_index: Any  # Int32 "B"
 
 
@@ -70,6 +75,28 @@ def load_images(
     return replace(images, cache=cache)
 
 
+class CachedMoments(NamedTuple):
+    """Moments of the latents of every image of a run.
+
+    Attributes:
+      rows: image after image, each with its `views`: upright, mirrored.
+    """
+
+    rows: RowStore
+    views: int
+
+
+class CachedEmbeddings(NamedTuple):
+    """Text embeddings of every caption of a run.
+
+    Attributes:
+      positions: the bytes of a row of token ids -> its row in `rows`.
+    """
+
+    rows: RowStore
+    positions: Mapping[bytes, int]
+
+
 class Draws:
     """The draws of one process as a Grain source: position -> one training record."""
 
@@ -104,6 +131,9 @@ class Draws:
         self.caption_dropout = caption_dropout
         self.random_flip = random_flip
         self.process_index = process_index
+        # Set once there are caches; until then images are decoded, captions tokenised.
+        self.moments: CachedMoments | None = None
+        self.embeddings: CachedEmbeddings | None = None
 
     def __len__(self) -> int:
         return self.num_steps * self.local_batch_size
@@ -124,14 +154,33 @@ class Draws:
         caption = self.caption(example, bool(self.duplicated[index]), rng)
         if drop < self.caption_dropout:
             caption = ""
-        pixels = self.images[index]
-        if self.random_flip and flip < 0.5:
-            pixels = pixels[:, ::-1]
+        mirrored = self.random_flip and bool(flip < 0.5)
         return Batch(
-            pixel_values=np.ascontiguousarray(pixels),
-            input_ids=self.encode([caption])[0],
             example_index=np.int32(index),
+            **self._image(index, mirrored),  # type: ignore[typeddict-item]
+            **self._text(caption),
         )
+
+    def _image(self, index: int, mirrored: bool) -> dict[str, np.ndarray]:
+        if self.moments is not None:
+            row = index * self.moments.views + int(mirrored)
+            return {"moments": self.moments.rows[row]}
+        pixels = self.images[index]
+        flipped = pixels[:, ::-1] if mirrored else pixels
+        return {"pixel_values": np.ascontiguousarray(flipped)}
+
+    def _text(self, caption: str) -> dict[str, np.ndarray]:
+        input_ids = self.encode([caption])[0]
+        if self.embeddings is None:
+            return {"input_ids": input_ids}
+        position = self.embeddings.positions.get(input_ids.astype(np.int32).tobytes())
+        if position is None:
+            raise ValueError(
+                f"caption {caption!r} is not in the cache of embeddings: captions that "
+                "are made up while training cannot be cached; set "
+                "data.cache_embeddings=False"
+            )
+        return {"encoder_hidden_states": self.embeddings.rows[position]}
 
 
 def iterate_batches(

@@ -19,7 +19,7 @@ _VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGE_COUNT = 48_894
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
-_VOCAB_SIZE = 49_408
+VOCAB_SIZE = 49_408
 _BOS_TOKEN_ID, _EOS_TOKEN_ID = 49_406, 49_407
 
 # A contraction, a word, one digit, or a run of other characters.
@@ -39,7 +39,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return _VOCAB_SIZE
+        return VOCAB_SIZE
 
     @property
     def bos_token_id(self) -> int:
@@ -78,10 +78,10 @@ class Tokenizer:
         tokens = np.asarray(ids, np.int64)
         if tokens.ndim != 1:
             raise ValueError(f"ids have shape {tokens.shape}; decode one row at a time")
-        unknown = tokens[(tokens < 0) | (tokens >= _VOCAB_SIZE)]
+        unknown = tokens[(tokens < 0) | (tokens >= VOCAB_SIZE)]
         if unknown.size:
             raise ValueError(
-                f"token id {unknown[0]} is outside 0..{_VOCAB_SIZE - 1}; decode takes "
+                f"token id {unknown[0]} is outside 0..{VOCAB_SIZE - 1}; decode takes "
                 "ids of CLIP's own vocabulary"
             )
         ends = np.flatnonzero(tokens == _EOS_TOKEN_ID)
@@ -113,12 +113,29 @@ def make_tokenizer(
             f"max_length {max_length} has no room for the start and end tokens; "
             "use 2 or more (77 in Stable Diffusion)"
         )
-    if not 0 <= pad_token_id < _VOCAB_SIZE:
+    if not 0 <= pad_token_id < VOCAB_SIZE:
         raise ValueError(
-            f"pad_token_id {pad_token_id} is outside 0..{_VOCAB_SIZE - 1}; use "
+            f"pad_token_id {pad_token_id} is outside 0..{VOCAB_SIZE - 1}; use "
             f"{_EOS_TOKEN_ID} (SD 1.x) or 0 (SD 2.x)"
         )
     return Tokenizer(max_length, pad_token_id)
+
+
+def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Reads CLIP's words with their ids, and the merges that make them, best first.
+
+    These are `vocab.json` and `merges.txt` of the published tokenizers.
+    """
+    merges = _read_merges()
+    # The code points that stand for bytes, ascending, are the published order of ids.
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = itertools.chain(
+        alphabet,
+        (character + _END_OF_WORD for character in alphabet),
+        (left + right for left, right in merges),
+        (_START, _END),
+    )
+    return {word: index for index, word in enumerate(words)}, merges
 
 
 def _caption_ids(text: str) -> list[int]:
@@ -129,20 +146,10 @@ def _caption_ids(text: str) -> list[int]:
 
 @functools.cache
 def _byte_pair_encoder() -> tokenizers.Tokenizer:
-    merges = _read_merges()
-    # The code points that stand for bytes, ascending, are the published order of ids.
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    words = itertools.chain(
-        alphabet,
-        (character + _END_OF_WORD for character in alphabet),
-        (left + right for left, right in merges),
-        (_START, _END),
-    )
+    vocabulary, merges = read_vocabulary()
     encoder = tokenizers.Tokenizer(
         tokenizers.models.BPE(
-            vocab={word: index for index, word in enumerate(words)},
-            merges=merges,
-            end_of_word_suffix=_END_OF_WORD,
+            vocab=vocabulary, merges=merges, end_of_word_suffix=_END_OF_WORD
         )
     )
     encoder.normalizer = tokenizers.normalizers.Sequence(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from copymit.diffusion.noise_scheduler import (
@@ -22,9 +23,15 @@ def denoising_loss(
     latents: Float[Array, "B h w c"],
     encoder_hidden_states: Float[Array, "B L D"],
     key: jax.Array,
+    *,
+    min_snr_gamma: float | None = None,
 ) -> Float[Array, " B"]:
     """Computes the mean squared error of each example at a uniformly drawn timestep.
 
+    Args:
+      min_snr_gamma: weights each example by `min_snr_weights`; None weights all alike.
+    Raises:
+      ValueError: if `min_snr_gamma` is not positive.
     Source: Ho et al. 2020, equation 14; the original copying study trains with the
     same unweighted loss on the noise or the velocity.
     """
@@ -36,4 +43,38 @@ def denoising_loss(
     noisy_latents = add_noise(noise_scheduler, latents, noise, timesteps)
     target = training_target(noise_scheduler, latents, noise, timesteps)
     model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
-    return jnp.mean((model_pred - target) ** 2, axis=(1, 2, 3))
+    losses = jnp.mean((model_pred - target) ** 2, axis=(1, 2, 3))
+    if min_snr_gamma is None:
+        return losses
+    weights = min_snr_weights(noise_scheduler, min_snr_gamma)
+    return losses * jnp.asarray(weights)[timesteps]
+
+
+def min_snr_weights(
+    noise_scheduler: NoiseScheduler, gamma: float
+) -> Float[np.ndarray, " T"]:
+    """Computes the weight of every timestep that caps its pull at a noise level.
+
+    With the signal-to-noise ratio `snr = a / (1 - a)`, they are
+    `min(snr, gamma) / snr` for `epsilon` and `min(snr, gamma) / (snr + 1)` for
+    `v_prediction`: in both cases the error of x0, weighted by `min(snr, gamma)`. A
+    timestep of pure noise weighs 0.
+
+    Args:
+      gamma: the ratio above which clean timesteps count no more; 5 is usual.
+    Returns:
+      float32 in [0, 1].
+    Raises:
+      ValueError: if `gamma` is not positive.
+    Source: Hang et al. 2023 (Min-SNR); diffusers' `train_text_to_image.py`.
+    """
+    if not gamma > 0:
+        raise ValueError(
+            f"train.min_snr_gamma={gamma} must be above 0, usually 5, or 0 for no weights"
+        )
+    a = noise_scheduler.alphas_cumprod.astype(np.float64)
+    # min(snr, gamma) (1 - a), which is finite at both ends.
+    capped = np.minimum(a, gamma * (1 - a))
+    if noise_scheduler.prediction_type == "epsilon":
+        capped = capped / a
+    return capped.astype(np.float32)

@@ -22,6 +22,7 @@ from copymit.evaluation.embed import (
 )
 from copymit.evaluation.exact_search import Neighbours, SearchResult
 from copymit.evaluation.generate import generate
+from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.report import EvaluatedRun, write_report
 from copymit.evaluation.scores import View, compute_scores, neighbour_table
 from copymit.evaluation.search import Backend, search
@@ -116,6 +117,8 @@ def _stage_settings(subject: Subject, stage: str) -> list:
             "seed",
             "use_ema",
             "prompts",
+            "prompts_file",
+            "negative_prompt",
             "num_generations",
             "sampler",
             "timestep_spacing",
@@ -128,7 +131,10 @@ def _stage_settings(subject: Subject, stage: str) -> list:
         "score": ("seed",),
         "report": ("gallery_size",),
     }[stage]
-    return [[name, subject.eval[name]] for name in names]
+    settings = [[name, subject.eval[name]] for name in names]
+    if stage == "generate" and subject.eval.prompts_file:
+        settings.append(["read", read_prompts(subject.eval.prompts_file)])
+    return settings
 
 
 def _check_settings(subject: Subject) -> None:
@@ -164,8 +170,8 @@ def _artefacts_exist(subject: Subject, stage: str) -> bool:
 
 def _generate(subject: Subject, digest: str) -> None:
     assert subject.run is not None
-    config, workdir, step, dataset = subject.run
-    generate(config, workdir, step, dataset, subject.out, digest)
+    run = subject.run
+    generate(run.config, run.dataset, run.load_params, subject.out, digest)
 
 
 def _embed(subject: Subject) -> None:

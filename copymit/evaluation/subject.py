@@ -5,23 +5,43 @@ directory for the results.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from copymit.checkpoint import open_checkpoints
-from copymit.config import flatten, read_record, trained_settings
+from copymit.config import flatten, read_config, trained_settings
 from copymit.data.dataset import Dataset, load_dataset
 from copymit.evaluation.images import ImageSet, examples_as_images, folder_as_images
 from copymit.evaluation.scores import Provenance
 from copymit.evaluation.stages import folder_digest
 from copymit.metrics import read_metrics
+from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.pretrained.settings import load_networks, with_pretrained_settings
+from copymit.pretrained.trained import latest_step, load_trained
+
+
+class Run(NamedTuple):
+    """A model whose generations copymit makes itself.
+
+    Attributes:
+      config: with the sizes of its networks.
+      dataset: what it was trained on, or is compared with.
+      load_params: (model, mesh) -> its parameters.
+      workdir: of its training, if copymit trained it.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    load_params: Callable[[DiffusionModel, Mesh], ModelParams]
+    workdir: epath.Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Subject:
       heldout: images of the same kind that were never trained on, if known.
       size: side of all images in pixels.
       captions: of each reference; may be empty.
-      run: config, working directory, step and data of a trained run, or None.
+      run: what makes the generations, or None if they are there.
       generations_folder: where the generations lie.
       duplication: the run's table, or None.
     """
@@ -52,7 +72,7 @@ class Subject:
     heldout: ImageSet | None
     size: int
     captions: Mapping[str, Sequence[str]]
-    run: tuple[ConfigDict, epath.Path, int, Dataset] | None
+    run: Run | None
     generations_folder: epath.Path
     duplication: pd.DataFrame | None
 
@@ -105,7 +125,9 @@ class Subject:
 
     def metrics(self) -> pd.DataFrame | None:
         """Reads the metrics of the training, or nothing for folders."""
-        return pd.DataFrame(read_metrics(self.run[1])) if self.run else None
+        if self.run is None or self.run.workdir is None:
+            return None
+        return pd.DataFrame(read_metrics(self.run.workdir))
 
 
 def open_run(
@@ -120,35 +142,62 @@ def open_run(
       FileNotFoundError, ValueError: if there is no run or no checkpoint.
     """
     workdir = epath.Path(workdir)
-    config = _restore_types(read_record(workdir)["config"])
+    config = read_config(workdir)
     if eval_config is not None:
         config.eval = eval_config
-    step = None
-    if (workdir / "checkpoints").exists():
-        with open_checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.latest_step()
-    if step is None:
-        raise ValueError(f"{workdir} holds no checkpoint yet: train first (train.py)")
-    dataset = load_dataset(config.data, config.seed)
-    size = config.data.resolution
-    out = workdir / "eval" / (name or str(step))
-    source, indices = dataset.source, dataset.indices
-    heldout = None
-    if len(dataset.heldout):
-        heldout = examples_as_images("heldout", source, dataset.heldout, size)
-    return Subject(
+    step = latest_step(workdir)
+    load = functools.partial(load_trained, config, workdir, step)
+    return _subject_of_run(
+        Run(config, load_dataset(config.data, config.seed), load, workdir),
         title=describe_run(config),
-        out=out,
+        out=workdir / "eval" / (name or str(step)),
         settings=flatten(config.to_dict()) | {"step": step},
         identity=[trained_settings(flatten(config.to_dict())), step],
-        eval=config.eval,
+        duplication=pd.read_parquet(workdir / "duplication.parquet"),
+    )
+
+
+def open_model(
+    source: str, workdir: epath.PathLike, config: ConfigDict, name: str | None
+) -> Subject:
+    """Opens a published model, or any folder in diffusers' layout, as it is.
+
+    Args:
+      source: a base model's name, a folder, or a hub id.
+      config: its `data` section is what the generations are compared with and, unless
+        they come from a file, prompted by.
+    Raises:
+      FileNotFoundError, ValueError: if the model or the data cannot be used.
+    """
+    config = config.copy_and_resolve_references()
+    config.model.pretrained = source
+    config = with_pretrained_settings(config)
+    dataset = load_dataset(config.data, config.seed)
+    return _subject_of_run(
+        Run(config, dataset, functools.partial(load_networks, config.model), None),
+        title=source,
+        out=epath.Path(workdir) / "eval" / (name or "model"),
+        settings=flatten(config.to_dict()),
+        identity=[trained_settings(flatten(config.to_dict())), source],
+        duplication=None,
+    )
+
+
+def _subject_of_run(run: Run, **fields) -> Subject:
+    """Describes a model by its data; `fields` are the rest of a `Subject`."""
+    source, size = run.dataset.source, run.config.data.resolution
+    indices, heldout = run.dataset.indices, run.dataset.heldout
+    return Subject(
+        eval=run.config.eval,
         references=examples_as_images("references", source, indices, size),
-        heldout=heldout,
+        heldout=examples_as_images("heldout", source, heldout, size)
+        if len(heldout)
+        else None,
         size=size,
         captions={source.example_ids[i]: source[int(i)].captions for i in indices},
-        run=(config, workdir, step, dataset),
-        generations_folder=out / "generations",
-        duplication=pd.read_parquet(workdir / "duplication.parquet"),
+        run=run,
+        generations_folder=fields["out"] / "generations",
+        **fields,
     )
 
 
@@ -196,14 +245,3 @@ def describe_run(config: ConfigDict) -> str:
     if active:
         title += " with " + ", ".join(name.replace("_", " ") for name in active)
     return title
-
-
-def _restore_types(settings: dict[str, Any]) -> ConfigDict:
-    """Undoes what JSON did to the settings: its lists were tuples."""
-    tuples = {
-        key: _restore_types(value)
-        if isinstance(value, dict)
-        else (tuple(value) if isinstance(value, list) else value)
-        for key, value in settings.items()
-    }
-    return ConfigDict(tuples)

@@ -2,36 +2,50 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from copymit.models.autoencoder import Autoencoder, BlockDCT, SpaceToDepth
+from copymit.models.autoencoder import make_autoencoder
 from copymit.models.functional import Params, init_params, make_apply
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
+from copymit.sharding import params_sharding
 
 ModelParams = dict[str, Params]
-"""`{"unet": ..., "text_encoder": ...}`."""
+"""`{"unet": ..., "text_encoder": ..., "vae": ...}`, named as in a diffusers folder; an
+autoencoder without parameters has no entry."""
 
 
 class DiffusionModel(NamedTuple):
     """A text-to-image model without its parameters.
 
     Attributes:
-      autoencoder: pixels to latents and back.
       latent_shape: (h, w, c).
       init: random key -> parameters; traceable.
+      encode_images: (params, pixel_values) -> moments of the latents; costly, and the
+        same at every visit of an image.
+      sample_latents: (moments, key) -> latents.
+      decode_latents: (params, latents) -> pixel_values.
       predict: (params, noisy_latents, timesteps, encoder_hidden_states) -> model_pred.
       encode_text: (params, input_ids) -> encoder_hidden_states.
     """
 
-    autoencoder: Autoencoder
     latent_shape: tuple[int, int, int]
     init: Callable[[jax.Array], ModelParams]
+    encode_images: Callable[
+        [ModelParams, Float[Array, "B H W 3"]], Float[Array, "B h w m"]
+    ]
+    sample_latents: Callable[
+        [Float[Array, "B h w m"], jax.Array], Float[Array, "B h w c"]
+    ]
+    decode_latents: Callable[
+        [ModelParams, Float[Array, "B h w c"]], Float[Array, "B H W 3"]
+    ]
     predict: Callable[
         [
             ModelParams,
@@ -52,24 +66,14 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
     Raises:
       ValueError: for sizes that do not fit each other.
     """
-    autoencoder = make_autoencoder(config.autoencoder)
+    autoencoder = make_autoencoder(config.autoencoder, dtype)
     if resolution % autoencoder.downsampling:
         raise ValueError(
             f"data.resolution={resolution} must be a multiple of the autoencoder's "
             f"downsampling, {autoencoder.downsampling}"
         )
     size = resolution // autoencoder.downsampling
-    text = dict(config.text_encoder)
-    max_length = text.pop("max_length")
-    del text["train"], text["pad_token_id"]
-    text_config = TextEncoderConfig(**text, max_position_embeddings=max(77, max_length))
-    unet_config = UNetConfig(
-        sample_size=size,
-        in_channels=autoencoder.latent_channels,
-        out_channels=autoencoder.latent_channels,
-        cross_attention_dim=text_config.hidden_size,
-        **config.unet,
-    )
+    unet_config, text_config = text_to_latents_configs(config, resolution)
     make_unet = functools.partial(
         _make_module, UNet2DConditionModel, unet_config, jnp.dtype(dtype)
     )
@@ -80,10 +84,12 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
 
     def init(key: jax.Array) -> ModelParams:
         unet_key, text_key = jax.random.split(key)
-        return {
+        networks = {
             "unet": init_params(make_unet, unet_key),
             "text_encoder": init_params(make_text, text_key),
         }
+        vae = autoencoder.init(jax.random.fold_in(key, 2))
+        return {**networks, "vae": vae} if vae else networks
 
     def predict(params, noisy_latents, timesteps, encoder_hidden_states):
         return apply_unet(
@@ -93,35 +99,69 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
     def encode_text(params, input_ids):
         return apply_text(params["text_encoder"], input_ids).last_hidden_state
 
+    def encode_images(params, pixel_values):
+        return autoencoder.encode(params.get("vae", {}), pixel_values)
+
+    def decode_latents(params, latents):
+        return autoencoder.decode(params.get("vae", {}), latents)
+
     return DiffusionModel(
-        autoencoder,
         (size, size, autoencoder.latent_channels),
         init,
+        encode_images,
+        autoencoder.sample,
+        decode_latents,
         predict,
         encode_text,
     )
 
 
-def make_autoencoder(config: ConfigDict) -> Autoencoder:
-    """Builds the autoencoder that `config` names.
+def abstract_params(model: DiffusionModel, mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """Describes all parameters (shapes, dtypes, shardings) without making them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return {
+        name: {
+            key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding[key])
+            for key, x in network.items()
+        }
+        for name, network in shapes.items()
+        for sharding in [params_sharding(network, mesh)]
+    }
 
-    Raises:
-      ValueError: for an unknown name.
+
+def frozen_networks(config: ConfigDict) -> tuple[str, ...]:
+    """Names the networks that do not train, from the `model` section."""
+    return ("vae",) if config.text_encoder.train else ("vae", "text_encoder")
+
+
+def text_to_latents_configs(
+    config: ConfigDict, resolution: int
+) -> tuple[UNetConfig, TextEncoderConfig]:
+    """Reads the sizes of the UNet and the text encoder from the `model` section.
+
+    What one network must know of another is filled in from there.
     """
-    if config.name == "space_to_depth":
-        return SpaceToDepth(config.patch_size, config.scale, config.shift)
-    if config.name == "block_dct":
-        return BlockDCT(
-            config.patch_size,
-            config.luminance,
-            config.chrominance,
-            config.scale,
-            config.shift,
-        )
-    raise ValueError(
-        f"model.autoencoder.name={config.name!r} is not known: use space_to_depth or "
-        "block_dct"
+    autoencoder = make_autoencoder(config.autoencoder)
+    text_config = text_encoder_config(config.text_encoder)
+    unet_config = UNetConfig(
+        sample_size=resolution // autoencoder.downsampling,
+        in_channels=autoencoder.latent_channels,
+        out_channels=autoencoder.latent_channels,
+        cross_attention_dim=text_config.hidden_size,
+        **config.unet,
     )
+    return unet_config, text_config
+
+
+def text_encoder_config(config: ConfigDict) -> TextEncoderConfig:
+    """Reads the shape of the text encoder from the `model.text_encoder` section.
+
+    Captions longer than CLIP's 77 tokens get positions of their own.
+    """
+    shape = dict(config)
+    longest = max(shape.pop("max_length"), shape.pop("max_position_embeddings"))
+    del shape["train"], shape["pad_token_id"]
+    return TextEncoderConfig(**shape, max_position_embeddings=longest)
 
 
 def _make_module(module, config, dtype, rngs):

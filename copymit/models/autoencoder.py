@@ -1,145 +1,121 @@
-"""Autoencoders: pixels in [-1, 1] to the latents that diffusion runs on, and back."""
+"""Any autoencoder as pure functions: pixels in [-1, 1] to latents, and back.
 
-from typing import Protocol
+Encoding goes in two steps, so that the costly one can be done once and kept: pixels to
+the moments of the latents, and moments to a sample of about unit variance.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import numpy as np
-import scipy.fft
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from copymit.models.autoencoder_kl import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    LatentMoments,
+    sample_latents,
+    scale_latents,
+    unscale_latents,
+)
+from copymit.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from copymit.models.fixed_autoencoder import BlockDCT, SpaceToDepth
+from copymit.models.functional import Params, init_params, make_apply
+
+AUTOENCODERS = ("space_to_depth", "block_dct", "kl", "tiny")
 
 
-class Autoencoder(Protocol):
-    """What training and generation ask of any autoencoder.
+class Autoencoder(NamedTuple):
+    """An autoencoder without its parameters.
 
-    `downsampling` is the ratio of pixel size to latent size, `latent_channels` the
-    number of latent channels. Latents are scaled to about unit variance.
+    Attributes:
+      downsampling: pixels to one side of a latent position.
+      latent_channels: channels of the latents.
+      init: random key -> parameters; empty for a fixed transform.
+      encode: (params, pixel_values) -> moments, which may be cached.
+      sample: (moments, key) -> latents of about unit variance; a transform that draws
+        nothing ignores the key.
+      decode: (params, latents) -> pixel_values.
     """
 
     downsampling: int
     latent_channels: int
-
-    def encode(
-        self, pixel_values: Float[Array, "B H W 3"], key: jax.Array
-    ) -> Float[Array, "B h w c"]: ...
-
-    def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]: ...
+    init: Callable[[jax.Array], Params]
+    encode: Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B h w m"]]
+    sample: Callable[[Float[Array, "B h w m"], jax.Array], Float[Array, "B h w c"]]
+    decode: Callable[[Params, Float[Array, "B h w c"]], Float[Array, "B H W 3"]]
 
 
-class SpaceToDepth:
-    """The lossless autoencoder: each square of pixels becomes one latent position.
-
-    It has no parameters, so a small model can be trained on pixels with the code that
-    trains on a VAE's latents.
+def make_autoencoder(config: ConfigDict, dtype: str = "float32") -> Autoencoder:
+    """Builds the autoencoder that `config` (the `model.autoencoder` section) names.
 
     Args:
-      patch_size: side of the square in pixels.
-      scale: latents are pixels times this; pixels on white are far from unit variance.
-      shift: subtracted from the pixels before scaling.
+      dtype: of the computation of networks; parameters are float32.
+    Raises:
+      ValueError: for an unknown name or sizes that do not fit.
     """
-
-    def __init__(self, patch_size: int, scale: float = 1.0, shift: float = 0.0):
-        self.downsampling = patch_size
-        self.latent_channels = 3 * patch_size**2
-        self.scale = scale
-        self.shift = shift
-
-    def encode(
-        self, pixel_values: Float[Array, "B H W 3"], key: jax.Array | None = None
-    ) -> Float[Array, "B h w c"]:
-        """Moves squares of pixels into channels; `key` is unused: nothing is sampled."""
-        del key
-        patches = _split_patches(pixel_values, self.downsampling)
-        return (patches - self.shift) * self.scale
-
-    def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
-        """Undoes `encode` exactly."""
-        patches = latents / self.scale + self.shift
-        return _join_patches(patches, self.downsampling)
+    if config.name == "space_to_depth":
+        return _fixed(SpaceToDepth(config.patch_size, config.scale, config.shift))
+    if config.name == "block_dct":
+        kept = (config.luminance, config.chrominance)
+        return _fixed(BlockDCT(config.patch_size, *kept, config.scale, config.shift))
+    if config.name == "kl":
+        return _variational(AutoencoderKLConfig(**config.kl), dtype)
+    if config.name == "tiny":
+        return _tiny(AutoencoderTinyConfig(**config.tiny), dtype)
+    raise ValueError(
+        f"model.autoencoder.name={config.name!r} is not known: use one of "
+        f"{', '.join(AUTOENCODERS)}"
+    )
 
 
-class BlockDCT:
-    """A fixed lossy autoencoder: the low frequencies of each square of pixels.
-
-    Like JPEG it keeps more of the luminance than of the colour. Without parameters, and
-    with a quarter of the pixels' numbers, it lets a small model learn in minutes what it
-    would need an hour for on pixels, and leaves no room for high-frequency noise.
-
-    Args:
-      patch_size: side of the square in pixels.
-      luminance, chrominance: coefficients kept of the sum of the colours and of each of
-        its two differences, the lowest frequencies first.
-      scale, shift: as in `SpaceToDepth`.
-    """
-
-    def __init__(
-        self,
-        patch_size: int,
-        luminance: int,
-        chrominance: int,
-        scale: float = 1.0,
-        shift: float = 0.0,
-    ):
-        counts = (luminance, chrominance)
-        if min(counts) < 1 or max(counts) > patch_size**2:
-            raise ValueError(
-                f"model.autoencoder keeps luminance={luminance} and chrominance="
-                f"{chrominance} coefficients of {patch_size**2}: keep fewer, and at "
-                "least 1 of each"
-            )
-        self.downsampling = patch_size
-        self.latent_channels = luminance + 2 * chrominance
-        self.scale = scale
-        self.shift = shift
-        self._basis, self._gain = _dct_basis(patch_size, luminance, chrominance)
-
-    def encode(
-        self, pixel_values: Float[Array, "B H W 3"], key: jax.Array | None = None
-    ) -> Float[Array, "B h w c"]:
-        """Transforms each square and keeps its low frequencies; `key` is unused."""
-        del key
-        patches = _split_patches(pixel_values - self.shift, self.downsampling)
-        return patches @ self._basis.T * (self._gain * self.scale)
-
-    def decode(self, latents: Float[Array, "B h w c"]) -> Float[Array, "B H W 3"]:
-        """Returns the pixels whose dropped frequencies are zero."""
-        patches = latents / (self._gain * self.scale) @ self._basis
-        return _join_patches(patches, self.downsampling) + self.shift
+def _fixed(transform: SpaceToDepth | BlockDCT) -> Autoencoder:
+    return Autoencoder(
+        transform.downsampling,
+        transform.latent_channels,
+        init=lambda key: {},
+        encode=lambda params, pixel_values: transform.encode(pixel_values),
+        sample=lambda moments, key: moments,
+        decode=lambda params, latents: transform.decode(latents),
+    )
 
 
-def _dct_basis(
-    p: int, luminance: int, chrominance: int
-) -> tuple[Float[np.ndarray, "c D"], Float[np.ndarray, " c"]]:
-    """Builds orthonormal rows over (row, column, colour) and a gain for each.
+def _variational(config: AutoencoderKLConfig, dtype: str) -> Autoencoder:
+    def make(rngs):
+        return AutoencoderKL(config, dtype=jnp.dtype(dtype), rngs=rngs)
 
-    The gain rises with the frequency, to make up for about half of the fall of the
-    amplitudes of images: coarse structure still comes first out of the noise.
-    """
-    space = scipy.fft.dct(np.eye(p), axis=0, norm="ortho")
-    colour = scipy.fft.dct(np.eye(3), axis=0, norm="ortho")
-    frequencies = sorted(np.ndindex(p, p), key=lambda uv: (sum(uv), uv))
-    rows, gains = [], []
-    for channel, count in enumerate((luminance, chrominance, chrominance)):
-        for u, v in frequencies[:count]:
-            row = np.einsum("i,j,c->ijc", space[u], space[v], colour[channel])
-            rows.append(row.ravel())
-            gains.append((1 + u + v) ** 0.8 * (1.0 if channel else 2 / 3))
-    return np.array(rows, np.float32), np.array(gains, np.float32)
+    encode = make_apply(make, "encode_moments")
+    decode = make_apply(make, "decode")
+    scaling = (config.scaling_factor, config.shift_factor)
 
+    def sample(moments, key):
+        latents = sample_latents(LatentMoments(*jnp.split(moments, 2, axis=-1)), key)
+        return scale_latents(latents, *scaling)
 
-def _split_patches(
-    pixel_values: Float[Array, "B H W 3"], p: int
-) -> Float[Array, "B h w c"]:
-    B, H, W, C = pixel_values.shape
-    if H % p or W % p:
-        raise ValueError(
-            f"images of {H} x {W} pixels do not divide into patches of {p}: make "
-            "data.resolution a multiple of model.autoencoder.patch_size"
-        )
-    x = pixel_values.reshape(B, H // p, p, W // p, p, C)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H // p, W // p, p * p * C)
+    return Autoencoder(
+        config.downsampling,
+        config.latent_channels,
+        init=functools.partial(init_params, make),
+        encode=lambda params, x: jnp.concatenate(encode(params, x), axis=-1),
+        sample=sample,
+        decode=lambda params, z: decode(params, unscale_latents(z, *scaling)),
+    )
 
 
-def _join_patches(patches: Float[Array, "B h w c"], p: int) -> Float[Array, "B H W 3"]:
-    B, h, w, c = patches.shape
-    x = patches.reshape(B, h, w, p, p, c // p**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * p, w * p, c // p**2)
+def _tiny(config: AutoencoderTinyConfig, dtype: str) -> Autoencoder:
+    def make(rngs):
+        return AutoencoderTiny(config, dtype=jnp.dtype(dtype), rngs=rngs)
+
+    encode, decode = make_apply(make, "encode"), make_apply(make, "decode")
+    scaling = (config.scaling_factor, config.shift_factor)
+    return Autoencoder(
+        config.downsampling,
+        config.latent_channels,
+        init=functools.partial(init_params, make),
+        encode=encode,
+        sample=lambda moments, key: scale_latents(moments, *scaling),
+        decode=lambda params, z: decode(params, unscale_latents(z, *scaling)),
+    )

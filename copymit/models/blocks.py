@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from copymit.models.attention import Implementation, attend
 from copymit.models.convolution import convolve
 
 Dtype = Any
@@ -151,6 +152,7 @@ class Attention(nnx.Module):
         context_dim: int,
         num_heads: int,
         *,
+        implementation: Implementation = "auto",
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -161,6 +163,7 @@ class Attention(nnx.Module):
             )
         project = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
+        self.implementation = implementation
         self.to_q = project(channels, channels)
         self.to_k = project(context_dim, channels)
         self.to_v = project(context_dim, channels)
@@ -174,10 +177,11 @@ class Attention(nnx.Module):
         def heads(x):
             return x.reshape(*x.shape[:2], self.num_heads, -1)
 
-        attended = jax.nn.dot_product_attention(
+        attended = attend(
             heads(self.to_q(hidden_states)),
             heads(self.to_k(context)),
             heads(self.to_v(context)),
+            implementation=self.implementation,
         )
         return self.to_out[0](attended.reshape(hidden_states.shape))
 
@@ -220,6 +224,7 @@ class BasicTransformerBlock(nnx.Module):
         context_dim: int,
         num_heads: int,
         *,
+        attention_implementation: Implementation = "auto",
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -227,7 +232,11 @@ class BasicTransformerBlock(nnx.Module):
             nnx.LayerNorm, channels, epsilon=1e-5, dtype=dtype, rngs=rngs
         )
         attention = functools.partial(
-            Attention, num_heads=num_heads, dtype=dtype, rngs=rngs
+            Attention,
+            num_heads=num_heads,
+            implementation=attention_implementation,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm1 = norm()
         self.attn1 = attention(channels, channels)
@@ -261,6 +270,7 @@ class Transformer2DModel(nnx.Module):
         num_layers: int,
         use_linear_projection: bool,
         groups: int,
+        attention_implementation: Implementation = "auto",
         dtype: Dtype,
         rngs: nnx.Rngs,
     ):
@@ -277,7 +287,12 @@ class Transformer2DModel(nnx.Module):
         self.transformer_blocks = nnx.List(
             [
                 BasicTransformerBlock(
-                    channels, context_dim, num_heads, dtype=dtype, rngs=rngs
+                    channels,
+                    context_dim,
+                    num_heads,
+                    attention_implementation=attention_implementation,
+                    dtype=dtype,
+                    rngs=rngs,
                 )
                 for _ in range(num_layers)
             ]

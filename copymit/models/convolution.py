@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from copymit.models.backend import target_backend
+
 Padding = Sequence[tuple[int, int]]
 
 # Up to this many positions the unfolded patches of a batch fit the caches.
@@ -37,7 +39,7 @@ def convolve(
     if (kh, kw) == (1, 1) and unit_stride:
         return inputs @ kernel[0, 0]
     keeps_size = tuple(map(tuple, padding)) == ((kh // 2,) * 2, (kw // 2,) * 2)
-    if jax.default_backend() == "cpu" and unit_stride and keeps_size and kh % 2 == 1:
+    if target_backend() == "cpu" and unit_stride and keeps_size and kh % 2 == 1:
         return convolve_by_products(inputs, kernel)
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 

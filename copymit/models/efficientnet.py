@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from copymit.models.pretrained import load_torch_state
+from copymit.models.torch_layout import load_torch_state
 from copymit.models.torch_files import read_torch_tensors
 
 IMAGE_SIZE_PX = 224

@@ -24,11 +24,16 @@ def init_params(
     }
 
 
-def make_apply(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Callable[..., Any]:
+def make_apply(
+    make_module: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__"
+) -> Callable[..., Any]:
     """Returns `apply(params, *args)`, which calls the module with these parameters.
 
     The module is traced once, without allocating its parameters. A missing or unknown
     parameter raises a `ValueError` that names it.
+
+    Args:
+      method: what to call of a module that does more than one thing.
     """
     abstract = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract, nnx.Param)
@@ -39,6 +44,7 @@ def make_apply(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Callable[..., A
             odd = sorted(params.keys() ^ paths.keys())
             raise ValueError(f"parameters of another model: {', '.join(odd[:10])}")
         flat = [(paths[name], nnx.Param(value)) for name, value in params.items()]
-        return nnx.merge(graphdef, nnx.from_flat_state(flat))(*args, **kwargs)
+        module = nnx.merge(graphdef, nnx.from_flat_state(flat))
+        return getattr(module, method)(*args, **kwargs)
 
     return apply

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from copymit.models.attention import attend
+
 Dtype = Any
 
 
@@ -196,7 +198,7 @@ class _CausalAttention(nnx.Module):
     def __call__(self, hidden_states: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         B, L, D = hidden_states.shape
         heads = (B, L, self.num_heads, D // self.num_heads)
-        attended = jax.nn.dot_product_attention(
+        attended = attend(
             self.q_proj(hidden_states).reshape(heads),
             self.k_proj(hidden_states).reshape(heads),
             self.v_proj(hidden_states).reshape(heads),

@@ -7,11 +7,13 @@ toy to Stable Diffusion 1.x and 2.x by config alone.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from copymit.models.attention import Implementation
 from copymit.models.blocks import (
     Downsample2D,
     Dtype,
@@ -23,6 +25,7 @@ from copymit.models.blocks import (
     make_group_norm,
     timestep_embedding,
 )
+from copymit.models.remat import Remat, checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class UNetConfig:
       transformer_layers: transformer blocks after each residual block.
       cross_attention_dim: width of the text encoder's output.
       use_linear_projection: linear (SD 2.x) or 1x1 convolution (SD 1.x) projections.
+      attention_implementation: see `copymit.models.attention.attend`.
+      remat: what training computes twice to save memory, see `copymit.models.remat`.
     """
 
     sample_size: int = 64
@@ -54,6 +59,8 @@ class UNetConfig:
     use_linear_projection: bool = False
     norm_num_groups: int = 32
     norm_epsilon: float = 1e-5
+    attention_implementation: Implementation = "auto"
+    remat: Remat = "none"
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
@@ -75,6 +82,13 @@ class UNetConfig:
                 f"cannot be halved {levels - 1} times: use fewer levels or a "
                 f"resolution whose latents are a multiple of {2 ** (levels - 1)}"
             )
+        choices = {"attention_implementation": Implementation, "remat": Remat}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"model.unet.{name}={getattr(self, name)!r} is not known: use one "
+                    f"of {', '.join(get_args(known))}"
+                )
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -151,6 +165,7 @@ class UNet2DConditionModel(nnx.Module):
             num_layers=config.transformer_layers,
             use_linear_projection=config.use_linear_projection,
             groups=config.norm_num_groups,
+            attention_implementation=config.attention_implementation,
             dtype=dtype,
             rngs=rngs,
         )
@@ -188,21 +203,25 @@ class UNet2DConditionModel(nnx.Module):
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
         time_embedding = self.time_embedding(sinusoids.astype(self.dtype))
 
+        def layer(level, index, x):
+            call = checkpoint(functools.partial(level.layer, index), self.config.remat)
+            return call(x, time_embedding, context)
+
         x = self.conv_in(noisy_latents.astype(self.dtype))
         skips = [x]
         for level in self.down_blocks:
             for index in range(len(level.resnets)):
-                x = level.layer(index, x, time_embedding, context)
+                x = layer(level, index, x)
                 skips.append(x)
             if hasattr(level, "downsamplers"):
                 x = level.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.layer(0, x, time_embedding, context)
-        x = self.mid_block.layer(1, x, time_embedding, context)
+        x = layer(self.mid_block, 0, x)
+        x = layer(self.mid_block, 1, x)
         for level in self.up_blocks:
             for index in range(len(level.resnets)):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = level.layer(index, x, time_embedding, context)
+                x = layer(level, index, x)
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x)
         x = self.conv_out(nnx.silu(self.conv_norm_out(x)))

@@ -24,8 +24,10 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
 from copymit.mitigation.prompts import multiple_captions
-from copymit.models.assembly import make_model
+from copymit.models.assembly import DiffusionModel, make_model
+from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.sharding import batch_sharding, make_mesh
+from copymit.training.cache import cache_embeddings, cache_moments, every_caption
 from copymit.training.preview import make_preview
 from copymit.training.state import (
     TrainState,
@@ -58,6 +60,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
       Preempted: after SIGTERM; the same command goes on from there.
     """
     workdir = epath.Path(workdir)
+    config = with_pretrained_settings(config)
 
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
@@ -83,10 +86,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
         state = _restore(checkpoints, first_step, abstract)
         logger.info("going on from step %d of %s", first_step, workdir)
     else:
-        state = init_state(model, optimizer, config, mesh)
+        pretrained = load_networks(config.model, model, mesh)
+        state = init_state(model, optimizer, config, mesh, pretrained)
+        del pretrained
     logger.info("training on %s", _describe(state, dataset, mesh))
     if first_step >= config.train.steps:
         return state
+    _add_caches(draws, workdir, config, model, state, dataset, mesh)
 
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -149,6 +155,11 @@ def _check_settings(config: ConfigDict, mesh: Mesh) -> None:
             f"train.sample_every_steps={config.sample_every_steps} must be at least 1, "
             "or 0 for no samples"
         )
+    if config.min_snr_gamma < 0:
+        raise ValueError(
+            f"train.min_snr_gamma={config.min_snr_gamma} must be above 0, usually 5, or 0 "
+            "for no weights"
+        )
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(
             f"train.dtype={config.dtype!r} is not known: use float32 or bfloat16"
@@ -181,6 +192,31 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _add_caches(
+    draws: Draws,
+    workdir: epath.Path,
+    config: ConfigDict,
+    model: DiffusionModel,
+    state: TrainState,
+    dataset: Dataset,
+    mesh: Mesh,
+) -> None:
+    """Computes once, if asked to, what every visit of an image would compute again."""
+    if config.data.cache_latents:
+        draws.moments = cache_moments(
+            workdir, config, model, state, dataset, draws.images, mesh
+        )
+    if config.data.cache_embeddings:
+        tokenizer = make_tokenizer(
+            config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
+        )
+        caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
+        texts = every_caption(config, dataset, caption)
+        draws.embeddings = cache_embeddings(
+            workdir, config, model, state, tokenizer.encode(texts), mesh
+        )
 
 
 def _write_duplication(workdir: epath.Path, dataset: Dataset) -> None:

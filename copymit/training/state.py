@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.models.assembly import DiffusionModel, ModelParams, frozen_networks
 from copymit.sharding import params_sharding, replicated
 
 
@@ -78,11 +78,20 @@ def init_state(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     mesh: Mesh,
+    pretrained: ModelParams | None = None,
 ) -> TrainState:
-    """Creates the state of step 0, every array born in its final sharding."""
+    """Creates the state of step 0, every array born in its final sharding.
+
+    Args:
+      pretrained: networks that do not start at random, in their final sharding; they
+        are consumed.
+    """
     make = _make_state(model, optimizer, config)
-    shardings = state_sharding(jax.eval_shape(make, jax.random.key(0)), optimizer, mesh)
-    return jax.jit(make, out_shardings=shardings)(jax.random.key(config.seed))
+    shardings = state_sharding(
+        jax.eval_shape(make, jax.random.key(0), {}), optimizer, mesh
+    )
+    jitted = jax.jit(make, out_shardings=shardings, donate_argnums=1)
+    return jitted(jax.random.key(config.seed), pretrained or {})
 
 
 def abstract_state(
@@ -92,7 +101,9 @@ def abstract_state(
     mesh: Mesh,
 ) -> TrainState:
     """Describes the state (shapes, dtypes, shardings) without making it."""
-    shapes = jax.eval_shape(_make_state(model, optimizer, config), jax.random.key(0))
+    shapes = jax.eval_shape(
+        _make_state(model, optimizer, config), jax.random.key(0), {}
+    )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -129,11 +140,13 @@ def state_sharding(
 
 
 def _make_state(model: DiffusionModel, optimizer, config: ConfigDict):
-    def make(key: jax.Array) -> TrainState:
-        networks = model.init(key)
-        frozen = {}
-        if not config.model.text_encoder.train:
-            frozen["text_encoder"] = networks.pop("text_encoder")
+    def make(key: jax.Array, pretrained: ModelParams) -> TrainState:
+        networks = {**model.init(key), **pretrained}
+        frozen = {
+            name: networks.pop(name)
+            for name in frozen_networks(config.model)
+            if name in networks
+        }
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=networks,

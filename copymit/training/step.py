@@ -35,12 +35,12 @@ def make_train_step(
     def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         latents_key, noise_key = jax.random.split(step_key)
-        pixel_values = batch["pixel_values"].astype(jnp.float32) / 127.5 - 1
-        latents = model.autoencoder.encode(pixel_values, latents_key)
+        moments = _moments(model, state.frozen, batch)
+        latents = model.sample_latents(moments, latents_key)
 
         def loss_fn(params):
             networks = {**params, **state.frozen}
-            hidden_states = model.encode_text(networks, batch["input_ids"])
+            hidden_states = _hidden_states(model, networks, batch)
 
             def predict(noisy_latents, timesteps, encoder_hidden_states):
                 return model.predict(
@@ -48,7 +48,12 @@ def make_train_step(
                 )
 
             losses = denoising_loss(
-                predict, noise_scheduler, latents, hidden_states, noise_key
+                predict,
+                noise_scheduler,
+                latents,
+                hidden_states,
+                noise_key,
+                min_snr_gamma=config.train.min_snr_gamma or None,
             )
             return jnp.mean(losses)
 
@@ -75,6 +80,21 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _moments(model: DiffusionModel, frozen, batch) -> jax.Array:
+    """Takes the moments of the latents from the cache, or encodes the pixels."""
+    if "moments" in batch:
+        return batch["moments"]
+    pixel_values = batch["pixel_values"].astype(jnp.float32) / 127.5 - 1
+    return model.encode_images(frozen, pixel_values)
+
+
+def _hidden_states(model: DiffusionModel, networks, batch) -> jax.Array:
+    """Takes the text embeddings from the cache, or encodes the captions."""
+    if "encoder_hidden_states" in batch:
+        return batch["encoder_hidden_states"]
+    return model.encode_text(networks, batch["input_ids"])
 
 
 def _update_ema(state: TrainState, params, decay: float):

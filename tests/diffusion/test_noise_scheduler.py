@@ -100,6 +100,11 @@ def test_other_lengths_follow_diffusers_too(num_train_timesteps):
         )
 
 
+def _scales(scheduler, timesteps):
+    a = jnp.asarray(scheduler.alphas_cumprod)[timesteps][:, None, None, None]
+    return jnp.sqrt(a), jnp.sqrt(1 - a)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_perfect_prediction_gives_back_latents_and_noise(prediction_type, example):
     scheduler = make_noise_scheduler("scaled_linear", prediction_type)
@@ -107,7 +112,7 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(prediction_type, exam
     noisy = add_noise(scheduler, *arguments)
     target = training_target(scheduler, *arguments)
     latents, noise = predicted_latents_and_noise(
-        scheduler, target, noisy, jnp.asarray(example.timesteps)
+        prediction_type, target, noisy, *_scales(scheduler, example.timesteps)
     )
     # At the last timestep of `epsilon`, rounding is divided by a signal of 0.07.
     np.testing.assert_allclose(latents, example.latents, atol=2e-5)
@@ -115,16 +120,17 @@ def test_a_perfect_prediction_gives_back_latents_and_noise(prediction_type, exam
 
 
 def test_noise_and_velocity_predictions_convert_into_each_other(example):
-    epsilon = make_noise_scheduler("scaled_linear", "epsilon")
-    velocity = epsilon._replace(prediction_type="v_prediction")
-    timesteps = jnp.asarray(example.timesteps)
+    scheduler = make_noise_scheduler("scaled_linear")
+    scales = _scales(scheduler, example.timesteps)
     noisy, prediction = example.latents, example.noise  # any two arrays will do
     # As v: estimates of x0 and noise, of which v is composed again.
-    latents, noise = predicted_latents_and_noise(velocity, prediction, noisy, timesteps)
-    back = compute_velocity(epsilon, latents, noise, timesteps)
+    latents, noise = predicted_latents_and_noise(
+        "v_prediction", prediction, noisy, *scales
+    )
+    back = compute_velocity(scheduler, latents, noise, example.timesteps)
     np.testing.assert_allclose(back, prediction, atol=1e-5)
     # As noise: the same estimates from the noise of these, away from pure noise.
-    again, same = predicted_latents_and_noise(epsilon, noise, noisy, timesteps)
+    again, same = predicted_latents_and_noise("epsilon", noise, noisy, *scales)
     np.testing.assert_allclose(same, noise, atol=0)
     np.testing.assert_allclose(again, latents, atol=1e-4)
 
@@ -139,13 +145,61 @@ def test_targets_are_the_noise_or_the_velocity(example):
     )
 
 
+@pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule[0])
+def test_tables_that_end_in_pure_noise_equal_those_of_diffusers(schedule, kind):
+    diffusers = pytest.importorskip("diffusers")
+    ours, theirs, start, end = schedule
+    reference = getattr(diffusers, kind)(
+        beta_start=start,
+        beta_end=end,
+        beta_schedule=theirs,
+        rescale_betas_zero_snr=True,
+    )
+    actual = make_noise_scheduler(
+        ours, "v_prediction", 1000, start, end, rescale_betas_zero_snr=True
+    ).alphas_cumprod
+    plain = make_noise_scheduler(ours, "v_prediction", 1000, start, end).alphas_cumprod
+    # diffusers multiplies in float32, before the stretch and once more after it.
+    np.testing.assert_allclose(actual, reference.alphas_cumprod.numpy(), atol=1e-6)
+    assert actual[-1] == 0
+    assert actual[0] == plain[0]
+    assert (np.diff(actual) < 0).all()
+
+
+def test_pure_noise_is_handled_without_dividing_by_its_signal(example):
+    scheduler = make_noise_scheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    arguments = (example.latents, example.noise, example.timesteps)
+    noisy = add_noise(scheduler, *arguments)
+    np.testing.assert_array_equal(noisy[-1], example.noise[-1])
+    target = training_target(scheduler, *arguments)
+    np.testing.assert_array_equal(target[-1], -example.latents[-1])
+    latents, noise = predicted_latents_and_noise(
+        "v_prediction", target, noisy, *_scales(scheduler, example.timesteps)
+    )
+    # float32 rounding of sums of two products.
+    np.testing.assert_allclose(latents, example.latents, atol=2e-6)
+    np.testing.assert_allclose(noise, example.noise, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"beta_schedule": "sigmoid"}, r"diffusion.beta_schedule='sigmoid'.*cosine"),
         ({"prediction_type": "sample"}, r"diffusion.prediction_type='sample'.*epsilon"),
+        ({"timestep_spacing": "odd"}, r"diffusion.timestep_spacing='odd'.*trailing"),
+        ({"num_train_timesteps": 1}, r"num_train_timesteps=1 must lie between 2 and"),
+        ({"num_train_timesteps": 10**9}, r"num_train_timesteps=1000000000 must lie"),
+        ({"beta_start": 0.0}, r"beta_start=0.0 and .*beta_end=0.012 must rise within"),
+        ({"beta_end": 1.0}, r"beta_end=1.0 must rise within 0 and 1"),
+        ({"beta_start": 0.2, "beta_end": 0.1}, r"beta_start=0.2 .* must rise"),
+        ({"beta_end": float("nan")}, r"beta_end=nan must rise"),
+        ({"steps_offset": -1}, r"steps_offset=-1 must lie between 0 and .* 999"),
+        ({"rescale_betas_zero_snr": True}, r"zero_snr=True needs .*'v_prediction'"),
     ],
 )
-def test_unknown_settings_are_named_with_the_known_ones(settings, message):
+def test_settings_that_cannot_be_are_named_with_what_can(settings, message):
     with pytest.raises(ValueError, match=message):
         make_noise_scheduler(**settings)

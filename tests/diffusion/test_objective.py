@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import KeyReuseError
 from scipy import stats
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.objective import denoising_loss
+from copymit.diffusion.objective import denoising_loss, min_snr_weights
 
 B = 6
 
@@ -95,6 +96,18 @@ def test_noise_is_independent_of_the_timestep(seen):
     assert stats.spearmanr(timesteps, magnitude).pvalue > 1e-3
 
 
+def test_no_key_is_used_twice(latents, text, key):
+    """Neither for timesteps and noise, nor after it was split: jax keeps count.
+
+    The two draws of one key look independent, so that no statistic would tell.
+    """
+    scheduler = make_noise_scheduler()
+    with jax.debug_key_reuse(True):
+        denoising_loss(lambda x, t, c: x, scheduler, latents, text, key)
+        with pytest.raises(KeyReuseError):
+            jax.random.normal(key, (B,))
+
+
 def test_the_loss_of_an_example_does_not_depend_on_the_others(latents, text, key):
     scheduler = make_noise_scheduler("scaled_linear", "v_prediction")
 
@@ -118,3 +131,53 @@ def test_another_key_gives_other_losses(latents, text):
         for i in (0, 1)
     )
     assert (np.asarray(one) != np.asarray(other)).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_weights_are_those_of_the_paper(prediction_type):
+    scheduler = make_noise_scheduler("scaled_linear", prediction_type)
+    alphas = scheduler.alphas_cumprod.astype(np.float64)
+    snr = alphas / (1 - alphas)
+    # As in diffusers' training script.
+    expected = np.minimum(snr, 5.0) / (snr + (prediction_type == "v_prediction"))
+    actual = min_snr_weights(scheduler, 5.0)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)  # rounding to float32
+    assert (np.diff(snr) < 0).all()
+    assert (snr > 5).any()
+    assert (snr < 5).any()
+
+
+def test_weights_are_finite_at_pure_noise_and_at_clean_latents():
+    scheduler = make_noise_scheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
+    weights = min_snr_weights(scheduler, 5.0)
+    assert weights[-1] == 0
+    assert ((weights[:-1] > 0) & (weights[:-1] <= 1)).all()
+    clean = scheduler._replace(alphas_cumprod=np.array([1, 0.5], np.float32))
+    np.testing.assert_array_equal(min_snr_weights(clean, 5.0), [0, 0.5])
+    # The least noise and gamma there is: nothing overflows.
+    assert np.isfinite(min_snr_weights(make_noise_scheduler(), 1e-30)).all()
+
+
+def test_every_example_is_weighted_by_its_own_timestep(latents, text, key):
+    scheduler = make_noise_scheduler("scaled_linear", "epsilon")
+    seen = []
+
+    def predict(noisy_latents, timesteps, encoder_hidden_states):
+        seen.append(np.asarray(timesteps))
+        return jnp.tanh(noisy_latents)
+
+    plain = denoising_loss(predict, scheduler, latents, text, key)
+    weighted = denoising_loss(predict, scheduler, latents, text, key, min_snr_gamma=0.3)
+    np.testing.assert_array_equal(seen[0], seen[1])
+    weights = min_snr_weights(scheduler, 0.3)[seen[0]]
+    assert len(np.unique(weights)) > 2
+    np.testing.assert_allclose(weighted, plain * weights, rtol=1e-6)  # one product
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan")])
+def test_a_gamma_that_is_not_positive_is_refused(gamma):
+    with pytest.raises(ValueError, match=rf"min_snr_gamma={gamma} must be above 0"):
+        min_snr_weights(make_noise_scheduler(), gamma)

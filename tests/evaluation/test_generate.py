@@ -12,7 +12,8 @@ from copymit.data.dataset import load_dataset, make_captions
 from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation import generate as generate_module
-from copymit.evaluation.generate import generate, make_prompts
+from copymit.evaluation.generate import generate
+from copymit.evaluation.prompts import make_prompts, read_prompts
 
 
 @pytest.fixture
@@ -109,12 +110,55 @@ def test_wrong_settings_are_named(config, tokenizer):
         prompts_of(config, tokenizer)
     config.eval.num_generations = 4
     config.eval.prompts = "all"
-    with pytest.raises(ValueError, match="'all' is not known: use each, random or"):
+    with pytest.raises(ValueError, match="'all' is not known: use one of each, random"):
         prompts_of(config, tokenizer)
     config.eval.prompts = "heldout"
     config.data.num_heldout = 0
     with pytest.raises(ValueError, match=r"needs data\.num_heldout above 0"):
         prompts_of(config, tokenizer)
+
+
+def test_prompts_of_a_file_come_in_turn(config, tokenizer, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red fox\n\n  a blue dog \n")
+    config.eval.update(prompts="file", prompts_file=str(file), num_generations=5)
+    prompts, _ = prompts_of(config, tokenizer)
+    texts = ["a red fox", "a blue dog"] * 2 + ["a red fox"]
+    assert [p.prompt for p in prompts] == texts
+    assert {p.example_id for p in prompts} == {None}
+
+
+def test_prompts_of_a_file_come_before_captions(config, tokenizer, tmp_path):
+    only_captions, _ = prompts_of(config, tokenizer)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"caption": "a red fox", "index": 3}\n{"prompt": "a blue dog"}\n')
+    config.eval.update(prompts="file+each", prompts_file=str(file))
+    prompts, _ = prompts_of(config, tokenizer)
+    assert [p.prompt for p in prompts[:2]] == ["a red fox", "a blue dog"]
+    assert [p.id for p in prompts] == [p.id for p in only_captions]
+    # A caption keeps its number, and with it its noise.
+    assert prompts[2:] == only_captions[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "  \n", r"p\.txt holds no prompt"),
+        ("p.jsonl", '{"text": 3}\n', r"line 1 needs an object with the text"),
+        ("p.jsonl", '{"prompt": "a"}\nnot json\n', r"line 2 is not JSON"),
+    ],
+)
+def test_a_file_without_prompts_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_a_missing_file_of_prompts_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt' does not exist"):
+        read_prompts(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match=r"set eval\.prompts_file"):
+        read_prompts("")
 
 
 class FlatImages:
@@ -138,7 +182,6 @@ class FlatImages:
 def flat_images(monkeypatch):
     generator = FlatImages()
     monkeypatch.setattr(generate_module, "make_model", lambda *_: None)
-    monkeypatch.setattr(generate_module, "load_params", lambda *_: {})
     monkeypatch.setattr(generate_module, "make_generate", lambda *_: generator)
     return generator
 
@@ -149,7 +192,7 @@ def run(config, tmp_path, flat_images):
     out = epath.Path(tmp_path) / "eval" / "9"
 
     def generate_into_out(digest="settings"):
-        generate(config, epath.Path(tmp_path), 9, dataset, out, digest)
+        generate(config, dataset, lambda *_: {}, out, digest)
         files = sorted(path.name for path in (out / "generations").iterdir())
         assert files == [f"{i:06d}.png" for i in range(config.eval.num_generations)]
         return out

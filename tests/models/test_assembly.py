@@ -2,12 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from configs import common
-from copymit.models.assembly import make_autoencoder, make_model
-from copymit.models.autoencoder import SpaceToDepth
+from copymit.models.assembly import make_model
 
 RESOLUTION = 8
 
@@ -40,7 +38,7 @@ def shapes(model):
 
 def test_latents_have_the_shape_that_the_autoencoder_gives_them(model):
     pixels = jnp.zeros((1, RESOLUTION, RESOLUTION, 3))
-    latents = model.autoencoder.encode(pixels, jax.random.key(0))
+    latents = model.sample_latents(model.encode_images({}, pixels), jax.random.key(0))
     assert latents.shape[1:] == model.latent_shape == (4, 4, 12)
 
 
@@ -116,11 +114,3 @@ def test_parameters_of_another_model_are_named(model, shapes):
 def test_settings_that_do_not_fit_are_named(changes, resolution, message):
     with pytest.raises(ValueError, match=message):
         make_model(_config(**changes), resolution, "float32")
-
-
-def test_the_autoencoder_is_the_one_that_the_config_describes():
-    config = _config(**{"autoencoder.scale": 1.5, "autoencoder.shift": 0.5})
-    autoencoder = make_autoencoder(config.autoencoder)
-    assert isinstance(autoencoder, SpaceToDepth)
-    white = autoencoder.encode(jnp.ones((1, 2, 2, 3)))
-    np.testing.assert_array_equal(white, np.full((1, 1, 1, 12), 0.75))

@@ -22,6 +22,9 @@ class Net(nnx.Module):
         hidden = jax.nn.silu(self.norm(self.layers[0](x)))
         return self.layers[1](hidden) * self.scale[...] + bias
 
+    def double(self, x):
+        return 2 * self(x)
+
 
 SHAPES = {
     "layers.0.kernel": (3, 4),
@@ -68,6 +71,12 @@ def test_the_function_equals_the_module(params, key, rng):
     np.testing.assert_allclose(
         jax.jit(lambda p, x: apply(p, x, bias=0.5))(params, x), expected, atol=1e-6
     )
+
+
+def test_another_method_can_be_called(params, rng):
+    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    doubled = make_apply(Net, "double")(params, x)
+    np.testing.assert_array_equal(doubled, 2 * make_apply(Net)(params, x))
 
 
 def test_changed_parameters_change_the_result(params, rng):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from copymit.models.pretrained import load_torch_state, to_torch_state
+from copymit.models.torch_layout import load_torch_state, to_torch_state
 from copymit.models.text_encoder import (
     CLIP_VIT_L14,
     OPENCLIP_VIT_H14,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from copymit.models.pretrained import load_torch_state, to_torch_state
+from copymit.models.torch_layout import load_torch_state, to_torch_state
 from copymit.models.unet import SD_1, SD_2, UNet2DConditionModel, UNetConfig
 
 CONFIGS = {

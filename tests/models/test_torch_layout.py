@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from copymit.models.pretrained import load_torch_state, to_torch_state
+from copymit.models.torch_layout import load_torch_state, to_torch_state
 
 
 class Net(nnx.Module):

@@ -1,0 +1,102 @@
+"""A run that copymit trained: its parameters, and as a folder that diffusers loads."""
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from copymit.checkpoint import open_checkpoints, restore_checkpoint
+from copymit.config import read_config
+from copymit.diffusion.scheduler_config import scheduler_config
+from copymit.models.assembly import (
+    DiffusionModel,
+    ModelParams,
+    abstract_params,
+    frozen_networks,
+    make_model,
+    text_to_latents_configs,
+)
+from copymit.models.autoencoder_kl import AutoencoderKLConfig
+from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
+from copymit.pretrained.components import NetworkConfig
+from copymit.pretrained.save import Network, save_pipeline
+from copymit.sharding import make_mesh
+
+
+def latest_step(workdir: epath.PathLike) -> int:
+    """Finds the newest checkpoint of a working directory.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    workdir = epath.Path(workdir)
+    step = None
+    if (workdir / "checkpoints").exists():
+        with open_checkpoints(workdir, read_only=True) as checkpoints:
+            step = checkpoints.latest_step()
+    if step is None:
+        raise ValueError(f"{workdir} holds no checkpoint yet: train first (train.py)")
+    return step
+
+
+def load_trained(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    step: int,
+    model: DiffusionModel,
+    mesh: Mesh,
+) -> ModelParams:
+    """Loads the moving average of a run if it keeps one, else its parameters."""
+    abstract = abstract_params(model, mesh)
+    items = {"params": abstract}
+    if config.eval.use_ema and config.train.ema_decay:
+        frozen = frozen_networks(config.model)
+        items["ema"] = {k: v for k, v in abstract.items() if k not in frozen}
+    with open_checkpoints(workdir, read_only=True) as checkpoints:
+        restored = restore_checkpoint(checkpoints, step, items)
+    return {**restored["params"], **restored.get("ema", {})}
+
+
+def export_trained(
+    workdir: epath.PathLike,
+    folder: epath.PathLike,
+    *,
+    step: int | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes a run as a folder for diffusers' `StableDiffusionPipeline.from_pretrained`.
+
+    Args:
+      folder: a new or empty one, on disk or in a bucket.
+      step: of the checkpoint; None takes the newest.
+      dtype: of the weights in the files.
+    Raises:
+      FileNotFoundError, ValueError: if there is no run, or its autoencoder is a fixed
+        transform, which diffusers does not have.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    resolution = config.data.resolution
+    vae = config.model.autoencoder
+    configs: dict[str, NetworkConfig] = {}
+    if vae.name == "kl":
+        configs["vae"] = AutoencoderKLConfig(**vae.kl)
+    elif vae.name == "tiny":
+        configs["vae"] = AutoencoderTinyConfig(**vae.tiny)
+    else:
+        raise ValueError(
+            f"{workdir} was trained with model.autoencoder.name={vae.name!r}, which "
+            "diffusers does not have: only runs with kl or tiny can be exported"
+        )
+    unet, text_encoder = text_to_latents_configs(config.model, resolution)
+    configs |= {"unet": unet, "text_encoder": text_encoder}
+    model = make_model(config.model, resolution, "float32")
+    step = latest_step(workdir) if step is None else step
+    params = load_trained(config, workdir, step, model, make_mesh())
+    save_pipeline(
+        folder,
+        [Network(name, configs[name], params[name]) for name in configs],
+        scheduler_config(config.diffusion.to_dict(), config.eval.sampler),
+        pad_token_id=config.model.text_encoder.pad_token_id,
+        max_length=config.model.text_encoder.max_length,
+        dtype=dtype,
+    )
