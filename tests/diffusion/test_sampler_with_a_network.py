@@ -144,7 +144,6 @@ def test_latents_after_50_steps_equal_those_of_diffusers(
     actual = our_latents(SAMPLERS[sampler](scheduler, STEPS), guidance_scale)
     assert np.abs(expected).max() > 1
     # 50 times the network's own 1e-6 or so, and float32 tables.
-    print(np.abs(expected).max(), np.abs(actual - expected).max())
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-3)
 
 

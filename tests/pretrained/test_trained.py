@@ -96,6 +96,7 @@ def run(request, tmp_path_factory):
     config.eval.negative_prompt = NEGATIVE
     config.eval.guidance_scale = 7.5
     config.eval.num_inference_steps = 10
+    config.eval.timestep_spacing = ""  # the checkpoint's
     train(config, root / "run")
     export_trained(root / "run", root / "exported")
     return root, networks, request.param
