@@ -6,15 +6,16 @@ transpose and no table of renames.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from copymit.models.attention import Implementation, attend
-from copymit.models.convolution import convolve
+from copymit.models.convolution import convolve, convolve_upsampled
+from copymit.models.normalization import GroupNorm
 
 Dtype = Any
 
@@ -33,6 +34,7 @@ def make_conv(
     *,
     stride: int = 1,
     zero: bool = False,
+    conv_general_dilated: Callable[..., Array] = convolve,
     dtype: Dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -40,6 +42,7 @@ def make_conv(
 
     Args:
       zero: start with a kernel of zeros, see `ZERO`.
+      conv_general_dilated: the function that convolves.
     """
     pad = kernel_size // 2
     return nnx.Conv(
@@ -51,16 +54,16 @@ def make_conv(
         padding=((pad, pad), (pad, pad)),
         dtype=dtype,
         kernel_init=ZERO if zero else LECUN_NORMAL,
-        conv_general_dilated=convolve,
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 
 
 def make_group_norm(
     channels: int, groups: int, epsilon: float, *, dtype: Dtype, rngs: nnx.Rngs
-) -> nnx.GroupNorm:
+) -> GroupNorm:
     """Makes a group norm whose statistics are float32 whatever the compute dtype."""
-    return nnx.GroupNorm(channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    return GroupNorm(channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def timestep_embedding(
@@ -323,7 +326,14 @@ class Upsample2D(nnx.Module):
     """Doubles height and width by repetition, then convolves."""
 
     def __init__(self, channels: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.conv = make_conv(channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.conv = make_conv(
+            channels,
+            channels,
+            3,
+            conv_general_dilated=convolve_upsampled,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+        return self.conv(x)

@@ -7,6 +7,7 @@ unfolded patches where those fit the caches, else only its kernel's gradient, as
 product per kernel position.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -34,45 +35,90 @@ def convolve(
 
     Takes the place of that function in `nnx.Conv(conv_general_dilated=...)`.
     """
-    kh, kw = kernel.shape[:2]
+    sizes = kernel.shape[:2]
     unit_stride = tuple(strides) == (1, 1)
-    if (kh, kw) == (1, 1) and unit_stride:
+    if sizes == (1, 1) and unit_stride:
         return inputs @ kernel[0, 0]
-    keeps_size = tuple(map(tuple, padding)) == ((kh // 2,) * 2, (kw // 2,) * 2)
-    if target_backend() == "cpu" and unit_stride and keeps_size and kh % 2 == 1:
-        return convolve_by_products(inputs, kernel)
+    padding = tuple(map(tuple, padding))
+    overlaps = all(max(p) < k for p, k in zip(padding, sizes, strict=True))
+    if target_backend() == "cpu" and unit_stride and overlaps:
+        return convolve_by_products(inputs, kernel, padding)
     return jax.lax.conv_general_dilated(inputs, kernel, strides, padding, **options)
 
 
-@jax.custom_vjp
+def convolve_upsampled(
+    inputs: Float[Array, "B h w C"],
+    kernel: Float[Array, "3 3 C O"],
+    strides: tuple[int, int],
+    padding: Padding,
+    **options,
+) -> Float[Array, "B 2*h 2*w O"]:
+    """Convolves with 3 x 3 the inputs of twice the size, every position repeated.
+
+    Four of the nine positions under the kernel are repetitions, other ones for each of
+    the four results over one input. Kernels of 2 x 2, summed beforehand, need less than
+    half the products: one convolution for all four, unless the kernels are too large
+    compared with the feature maps for this to pay.
+    """
+    B, h, w, C = inputs.shape
+    if B * h * w < 2 * C:
+        upsampled = inputs.repeat(2, axis=1).repeat(2, axis=2)
+        return convolve(upsampled, kernel, strides, padding, **options)
+    by_row = _sum_repetitions(kernel)
+    kernels = _sum_repetitions(by_row.swapaxes(0, 1)).swapaxes(0, 1)
+    kernels = kernels.reshape(2, 2, C, -1)
+    results = convolve(inputs, kernels, strides, ((1, 1), (1, 1)), **options)
+    results = results.reshape(B, h + 1, w + 1, 2, 2, -1)
+    rows = [
+        jnp.stack([results[:, i : i + h, j : j + w, j, i] for j in (0, 1)], axis=3)
+        for i in (0, 1)
+    ]
+    return jnp.stack(rows, axis=2).reshape(B, 2 * h, 2 * w, -1)
+
+
+def _sum_repetitions(kernel: Float[Array, "3 n C *O"]) -> Float[Array, "2 n C 2 *O"]:
+    """Sums the kernel positions that meet one input, for both results over it."""
+    k = kernel
+    even = jnp.stack([k[0], k[1] + k[2]])
+    odd = jnp.stack([k[0] + k[1], k[2]])
+    return jnp.stack([even, odd], axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_by_products(
-    inputs: Float[Array, "B h w C"], kernel: Float[Array, "kh kw C O"]
-) -> Float[Array, "B h w O"]:
-    """Convolves with stride 1 and an odd kernel, keeping height and width."""
-    return _forward(inputs, kernel)[0]
+    inputs: Float[Array, "B h w C"],
+    kernel: Float[Array, "kh kw C O"],
+    padding: tuple[tuple[int, int], ...],
+) -> Float[Array, "B h2 w2 O"]:
+    """Convolves with stride 1 and a padding narrower than the kernel."""
+    return _forward(inputs, kernel, padding)[0]
 
 
-def _forward(inputs, kernel):
+def _forward(inputs, kernel, padding):
     kh, kw = kernel.shape[:2]
     if _unfolds(inputs):
-        patches = jnp.concatenate(_shifts(inputs, kh, kw), axis=-1)
-        return patches @ kernel.reshape(-1, kernel.shape[-1]), (patches, kernel)
-    padding = ((kh // 2,) * 2, (kw // 2,) * 2)
+        patches = jnp.concatenate(_shifts(inputs, kh, kw, padding), axis=-1)
+        outputs = patches @ kernel.reshape(-1, kernel.shape[-1])
+        return outputs, (None, patches, kernel)
     outputs = jax.lax.conv_general_dilated(
         inputs, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
     )
-    return outputs, (inputs, kernel)
+    return outputs, (inputs, None, kernel)
 
 
-def _backward(residuals, gradient):
-    inputs, kernel = residuals
+def _backward(padding, residuals, gradient):
+    inputs, patches, kernel = residuals
     kh, kw, _, out_channels = kernel.shape
-    factors = [inputs] if _unfolds(inputs) else _shifts(inputs, kh, kw)
+    factors = _shifts(inputs, kh, kw, padding) if patches is None else [patches]
     flat = gradient.reshape(-1, out_channels)
     products = [x.reshape(-1, x.shape[-1]).T @ flat for x in factors]
     mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+    rest = tuple(
+        (size - 1 - low, size - 1 - high)
+        for size, (low, high) in zip((kh, kw), padding, strict=True)
+    )
     return (
-        convolve_by_products(gradient, mirrored),
+        convolve_by_products(gradient, mirrored, rest),
         jnp.stack(products).reshape(kernel.shape),
     )
 
@@ -84,9 +130,8 @@ def _unfolds(inputs) -> bool:
     return inputs.shape[1] * inputs.shape[2] <= MAX_UNFOLDED_POSITIONS
 
 
-def _shifts(inputs, kh: int, kw: int) -> list[jax.Array]:
+def _shifts(inputs, kh: int, kw: int, padding) -> list[jax.Array]:
     """Returns, for each kernel position, the inputs that it meets."""
-    _, h, w, _ = inputs.shape
-    pad = ((0, 0), (kh // 2,) * 2, (kw // 2,) * 2, (0, 0))
-    padded = jnp.pad(inputs, pad)
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    h, w = padded.shape[1] - kh + 1, padded.shape[2] - kw + 1
     return [padded[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)]

@@ -90,11 +90,19 @@ def save_pipeline(
         raise ValueError(f"dtype={dtype!r} is not known: use {', '.join(DTYPES)}")
     if "_class_name" not in scheduler:
         raise ValueError("scheduler has no _class_name: say which class of diffusers")
+    if pad_token_id not in read_vocabulary()[0].values():
+        raise ValueError(f"pad_token_id={pad_token_id} is not one of CLIP's tokens")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose a new folder or remove it")
     classes = {}
     for network in networks:
-        _save_network(folder, network, dtype, variant, max_shard_bytes)
+        save_network(
+            folder,
+            network,
+            dtype=dtype,
+            variant=variant,
+            max_shard_bytes=max_shard_bytes,
+        )
         classes[network.name] = network_class(network.config)
     if classes.keys() != set(NETWORKS):
         raise ValueError(
@@ -107,13 +115,16 @@ def save_pipeline(
         _write_json(folder / "model_index.json", index)
 
 
-def _save_network(
-    folder: epath.Path,
+def save_network(
+    folder: epath.PathLike,
     network: Network,
-    dtype: str,
-    variant: str | None,
-    max_shard_bytes: int,
+    *,
+    dtype: str = "float32",
+    variant: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
+    """Writes one network into its folder of a model; see `save_pipeline`."""
+    folder = epath.Path(folder)
     name, config, params = network
     check_fit(
         f"the {name} to save",

@@ -52,7 +52,9 @@ def open_source(name: str) -> Source:
       ValueError: the name is neither, or access to the repository is not granted.
       ConnectionError: the hub cannot be reached and its cache does not have the model.
     """
-    if "://" in name or epath.Path(name).expanduser().is_dir():
+    if "://" in name:
+        return _open_folder(_bucket_folder(name))
+    if epath.Path(name).expanduser().is_dir():
         return _open_folder(epath.Path(name).expanduser())
     if name in BASE_MODELS:
         return _open_base_model(name)
@@ -96,9 +98,20 @@ def read_json(source: Source, path: str) -> dict[str, Any]:
     return content
 
 
+def _bucket_folder(name: str) -> epath.Path:
+    try:
+        folder = epath.Path(name)
+        exists = folder.is_dir()
+    except KeyError as error:
+        raise ValueError(f"{name} begins with no known scheme: use gs://") from error
+    except ImportError as error:
+        raise ValueError(f"{name} cannot be opened: {error}") from error
+    if not exists:
+        raise FileNotFoundError(f"There is no folder {name}")
+    return folder
+
+
 def _open_folder(folder: epath.Path) -> Source:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}")
     return Source(
         str(folder),
         find_base_model(folder.name),

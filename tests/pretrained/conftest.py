@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.pretrained.miniatures import GEOMETRIES, make_pipeline
 
@@ -42,3 +45,26 @@ def sd14(_published) -> Path:
 def copy(sd14, tmp_path) -> Path:
     """The model of SD 1.4's geometry, to be changed."""
     return Path(shutil.copytree(sd14, tmp_path / "copy"))
+
+
+class _Bucket(MemoryFileSystem):
+    """A bucket in memory under the name of the one that epath asks fsspec for."""
+
+    protocol = ("gs", "gcs")
+    store: dict = {}
+    pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A folder in a bucket."""
+    filesystem = _Bucket()
+    filesystem.store.clear()
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: filesystem)
+    folder = epath.Path("gs://bucket/models")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
