@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 from ml_collections import ConfigDict
 
 from copymit.models.autoencoder import make_autoencoder
@@ -50,7 +50,7 @@ class DiffusionModel(NamedTuple):
         [
             ModelParams,
             Float[Array, "B h w c"],
-            Int[Array, " B"],
+            Real[Array, " B"],
             Float[Array, "B L D"],
         ],
         Float[Array, "B h w c"],

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 from copymit.models.attention import Implementation, attend
 from copymit.models.convolution import convolve, convolve_upsampled
@@ -67,7 +67,7 @@ def make_group_norm(
 
 
 def timestep_embedding(
-    timesteps: Int[Array, " B"],
+    timesteps: Real[Array, " B"],
     dim: int,
     *,
     flip_sin_to_cos: bool = True,

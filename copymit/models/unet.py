@@ -11,7 +11,7 @@ from typing import get_args
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 from copymit.models.attention import Implementation
 from copymit.models.blocks import (
@@ -195,7 +195,7 @@ class UNet2DConditionModel(nnx.Module):
     def __call__(
         self,
         noisy_latents: Float[Array, "B h w c"],
-        timesteps: Int[Array, " B"],
+        timesteps: Real[Array, " B"],
         encoder_hidden_states: Float[Array, "B L D"],
     ) -> Float[Array, "B h w c"]:
         """Returns the model's prediction in float32."""

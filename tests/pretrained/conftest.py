@@ -3,6 +3,7 @@
 import functools
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from etils import epath
@@ -51,8 +52,8 @@ class _Bucket(MemoryFileSystem):
     """A bucket in memory under the name of the one that epath asks fsspec for."""
 
     protocol = ("gs", "gcs")
-    store: dict = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
 
     @classmethod
     def _strip_protocol(cls, path):

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from copymit.data.tokenizer import read_vocabulary
-from copymit.pretrained.components import abstract_params
+from copymit.pretrained import components
 from copymit.pretrained.pipeline import read_config
 from copymit.pretrained.source import Source
 
@@ -100,6 +100,10 @@ def make_pipeline(name: str):
 def change_json(path: Path, **fields) -> None:
     """Sets fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+# Tracing a network takes longer than all that is tested.
+abstract_params = functools.cache(components.abstract_params)
 
 
 def abstract_of(source: Source, network: str) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,5 +1,6 @@
 """The same run on one device, with its batches split over four (`data`), and on two
-processes of two devices each, with the parameters split, too (`processes`)."""
+processes of two devices each, with the parameters split, too, and latents from a cache
+that both fill (`processes`)."""
 
 import json
 import shutil
@@ -36,6 +37,7 @@ def on_devices(programs, finished, tmp_path_factory):
     programs.finish(start("data", 4, "--config.train.sample_every_steps=0"))
     flags = [
         "--config.mesh.fsdp=2",
+        "--config.data.cache_latents=true",
         "--config.train.keep_checkpoints=2",
         f"--coordinator=127.0.0.1:{free_port()}",
         "--num_processes=2",
