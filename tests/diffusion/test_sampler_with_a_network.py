@@ -10,7 +10,7 @@ from flax import nnx
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import sample, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
-from copymit.models.pretrained import load_torch_state
+from copymit.models.torch_layout import load_torch_state
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
 KINDS = {

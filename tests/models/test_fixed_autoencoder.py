@@ -1,6 +1,5 @@
 """Space to depth loses nothing, and refuses what it cannot divide."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from copymit.models.torch_layout import load_torch_state, to_torch_state
 from copymit.models.text_encoder import (
     CLIP_VIT_L14,
     OPENCLIP_VIT_H14,
@@ -16,6 +15,7 @@ from copymit.models.text_encoder import (
     TextEncoderConfig,
     TextEncoderOutput,
 )
+from copymit.models.torch_layout import load_torch_state, to_torch_state
 
 VOCAB_SIZE, EOS = 99, 98
 
