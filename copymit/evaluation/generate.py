@@ -78,7 +78,8 @@ def generate(
         numbers = np.resize(missing[first : first + size], size)
         input_ids = tokenizer.encode([prompts[i].prompt_used for i in numbers])
         inputs = (input_ids, numbers.astype(np.int32))
-        images = make_images(params, *jax.device_put(inputs, batch_sharding(mesh)))
+        with jax.set_mesh(mesh):
+            images = make_images(params, *jax.device_put(inputs, batch_sharding(mesh)))
         # The last batch was filled up with repetitions, which are dropped here.
         for i, image in zip(missing[first : first + size], np.asarray(images)):  # noqa: B905
             _write_png(folder / f"{prompts[i].id}.png", image)

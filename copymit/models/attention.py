@@ -3,14 +3,18 @@
 The scores of attention over many positions are far larger than what enters and leaves
 it: 512 MiB for 16 x 8 heads over 1024 positions. On a CPU, `blockwise` therefore computes
 them a few heads, or a few queries, at a time, so that they stay in the caches, and once
-more in the backward pass. Softmax is float32 whatever the dtype.
+more in the backward pass; on a TPU `flash` does so in one kernel. Softmax is float32
+whatever the dtype.
 """
 
 import functools
+import math
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from copymit.models.backend import target_backend
@@ -20,6 +24,11 @@ Implementation = Literal["auto", "xla", "blockwise", "flash"]
 # Two float32 arrays of so many scores fit the caches of a few cores: measured best
 # between 2**18 and 2**22.
 BLOCK_SCORES = 2**20
+
+# The TPU kernel works in tiles of so many queries and keys; below a few of them XLA's own
+# attention accesses about as many bytes.
+_FLASH_TILE = 128
+_FLASH_MIN_POSITIONS = 512
 
 
 def attend(
@@ -34,10 +43,12 @@ def attend(
 
     Args:
       is_causal: query i attends to the keys 0 to i only.
-      implementation: `xla` holds all scores; `blockwise` a block of them, and has no
-        forward-mode derivatives; `auto` chooses for the machine.
+      implementation: `xla` holds all scores; `blockwise` a block of them; `flash` is the
+        TPU's kernel, for multiples of 128 queries and keys, and on several devices needs
+        `jax.set_mesh`. The last two have no forward-mode derivatives. `auto` chooses for
+        the machine.
     Raises:
-      ValueError: for an unknown implementation.
+      ValueError: for an unknown implementation, or sizes that `flash` does not take.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(
@@ -48,14 +59,61 @@ def attend(
         implementation = _choose(query, key)
     if implementation == "blockwise":
         return attend_blockwise(query, key, value, is_causal)
+    if implementation == "flash":
+        return attend_flash(query, key, value, is_causal)
     return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
 
 
 def _choose(query, key) -> Implementation:
     B, P, N, _ = query.shape
-    if target_backend() == "cpu" and B * N * P * key.shape[1] > BLOCK_SCORES:
+    L = key.shape[1]
+    backend = target_backend()
+    if backend == "cpu" and B * N * P * L > BLOCK_SCORES:
         return "blockwise"
+    # The compiler cannot split a kernel among devices: that takes a mesh.
+    splits = jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
+    if backend == "tpu" and splits and _fits_tiles(P, L) and P >= _FLASH_MIN_POSITIONS:
+        return "flash"
     return "xla"
+
+
+def _fits_tiles(P: int, L: int) -> bool:
+    return P % _FLASH_TILE == 0 and L % _FLASH_TILE == 0
+
+
+def attend_flash(
+    query: Float[Array, "B P N K"],
+    key: Float[Array, "B L N K"],
+    value: Float[Array, "B L N K"],
+    is_causal: bool = False,
+) -> Float[Array, "B P N K"]:
+    """Attends with jax's Pallas kernel for TPUs, on each device its examples and heads.
+
+    Raises:
+      ValueError: if the numbers of queries and keys are not multiples of 128.
+    """
+    B, P, N, K = query.shape
+    if not _fits_tiles(P, key.shape[1]):
+        raise ValueError(
+            f"attention implementation 'flash' takes multiples of {_FLASH_TILE} queries "
+            f"and keys, not {P} and {key.shape[1]}: use 'auto', or a resolution whose "
+            "latents have so many positions"
+        )
+
+    def kernel(*arrays):
+        by_head = (x.swapaxes(1, 2) for x in arrays)
+        attended = flash_attention(*by_head, causal=is_causal, sm_scale=K**-0.5)
+        return attended.swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(query, key, value)
+    batch = tuple(name for name in ("data", "fsdp") if name in mesh.shape)
+    shards = math.prod(mesh.shape[name] for name in batch)
+    heads = "tensor" if N % mesh.shape.get("tensor", N + 1) == 0 else None
+    spec = PartitionSpec(batch if B % shards == 0 else None, None, heads)
+    split = jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    return split(query, key, value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

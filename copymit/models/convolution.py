@@ -39,7 +39,7 @@ def convolve(
     unit_stride = tuple(strides) == (1, 1)
     if sizes == (1, 1) and unit_stride:
         return inputs @ kernel[0, 0]
-    padding = tuple(map(tuple, padding))
+    padding = tuple((low, high) for low, high in padding)
     overlaps = all(max(p) < k for p, k in zip(padding, sizes, strict=True))
     if target_backend() == "cpu" and unit_stride and overlaps:
         return convolve_by_products(inputs, kernel, padding)

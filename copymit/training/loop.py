@@ -249,7 +249,9 @@ def _compile(train_step, abstract: TrainState, draws: Draws, mesh: Mesh):
         )
         for name, value in cast(dict[str, np.ndarray], draws.record(0)).items()
     }
-    compiled = train_step.lower(abstract, batch).compile()
+    # The mesh tells kernels, which the compiler cannot split, what to do on each device.
+    with jax.set_mesh(mesh):
+        compiled = train_step.lower(abstract, batch).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - started)
     return compiled
 
