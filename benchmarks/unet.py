@@ -1,108 +1,190 @@
-"""Training step and forward pass of the demo's UNet against diffusers in torch."""
+"""The UNet against diffusers' in torch: forward pass, training step and sampling.
+
+Each side runs in a process of its own, since two full-size UNets with AdamW's moments do
+not fit in 24 GiB:
+
+    python -m benchmarks.unet SIDE SIZE TASK    prints the seconds of one measurement
+
+`small` has 16.8 M parameters, batch 16; `sd2` is Stable Diffusion 2.1's UNet of 865.9 M,
+batch 1; both at 32x32x4 latents and 77 tokens, in float32.
+"""
 
 import functools
+import os
+import subprocess
+import sys
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import torch
-from diffusers import UNet2DConditionModel as TorchUNet
 
 from benchmarks.timing import Row, best_of
-from configs import demo
-from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.objective import denoising_loss
-from copymit.models.assembly import make_model
 
-_TOKENS = 16
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "block_out_channels": (64, 128, 256),
+        "cross_attention": (True, True, True),
+        "layers_per_block": 1,
+        "cross_attention_dim": 128,
+        "num_attention_heads": 8,
+        "use_linear_projection": False,
+    },
+    "sd2": {
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention": (True, True, True, False),
+        "layers_per_block": 2,
+        "cross_attention_dim": 1024,
+        "num_attention_heads": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+}
+BATCH_SIZES = {"small": 16, "sd2": 1}
+# Sampling is 50 steps with guidance, a batch of two for each image.
+SAMPLED_IMAGES = {"small": 2, "sd2": 1}
+REPEATS = {"forward": 5, "training step": 3, "50-step sampling": 1}
+TASKS = tuple(REPEATS)
+GUIDANCE_SCALE = 7.5
 
 
 def run() -> list[Row]:
-    """Times AdamW training steps and forward passes of equal networks."""
-    config = demo.get_config()
-    B = config.train.batch_size
-    model = make_model(config.model, config.data.resolution, "float32")
-    width = config.model.text_encoder.hidden_size
+    """Times both sides in turn, each in a new process."""
+    rows = []
+    for size in SIZES:
+        for task in TASKS:
+            seconds = [_measure(side, size, task) for side in ("copymit", "torch")]
+            images = SAMPLED_IMAGES if "sampling" in task else BATCH_SIZES
+            name = f"{size} UNet {task}, {images[size]}x32x32x4"
+            rows.append(Row(name, seconds[0], "diffusers in torch", seconds[1]))
+    return rows
+
+
+def _measure(side: str, size: str, task: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.unet", side, size, task]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _inputs(size: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((B, *model.latent_shape), np.float32)
-    text = rng.standard_normal((B, _TOKENS, width), np.float32)
-    size = f"{B}x{'x'.join(map(str, model.latent_shape))}"
-
-    step, forward = _ours(config, model, latents, text)
-    torch_step, torch_forward = _torch(config, model, latents, text)
-    return [
-        Row(
-            f"demo UNet training step, {size}",
-            best_of(step),
-            "diffusers in torch",
-            best_of(torch_step),
-        ),
-        Row(
-            f"demo UNet forward, {size}",
-            best_of(forward),
-            "diffusers in torch",
-            best_of(torch_forward),
-        ),
-    ]
+    latents = rng.standard_normal((batch, 32, 32, 4), np.float32)
+    text = (batch, 77, SIZES[size]["cross_attention_dim"])
+    return latents, rng.standard_normal(text, np.float32)
 
 
-def _ours(config, model, latents, text):
-    noise_scheduler = make_noise_scheduler(**config.diffusion)
+def _copymit(size: str, task: str):
+    """Returns a function that does the task once in copymit."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from copymit.diffusion.noise_scheduler import make_noise_scheduler
+    from copymit.diffusion.sampler import sample, with_guidance
+    from copymit.diffusion.trajectory import SAMPLERS
+    from copymit.models.functional import init_params, make_apply
+    from copymit.models.unet import UNet2DConditionModel, UNetConfig
+
+    config = UNetConfig(sample_size=32, **SIZES[size])
+
+    def make(rngs):
+        return UNet2DConditionModel(config, rngs=rngs)
+
+    apply = make_apply(make)
+    params = jax.jit(lambda key: init_params(make, key))(jax.random.key(0))
+    sampling = "sampling" in task
+    batch = (SAMPLED_IMAGES if sampling else BATCH_SIZES)[size]
+    latents, text = map(jnp.asarray, _inputs(size, batch))
+    timesteps = jnp.arange(batch)
+
+    if task == "forward":
+        predict = jax.jit(apply)
+        return lambda: predict(params, latents, timesteps, text)
+    if sampling:
+        trajectory = SAMPLERS["ddim"](make_noise_scheduler(), 50)
+
+        @jax.jit
+        def generate(params, latents, text):
+            predict = functools.partial(apply, params)
+            denoise = with_guidance(predict, text, jnp.zeros_like(text), GUIDANCE_SCALE)
+            return sample(denoise, trajectory, latents)
+
+        return lambda: generate(params, latents, text)
+
     optimizer = optax.adamw(1e-4, weight_decay=1e-2)
-    params = jax.jit(model.init)(jax.random.key(0))
-    params = {"unet": params["unet"]}
-    state = [params, optimizer.init(params), jax.random.key(1)]
+    state = [params, jax.jit(optimizer.init)(params)]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params, opt_state, key):
         def loss(params):
-            predict = functools.partial(model.predict, params)
-            return denoising_loss(predict, noise_scheduler, latents, text, key).mean()
+            target = jax.random.normal(key, latents.shape)
+            return jnp.mean((apply(params, latents, timesteps, text) - target) ** 2)
 
         gradients = jax.grad(loss)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     def step():
-        state[0], state[1] = train_step(state[0], state[1], state[2])
-        return state[0]
+        state[0], state[1] = train_step(state[0], state[1], jax.random.key(1))
+        return state
 
-    timesteps = jnp.arange(len(latents))
-    predict = jax.jit(model.predict)
-    return step, lambda: predict(state[0], latents, timesteps, text)
+    return step
 
 
-def _torch(config, model, latents, text):
-    unet = config.model.unet
-    crossed = unet.cross_attention
+def _torch(size: str, task: str):
+    """Returns a function that does the task once in diffusers."""
+    import torch
+    from diffusers import DDIMScheduler
+    from diffusers import UNet2DConditionModel as TorchUNet
+
+    options = dict(SIZES[size])
+    crossed = options.pop("cross_attention")
     down = ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed]
     up = ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed)]
+    options["attention_head_dim"] = options.pop("num_attention_heads")
     network = TorchUNet(
-        sample_size=model.latent_shape[0],
-        in_channels=model.latent_shape[2],
-        out_channels=model.latent_shape[2],
-        down_block_types=down,
-        up_block_types=up,
-        block_out_channels=tuple(unet.block_out_channels),
-        layers_per_block=unet.layers_per_block,
-        cross_attention_dim=text.shape[-1],
-        attention_head_dim=unet.num_attention_heads,
-        use_linear_projection=unet.use_linear_projection,
-        norm_num_groups=unet.norm_num_groups,
+        sample_size=32, down_block_types=down, up_block_types=up, **options
     )
+    sampling = "sampling" in task
+    batch = (SAMPLED_IMAGES if sampling else BATCH_SIZES)[size]
+    latents, text = map(torch.tensor, _inputs(size, batch))
+    latents = latents.permute(0, 3, 1, 2).contiguous()
+    timesteps = torch.arange(batch)
+
+    @torch.no_grad()
+    def forward():
+        network(latents, timesteps, text)
+
+    @torch.no_grad()
+    def generate():
+        scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+        scheduler.set_timesteps(50)
+        context = torch.cat([torch.zeros_like(text), text])
+        x = latents
+        for t in scheduler.timesteps:
+            unconditional, conditional = network(
+                torch.cat([x] * 2), t, context
+            ).sample.chunk(2)
+            guided = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
+            x = scheduler.step(guided, t, x).prev_sample
+
+    if task == "forward":
+        return forward
+    if sampling:
+        return generate
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-2)
-    x = torch.tensor(latents).permute(0, 3, 1, 2).contiguous()
-    hidden, timesteps = torch.tensor(text), torch.arange(len(latents))
 
     def step():
         optimizer.zero_grad()
-        prediction = network(x, timesteps, hidden).sample
-        torch.nn.functional.mse_loss(prediction, torch.randn_like(x)).backward()
+        prediction = network(latents, timesteps, text).sample
+        target = torch.randn_like(latents)
+        torch.nn.functional.mse_loss(prediction, target).backward()
         optimizer.step()
 
-    def forward():
-        with torch.no_grad():
-            network(x, timesteps, hidden)
+    return step
 
-    return step, forward
+
+if __name__ == "__main__":
+    side, size, task = sys.argv[1:]
+    function = {"copymit": _copymit, "torch": _torch}[side](size, task)
+    print(best_of(function, REPEATS[task]))

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from copymit.models import convolution
-from copymit.models.convolution import MAX_UNFOLDED_POSITIONS, convolve
+from copymit.models.convolution import (
+    MAX_UNFOLDED_POSITIONS,
+    convolve,
+    convolve_upsampled,
+)
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -28,7 +32,7 @@ def _pad(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
         (9, 8, 3, 2),
         (10, 8, 1, 1),
         (8, 8, 1, 2),
-        (8, 8, 4, 1),  # an even kernel changes the size: XLA's own
+        (8, 8, 4, 1),  # an even kernel changes the size
     ],
 )
 def test_values_and_gradients_equal_those_of_xla(height, width, kernel_size, stride):
@@ -99,3 +103,59 @@ def test_bfloat16_stays_bfloat16():
     assert value.dtype == jnp.bfloat16
     assert {gradient.dtype for gradient in pull(value)} == {jnp.dtype(jnp.bfloat16)}
     np.testing.assert_array_equal(np.asarray(value[0, 1, 1], np.float32), [18.0] * 3)
+
+
+# The first has few positions for its channels and repeats them, the others do not.
+@pytest.mark.parametrize("shape", [(1, 2, 3, 16), (2, 6, 5, 3), (4, 8, 8, 2)])
+def test_convolving_upsampled_inputs_equals_repeating_them_first(shape, rng):
+    inputs = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, shape[-1], 5)), jnp.float32)
+    padding = ((1, 1), (1, 1))
+
+    def expected(inputs, kernel):
+        upsampled = inputs.repeat(2, axis=1).repeat(2, axis=2)
+        return jax.lax.conv_general_dilated(
+            upsampled,
+            kernel,
+            (1, 1),
+            padding,
+            dimension_numbers=DIMENSIONS,
+        )
+
+    def found(inputs, kernel):
+        options = {"dimension_numbers": DIMENSIONS}
+        return convolve_upsampled(inputs, kernel, (1, 1), padding, **options)
+
+    # Kernels are summed before they meet the inputs: 1e-6 of sums of up to 144 terms.
+    np.testing.assert_allclose(
+        found(inputs, kernel), expected(inputs, kernel), atol=1e-4
+    )
+
+    def gradients(f):
+        return jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), argnums=(0, 1))
+
+    for mine, theirs in zip(
+        gradients(found)(inputs, kernel),
+        gradients(expected)(inputs, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "padding", [((1, 1), (1, 1)), ((0, 1), (1, 0)), ((0, 0), (1, 1))]
+)
+@pytest.mark.parametrize("size", [(2, 2), (3, 2)])
+def test_uneven_paddings_and_even_kernels_convolve_as_they_should(padding, size, rng):
+    inputs = jnp.asarray(rng.standard_normal((2, 4, 5, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*size, 3, 4)), jnp.float32)
+    options = {"dimension_numbers": DIMENSIONS}
+
+    def value(f):
+        return lambda x, k: jnp.sin(f(x, k, (1, 1), padding, **options)).sum()
+
+    ours = jax.value_and_grad(value(convolve), argnums=(0, 1))(inputs, kernel)
+    theirs = jax.value_and_grad(value(jax.lax.conv_general_dilated), argnums=(0, 1))(
+        inputs, kernel
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
