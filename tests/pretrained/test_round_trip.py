@@ -1,6 +1,7 @@
 """diffusers' models in, the same outputs here, the same models back in diffusers."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,9 @@ def assert_same_config(ours, theirs):
     ours, theirs = (
         {k: v for k, v in c.items() if k not in hidden} for c in (ours, theirs)
     )
-    assert ours == theirs
+    assert json.loads(json.dumps(ours)) == json.loads(
+        json.dumps(theirs)
+    )  # tuples are lists
 
 
 def run(config, params, *inputs, method="__call__"):
