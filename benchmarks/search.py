@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.timing import Row, best_of
-from copymit.evaluation.search import search
+from copymit.search.nearest import search
 
 _REFERENCES, _QUERIES, _DIMENSIONS = 100_000, 2_000, 256
 

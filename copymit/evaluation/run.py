@@ -13,21 +13,21 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from copymit.evaluation.embed import (
+from copymit.embedding.embed import (
     check_embedders,
     embed,
     load_embeddings,
     make_embedder,
     save_embeddings,
 )
-from copymit.evaluation.exact_search import Neighbours, SearchResult
 from copymit.evaluation.generate import generate
 from copymit.evaluation.prompts import read_prompts
-from copymit.evaluation.report import EvaluatedRun, write_report
-from copymit.evaluation.scores import View, compute_scores, neighbour_table
-from copymit.evaluation.search import Backend, search
 from copymit.evaluation.stages import STAGES, StageRecord, check_stages, compute_digest
 from copymit.evaluation.subject import Subject
+from copymit.report.page import EvaluatedRun, write_report
+from copymit.scores.compute import View, compute_scores, neighbour_table
+from copymit.search.exact import Neighbours, SearchResult
+from copymit.search.nearest import Backend, search
 
 logger = logging.getLogger(__name__)
 

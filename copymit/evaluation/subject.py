@@ -19,13 +19,13 @@ from ml_collections import ConfigDict
 
 from copymit.config import flatten, read_config, trained_settings
 from copymit.data.dataset import Dataset, load_dataset
-from copymit.evaluation.images import ImageSet, examples_as_images, folder_as_images
-from copymit.evaluation.scores import Provenance
+from copymit.embedding.image_set import ImageSet, examples_as_images, folder_as_images
 from copymit.evaluation.stages import folder_digest
 from copymit.metrics import read_metrics
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.pretrained.trained import latest_step, load_trained
+from copymit.scores.compute import Provenance
 
 
 class Run(NamedTuple):

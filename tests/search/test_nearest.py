@@ -3,8 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from copymit.evaluation import scann_search
-from copymit.evaluation.search import (
+from copymit.search import scann_index
+from copymit.search.nearest import (
     Neighbours,
     ScannSettings,
     search,
@@ -156,22 +156,22 @@ def test_float16_embeddings_are_searched():
 
 
 def test_auto_is_exact_for_few_queries_however_many_references(monkeypatch):
-    monkeypatch.setattr("copymit.evaluation.search.EXACT_REFERENCES", 10)
+    monkeypatch.setattr("copymit.search.nearest.EXACT_REFERENCES", 10)
     result = search(unit_rows(30, 8, 0), unit_rows(40, 8, 1), 2)
     assert result.backend == "exact"
 
 
 def test_auto_turns_to_scann_for_many_references_and_queries(monkeypatch):
     pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
-    monkeypatch.setattr("copymit.evaluation.search.EXACT_REFERENCES", 10)
-    monkeypatch.setattr("copymit.evaluation.search.RECALL_QUERIES", 10)
+    monkeypatch.setattr("copymit.search.nearest.EXACT_REFERENCES", 10)
+    monkeypatch.setattr("copymit.search.nearest.RECALL_QUERIES", 10)
     result = search(unit_rows(30, 8, 0), unit_rows(40, 8, 1), 2)
     assert result.backend == "scann"
     assert result.settings["kind"] == "brute_force"
 
 
 def test_without_scann_the_search_is_exact_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(scann_search.sys, "platform", "darwin")
+    monkeypatch.setattr(scann_index.sys, "platform", "darwin")
     with caplog.at_level(logging.WARNING):
         result = search(GOOD, GOOD, 2, backend="scann")
     assert result.backend == "exact"
@@ -183,8 +183,8 @@ def test_recall_counts_equal_references_as_found():
     exact = Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.5]], np.float32))
     twin = Neighbours(np.array([[7, 2]]), np.array([[0.9, 0.5]], np.float32))
     missed = Neighbours(np.array([[2, 3]]), np.array([[0.5, 0.1]], np.float32))
-    assert scann_search.compute_recall(twin, exact) == (1.0, 1.0)
-    assert scann_search.compute_recall(missed, exact) == (0.0, 0.5)
+    assert scann_index.compute_recall(twin, exact) == (1.0, 1.0)
+    assert scann_index.compute_recall(missed, exact) == (0.0, 0.5)
 
 
 def test_tuning_finds_the_cheapest_settings_that_reach_the_target():
@@ -193,7 +193,7 @@ def test_tuning_finds_the_cheapest_settings_that_reach_the_target():
     def measure(trial):
         return 1.0 if trial.num_leaves_to_search >= 6 and trial.reorder >= 150 else 0.9
 
-    tuned = scann_search.tune_scann(
+    tuned = scann_index.tune_scann(
         measure, start, num_references=100_000, recall_target=0.99
     )
     assert (tuned.num_leaves_to_search, tuned.reorder) == (8, 200)
@@ -201,7 +201,7 @@ def test_tuning_finds_the_cheapest_settings_that_reach_the_target():
 
 def test_tuning_ends_with_every_leaf_where_the_target_is_out_of_reach():
     start = ScannSettings("tree_ah", 300, 30, 100)
-    tuned = scann_search.tune_scann(
+    tuned = scann_index.tune_scann(
         lambda _: 0.5, start, num_references=100_000, recall_target=0.99
     )
     assert (tuned.num_leaves_to_search, tuned.reorder) == (300, 10_000)
@@ -211,7 +211,7 @@ def test_tuning_ends_with_every_leaf_where_the_target_is_out_of_reach():
     ("count", "kind"), [(19_999, "brute_force"), (20_000, "ah"), (100_000, "tree_ah")]
 )
 def test_the_kind_of_index_follows_the_number_of_references(count, kind):
-    assert scann_search.scann_settings(count, 1).kind == kind
+    assert scann_index.scann_settings(count, 1).kind == kind
 
 
 class TestScann:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from copymit.evaluation.evaluated_run import (
+from copymit.report.evaluated_run import (
     EvaluatedRun,
     Generation,
     duplicated_weights,
 )
-from copymit.evaluation.figures import Panel
-from copymit.evaluation.gallery import Picture, picture_maker, shorten
-from copymit.evaluation.verdict import (
+from copymit.report.figures import Panel
+from copymit.report.gallery import Picture, picture_maker, shorten
+from copymit.report.verdict import (
     Estimate,
     Relation,
     compare_estimates,

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from copymit.evaluation.evaluated_run import (
+from copymit.report.evaluated_run import (
     EvaluatedRun,
     Generation,
     duplicated_weights,

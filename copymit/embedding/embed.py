@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from copymit.evaluation.images import ImageSet, read_batches
+from copymit.embedding.image_set import ImageSet, read_batches
 from copymit.models.efficientnet import load_efficientnet_lite0, preprocess
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from copymit.evaluation.similarity import (
+from copymit.scores.similarity import (
     dataset_similarity,
     duplicated_match_summary,
     nearest_l2_ratio,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from copymit.evaluation.exact_search import (
+from copymit.search.exact import (
     Neighbours,
     SearchResult,
     exact_neighbours,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from copymit.evaluation.figures import (
+from copymit.report.figures import (
     DPI,
     Panel,
     plot_comparison,
@@ -16,7 +16,7 @@ from copymit.evaluation.figures import (
     plot_split,
     to_png,
 )
-from copymit.evaluation.verdict import Estimate
+from copymit.report.verdict import Estimate
 
 
 def some_similarities(count, seed):

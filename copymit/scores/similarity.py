@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from copymit.evaluation.bootstrap import (
+from copymit.scores.bootstrap import (
     Statistic,
     bootstrap_ci,
     estimate,

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from copymit.evaluation.score_table import tabulate_scores
-from copymit.evaluation.verdict import (
+from copymit.report.score_table import tabulate_scores
+from copymit.report.verdict import (
     format_number,
     format_value,
     make_headline,

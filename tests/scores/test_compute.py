@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from copymit.evaluation.embed import Embeddings
-from copymit.evaluation.exact_search import Neighbours, SearchResult, search_exact
-from copymit.evaluation.scores import (
+from copymit.embedding.embed import Embeddings
+from copymit.scores.compute import (
     Provenance,
     View,
     compute_scores,
     neighbour_table,
 )
+from copymit.search.exact import Neighbours, SearchResult, search_exact
 
 UNKNOWN = Provenance(None, None)
 NOTHING_COPIED = Provenance(None, np.zeros(16, bool))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from copymit.data.sources import FolderSource, load_source
-from copymit.evaluation.images import (
+from copymit.embedding.image_set import (
     ImageSet,
     common_size,
     examples_as_images,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from copymit.evaluation.verdict import format_interval, format_value, read_estimate
+from copymit.report.verdict import format_interval, format_value, read_estimate
 
 _GROUPS = {
     "generations": "Generations: similarity to their nearest training image",

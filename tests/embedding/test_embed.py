@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from copymit.evaluation.embed import (
+from copymit.embedding.embed import (
     Embedder,
     Embeddings,
     check_embedders,
@@ -16,7 +16,7 @@ from copymit.evaluation.embed import (
     make_embedder,
     save_embeddings,
 )
-from copymit.evaluation.images import ImageSet
+from copymit.embedding.image_set import ImageSet
 
 SIZE_PX = 16
 

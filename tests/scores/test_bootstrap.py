@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from copymit.evaluation import bootstrap
-from copymit.evaluation.bootstrap import (
+from copymit.scores import bootstrap
+from copymit.scores.bootstrap import (
     bootstrap_ci,
     estimate,
     mean,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from copymit.evaluation import frechet
-from copymit.evaluation.frechet import (
+from copymit.scores import frechet
+from copymit.scores.frechet import (
     density_coverage,
     frechet_distance,
     gaussian_moments,

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import stats
 
-from copymit.evaluation.bootstrap import finite_vector
+from copymit.scores.bootstrap import finite_vector
 
 # ITU-R BT.709 luma: what scikit-image's rgb2gray, and so DCR, takes for grey.
 GREY_WEIGHTS = np.array([0.2125, 0.7154, 0.0721])

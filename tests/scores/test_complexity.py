@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from copymit.evaluation.complexity import (
+from copymit.scores.complexity import (
     Complexity,
     complexity_correlations,
     grey_entropy,

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from etils import epath
 
-from copymit.evaluation.comparison import (
+from copymit.report.comparison import (
     describe_difference,
     make_strip,
     measured_differently,
 )
-from copymit.evaluation.evaluated_run import list_generations
-from copymit.evaluation.gallery import encode_picture, make_galleries
-from copymit.evaluation.report import EvaluatedRun, write_report
+from copymit.report.evaluated_run import list_generations
+from copymit.report.gallery import encode_picture, make_galleries
+from copymit.report.page import EvaluatedRun, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}

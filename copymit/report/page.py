@@ -18,9 +18,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import copymit
-from copymit.evaluation import figures
-from copymit.evaluation.bootstrap import finite_vector
-from copymit.evaluation.comparison import (
+from copymit.report import figures
+from copymit.report.comparison import (
     compare_scores,
     comparison_panels,
     describe_difference,
@@ -28,15 +27,15 @@ from copymit.evaluation.comparison import (
     make_strip,
     measured_differently,
 )
-from copymit.evaluation.evaluated_run import (
+from copymit.report.evaluated_run import (
     EvaluatedRun,
     Generation,
     duplicated_weights,
     list_generations,
 )
-from copymit.evaluation.gallery import make_galleries
-from copymit.evaluation.score_table import tabulate_scores
-from copymit.evaluation.verdict import (
+from copymit.report.gallery import make_galleries
+from copymit.report.score_table import tabulate_scores
+from copymit.report.verdict import (
     Estimate,
     format_interval,
     format_number,
@@ -45,8 +44,9 @@ from copymit.evaluation.verdict import (
     make_tiles,
     read_estimate,
 )
+from copymit.scores.bootstrap import finite_vector
 
-_TEMPLATE = Path(__file__).parent / "report.html.jinja"
+_TEMPLATE = Path(__file__).parent / "page.html.jinja"
 _HITS = {
     "prompted_image_hits": "all",
     "prompted_image_hits_duplicated": "duplicated",

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from copymit.evaluation.verdict import Estimate, format_number
+from copymit.report.verdict import Estimate, format_number
 
 DPI = 150
 # Okabe and Ito's palette: told apart with any kind of colour vision.

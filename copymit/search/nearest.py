@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from copymit.evaluation.exact_search import Neighbours, SearchResult, search_exact
-from copymit.evaluation.scann_search import (
+from copymit.search.exact import Neighbours, SearchResult, search_exact
+from copymit.search.scann_index import (
     RECALL_QUERIES,
     ScannSettings,
     search_scann,

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, UInt8
 
-from copymit.evaluation.bootstrap import bootstrap_ci, estimate, mean, percentile
-from copymit.evaluation.complexity import complexity_correlations
-from copymit.evaluation.embed import Embeddings
-from copymit.evaluation.exact_search import SearchResult
-from copymit.evaluation.frechet import (
+from copymit.embedding.embed import Embeddings
+from copymit.scores.bootstrap import bootstrap_ci, estimate, mean, percentile
+from copymit.scores.complexity import complexity_correlations
+from copymit.scores.frechet import (
     density_coverage,
     frechet_distance,
     gaussian_moments,
@@ -19,13 +18,14 @@ from copymit.evaluation.frechet import (
     precision_recall,
     sample_size_warning,
 )
-from copymit.evaluation.similarity import (
+from copymit.scores.similarity import (
     Scores,
     duplicated_match_summary,
     nearest_l2_ratio,
     prompted_image_summary,
     similarity_summary,
 )
+from copymit.search.exact import SearchResult
 
 # Neighbours after the nearest that Carlini et al.'s ratio compares it with.
 _NEXT_NEIGHBOURS = 10

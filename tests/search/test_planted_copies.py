@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from copymit.data.images import decode_image
 from copymit.data.sources import load_source
-from copymit.evaluation.search import search, search_exact
 from copymit.models.efficientnet import load_efficientnet_lite0, preprocess
+from copymit.search.nearest import search, search_exact
 
 SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 SIZE_PX = 224
