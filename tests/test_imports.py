@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.pretrained": _MIDDLE,
     "copymit.generator": _MIDDLE | {"copymit.mitigation"},
     "copymit.training": _COMPOSED,
-    "copymit.embedding": _MIDDLE,
+    "copymit.embedding": _MIDDLE | {"copymit.pretrained"},
     "copymit.search": {"copymit"},
     "copymit.scores": {"copymit", "copymit.embedding", "copymit.search"},
     "copymit.report": {"copymit", "copymit.scores"},
