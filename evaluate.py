@@ -9,7 +9,8 @@ Any folder of generations against any folder of training images:
 
     python evaluate.py --workdir=runs/audit --generations=DIR --references=DIR
 
-Any published model, or folder in diffusers' layout, against the data of a config:
+(or tar files in webdataset's layout, 'train/*.tar', or an .npz file; the Python call is
+copymit.evaluation.evaluate). Any published model, or folder in diffusers' layout, against the data of a config:
 
     python evaluate.py --workdir=runs/audit --config=configs/laion10k.py --model=2-1
 
@@ -25,9 +26,16 @@ from ml_collections import config_flags
 
 from configs import common
 from copymit.console import explain_bad_input, parse_flags, set_up_logging
-from copymit.evaluation.run import evaluate
+from copymit.evaluation.prompts import read_prompts
+from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
-from copymit.evaluation.subject import Subject, open_folders, open_model, open_run
+from copymit.evaluation.subject import (
+    Subject,
+    open_finished,
+    open_model,
+    open_pair,
+    open_run,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings; only the `eval` section is used."
@@ -39,13 +47,22 @@ _NAME = flags.DEFINE_string(
     "name", None, "Name of this evaluation; the step by default, or `folders`."
 )
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
-_GENERATIONS = flags.DEFINE_string("generations", None, "Folder of generated images.")
-_REFERENCES = flags.DEFINE_string("references", None, "Folder of training images.")
+_GENERATIONS = flags.DEFINE_string(
+    "generations", None, "Generated images: a folder, tar files or an .npz file."
+)
+_REFERENCES = flags.DEFINE_string(
+    "references", None, "Training images: a folder, tar files or an .npz file."
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Prompts of --generations in the order of their names, one a line."
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "Base model's name, diffusers folder or hub id to generate with."
 )
 _COMPARE = flags.DEFINE_list(
-    "compare", [], "Working directories of evaluated runs to show beside this one."
+    "compare",
+    [],
+    "Evaluated runs (WORKDIR) or evaluations (WORKDIR/eval/NAME) to show beside this one.",
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
 flags.mark_flag_as_required("workdir")
@@ -55,6 +72,8 @@ def main(argv: list[str]) -> None:
     """Checks the command line and runs the stages."""
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _PROMPTS.value and not _GENERATIONS.value:
+        raise app.UsageError("--prompts belongs to --generations")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         raise app.UsageError("--generations and --references belong together")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
@@ -62,8 +81,8 @@ def main(argv: list[str]) -> None:
     set_up_logging(_DEBUG.value)
     with explain_bad_input(_DEBUG.value):
         subject = _open_subject()
-        compared = [open_run(workdir, None, None) for workdir in _COMPARE.value]
-        directory = evaluate(subject, _STAGES.value, compared)
+        compared = [open_finished(directory) for directory in _COMPARE.value]
+        directory = run_stages(subject, _STAGES.value, compared)
     if "report" in _STAGES.value:
         print((directory / "report.html").absolute())
 
@@ -74,12 +93,13 @@ def _open_subject() -> Subject:
         return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
         return open_run(_WORKDIR.value, config.eval if config else None, _NAME.value)
-    return open_folders(
+    return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",
         epath.Path(_WORKDIR.value),
         (config or common.get_config()).eval,
         _NAME.value,
+        read_prompts(_PROMPTS.value) if _PROMPTS.value else None,
     )
 
 

@@ -15,6 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from copymit.console import explain_bad_input, parse_flags, set_up_logging
+from copymit.evaluation.online import make_copy_monitor
 from copymit.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
     with explain_bad_input(_DEBUG.value):
-        train(_CONFIG.value, _WORKDIR.value)
+        train(_CONFIG.value, _WORKDIR.value, make_copy_monitor)
 
 
 if __name__ == "__main__":

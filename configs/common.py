@@ -1,11 +1,15 @@
 """Every setting there is, with its default and meaning; the other configs change some.
 
+Those of the evaluation are in copymit/settings.py, since the Python API knows them too.
+
 Not a run by itself. A config file calls `get_config()` here, changes what it needs and
 returns the result; single values change on the command line, as in
 `--config.train.steps=500`. An unknown name is refused.
 """
 
 from ml_collections import ConfigDict
+
+from copymit.settings import evaluation_settings
 
 
 def get_config() -> ConfigDict:
@@ -122,6 +126,8 @@ def get_config() -> ConfigDict:
     train.checkpoint_every_steps = 1000
     train.keep_checkpoints = 1
     train.sample_every_steps = 0  # grid of generations while training; 0 = never
+    train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
+    train.evaluate_prompts = 64  # captions of training images generated for that
 
     config.mitigation = ConfigDict()
     config.mitigation.train = ConfigDict()
@@ -132,24 +138,5 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.seed = 0
-    evaluation.use_ema = True  # where the run has a moving average
-    evaluation.prompts = (
-        "each"  # each | random | heldout | file | file+each | file+random
-    )
-    evaluation.prompts_file = ""  # text, one prompt a line, or .jsonl with "prompt"
-    evaluation.negative_prompt = ""  # what guidance leads away from
-    evaluation.num_generations = 256
-    evaluation.batch_size = 64
-    evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
-    evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
-    evaluation.num_inference_steps = 50
-    evaluation.guidance_scale = 7.5  # 1 = none
-    evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
-    evaluation.embedders = ("efficientnet_lite0", "pixels")  # the first is the headline
-    evaluation.search = "auto"  # auto | exact | scann
-    evaluation.recall_target = 0.99  # of scann
-    evaluation.num_neighbors = 11  # kept per image; at least 11
-    evaluation.gallery_size = 24  # generations pictured in the report
+    config.eval = evaluation_settings()
     return config.lock()

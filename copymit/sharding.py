@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -49,6 +50,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(
         tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
     )
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -12,8 +12,8 @@ from copymit.config import claim_workdir
 from copymit.data.dataset import load_dataset
 from copymit.data.duplication import duplication_table
 from copymit.evaluation import generate
-from copymit.evaluation.run import evaluate
-from copymit.evaluation.subject import open_folders, open_run
+from copymit.evaluation.run import run_stages
+from copymit.evaluation.subject import open_pair, open_run
 
 
 @pytest.fixture
@@ -78,13 +78,13 @@ def test_a_wrong_value_of_the_eval_section_is_named_before_anything_is_removed(
     earlier.write_bytes(b"made by an earlier evaluation")
     config.eval[name] = value
     with pytest.raises(ValueError, match=message):
-        evaluate(open_run(workdir, config.eval, None))
+        run_stages(open_run(workdir, config.eval, None))
     assert earlier.exists()
 
 
 def test_an_unknown_stage_is_named_beside_the_known_ones(workdir):
     with pytest.raises(ValueError, match="generate,embed,search,score,report"):
-        evaluate(open_run(workdir, None, None), ["generate", "judge"])
+        run_stages(open_run(workdir, None, None), ["generate", "judge"])
     assert not (workdir / "eval").exists()
 
 
@@ -98,7 +98,7 @@ def folders(tmp_path):
 
     def open_both():
         paths = [str(tmp_path / name) for name in ("made", "trained")]
-        return open_folders(*paths, tmp_path / "audit", common.get_config().eval, None)
+        return open_pair(*paths, tmp_path / "audit", common.get_config().eval, None)
 
     return open_both
 
@@ -111,7 +111,7 @@ def test_generations_of_several_sizes_are_counted(folders, tmp_path):
 
 def test_generations_that_are_not_square_are_refused(folders, tmp_path):
     Image.new("RGB", (16, 24)).save(tmp_path / "made" / "0.png")
-    with pytest.raises(ValueError, match="16 x 24 pixels: crop them to squares"):
+    with pytest.raises(ValueError, match="16 x 24 pixels: say at which size .*eval.resolution"):
         folders()
 
 

@@ -1,17 +1,25 @@
 """Sets of images to compare: ids and random access to uint8 RGB, wherever they lie."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import glob
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
-from copymit.data.images import decode_image, resize_and_crop
+from copymit.data.images import ImageError, decode_image, resize_and_crop
 from copymit.data.sources import FolderSource
+from copymit.data.tar_source import TarSource
+
+_MAX_FILE_BYTES = 2**28
 
 
 class ImageSet(NamedTuple):
@@ -20,89 +28,204 @@ class ImageSet(NamedTuple):
     Attributes:
       name: `generations`, `references` or `heldout`.
       ids: unique: example ids or paths relative to a folder.
-      read: position -> image (H, W, 3), uint8.
+      read: position -> image (H, W, 3), uint8; raises an `ImageError`.
     """
 
     name: str
     ids: Sequence[str]
     read: Callable[[int], UInt8[np.ndarray, "H W 3"]]
 
-    def by_id(self, image_id: str) -> UInt8[np.ndarray, "H W 3"]:
-        """Reads the image of an id."""
-        return self.read(self._positions()[image_id])
 
-    def _positions(self) -> dict[str, int]:
-        return {image_id: i for i, image_id in enumerate(self.ids)}
+def reader_by_id(images: ImageSet) -> Callable[[str], UInt8[np.ndarray, "H W 3"]]:
+    """Returns a function id -> image."""
+    positions = {image_id: i for i, image_id in enumerate(images.ids)}
+    return lambda image_id: images.read(positions[image_id])
+
+
+def open_source(images: Any) -> ExampleSource | None:
+    """Opens what lies in files: a folder, a tar file or a pattern of several.
+
+    Returns:
+      None for anything else, which `open_images` may know.
+    Raises:
+      FileNotFoundError, ValueError: for something that is missing or damaged.
+    """
+    if isinstance(images, ExampleSource):
+        return images
+    if not isinstance(images, str | Path) or str(images).endswith((".npz", ".npy")):
+        return None
+    if str(images).endswith(".tar"):
+        paths = sorted(glob.glob(str(images)))
+        if not paths:
+            raise FileNotFoundError(f"no tar file matches {str(images)!r}")
+        return TarSource(paths)
+    return FolderSource(images)
+
+
+def open_images(
+    name: str, images: Any, size: int | None, *, skip_corrupt: bool = False
+) -> ImageSet:
+    """Views images of any kind, resized and cropped to `size` pixels.
+
+    Args:
+      images: a folder; tar files in webdataset's layout (a path, or a pattern such as
+        `shards/*.tar`); an `.npz` or `.npy` file or an array of shape (N, H, W, 3),
+        uint8; a list of paths, PIL images or arrays; an `ExampleSource`; an `ImageSet`.
+      size: None takes the images as they are; they must then be square and of one size.
+      skip_corrupt: lets images that cannot be read pass until they are asked for.
+    Raises:
+      FileNotFoundError, ValueError: for something that is missing, empty, damaged or of
+        another kind, or images of several sizes.
+    """
+    if isinstance(images, ImageSet):
+        opened = images._replace(name=name)
+    elif (source := open_source(images)) is not None:
+        opened = _of_source(name, source, np.arange(len(source)))
+    elif isinstance(images, str | Path):
+        opened = _of_array(name, *_read_arrays(Path(images)))
+    elif isinstance(images, np.ndarray):
+        opened = _of_array(name, images, None)
+    elif isinstance(images, Sequence):
+        opened = _of_list(name, images)
+    else:
+        raise ValueError(
+            f"{name} is a {type(images).__name__}: give a folder, tar files, an array, "
+            "an .npz file or a list of images"
+        )
+    _check_ids(opened)
+    if size is None:
+        size = common_size(opened, skip_corrupt)
+    return opened._replace(read=functools.partial(_read_resized, opened.read, size))
 
 
 def examples_as_images(
     name: str, source: ExampleSource, indices: np.ndarray, size: int
 ) -> ImageSet:
     """Views examples as training sees them: short side resized, centre crop."""
-    return ImageSet(
-        name,
-        [source.example_ids[i] for i in indices],
-        functools.partial(_read_example, source, indices, size),
-    )
+    images = _of_source(name, source, indices)
+    return images._replace(read=functools.partial(_read_resized, images.read, size))
 
 
-def folder_as_images(name: str, folder: str | Path, size: int | None) -> ImageSet:
-    """Views a folder of images, resized and cropped to `size` pixels.
-
-    Args:
-      size: None takes the images as they are, and then they must all be equally large.
-    Raises:
-      FileNotFoundError, ValueError: for a missing or empty folder, an unreadable image,
-        or images of several sizes.
-    """
-    source = FolderSource(folder)
-    if size is None:
-        size = common_size(source, str(folder))
-    return examples_as_images(name, source, np.arange(len(source)), size)
-
-
-def common_size(source: ExampleSource, folder: str) -> int:
-    """Returns the side in pixels that all images of a folder share.
+def common_size(images: ImageSet, skip_corrupt: bool = False) -> int:
+    """Returns the side in pixels that all images share.
 
     Raises:
       ValueError: if they differ or are not square; lists the sizes.
+      ImageError: names an image that cannot be read.
     """
+
+    def shape(position: int) -> tuple[int, int] | None:
+        try:
+            height, width = images.read(position).shape[:2]
+        except ImageError:
+            if skip_corrupt:
+                return None
+            raise
+        return width, height
+
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(lambda i: _size(source, i), range(len(source))))
-    counts: dict[tuple[int, int], int] = {}
-    for size in sizes:
-        counts[size] = counts.get(size, 0) + 1
+        counts = Counter(pool.map(shape, range(len(images.ids))))
+    del counts[None]
+    if not counts:
+        raise ValueError(f"none of the {len(images.ids)} {images.name} can be read")
+    sizes = ", ".join(f"{n} of {w} x {h}" for (w, h), n in counts.most_common(5))
+    way_out = "say at which size to compare them with eval.resolution=PIXELS"
     if len(counts) > 1:
-        listing = ", ".join(
-            f"{count} of {w} x {h}" for (w, h), count in sorted(counts.items())[:5]
-        )
         raise ValueError(
-            f"{folder} holds images of {len(counts)} sizes ({listing}): similarity and "
-            "quality depend on the size, so give one size at a time"
+            f"the {images.name} have {len(counts)} sizes ({sizes}): similarity and "
+            f"quality depend on the size, so {way_out}"
         )
-    width, height = sizes[0]
+    ((width, height),) = counts
     if width != height:
-        raise ValueError(
-            f"{folder} holds images of {width} x {height} pixels: crop them to squares"
-        )
+        raise ValueError(f"the {images.name} are {width} x {height} pixels: {way_out}")
     return width
 
 
-def read_batches(
-    images: ImageSet, batch_size: int
-) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-    """Reads all images in order, in full batches but for the last one."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(images.ids), batch_size):
-            positions = range(start, min(start + batch_size, len(images.ids)))
-            yield np.stack(list(pool.map(images.read, positions)))
+def _of_source(name: str, source: ExampleSource, indices: np.ndarray) -> ImageSet:
+    def read(position: int) -> np.ndarray:
+        example = source[int(indices[position])]
+        return np.asarray(decode_image(example.image, example.example_id))
+
+    return ImageSet(name, [source.example_ids[i] for i in indices], read)
 
 
-def _read_example(source, indices, size, position):
-    example = source[int(indices[position])]
-    return resize_and_crop(decode_image(example.image, example.example_id), size)
+def _of_array(name: str, array: np.ndarray, ids: Iterable[str] | None) -> ImageSet:
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
+        raise ValueError(
+            f"{name} is an array of shape {array.shape} and type {array.dtype}: give "
+            "uint8, 0 to 255, of shape (N, H, W, 3)"
+        )
+    if not len(array):
+        raise ValueError(f"{name} holds no images")
+    return ImageSet(
+        name, _numbered(len(array)) if ids is None else list(ids), array.__getitem__
+    )
 
 
-def _size(source: ExampleSource, index: int) -> tuple[int, int]:
-    example = source[index]
-    return decode_image(example.image, example.example_id).size
+def _of_list(name: str, images: Sequence[Any]) -> ImageSet:
+    if not len(images):
+        raise ValueError(f"{name} holds no images")
+    are_paths = [isinstance(image, str | Path) for image in images]
+    ids = [str(image) for image in images] if all(are_paths) else _numbered(len(images))
+
+    def read(position: int) -> np.ndarray:
+        image = images[position]
+        if isinstance(image, str | Path):
+            return np.asarray(decode_image(_read_file(Path(image)), str(image)))
+        if isinstance(image, Image.Image):
+            return np.asarray(image.convert("RGB"))
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise ImageError(
+                ids[position], f"is {array.dtype} of shape {array.shape}, not uint8 RGB"
+            )
+        return array
+
+    return ImageSet(name, ids, read)
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    """Reads images, and ids where the file has them, without running pickles."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded as arrays:
+            for key in ("images", "arr_0"):
+                if key in arrays:
+                    ids = arrays["ids"].tolist() if "ids" in arrays else None
+                    return arrays[key], ids
+            raise ValueError(f"it holds {listed(arrays.files)}, not images or arr_0")
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as images: {error}") from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ImageError(str(path), f"cannot be read ({error})") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise ImageError(str(path), f"has more than {_MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _read_resized(read: Callable, size: int, position: int) -> np.ndarray:
+    return resize_and_crop(Image.fromarray(np.asarray(read(position))), size)
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"{i:06d}" for i in range(count)]
+
+
+def _check_ids(images: ImageSet) -> None:
+    counts = Counter(images.ids)
+    if len(counts) < len(images.ids):
+        twice = [image_id for image_id, count in counts.items() if count > 1]
+        raise ValueError(
+            f"{len(twice)} ids of the {images.name} occur more than once: "
+            f"{listed(twice)}: give every image an id of its own"
+        )

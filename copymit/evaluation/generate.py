@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from copymit.evaluation.prompts import make_prompts
 from copymit.generator import make_generate, sampling_options
 from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
-from copymit.sharding import batch_sharding, make_mesh
+from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,15 @@ def generate(
         if tokenizer.truncated(prompt.prompt_used):
             logger.warning("prompt is cut to %d tokens: %r", text.max_length, prompt[2])
     folder = out / "generations"
-    _keep_generations_of(folder, digest)
-    lines = [json.dumps(prompt._asdict(), ensure_ascii=False) for prompt in prompts]
-    (out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    if jax.process_index() == 0:
+        _keep_generations_of(folder, digest)
+        lines = [json.dumps(prompt._asdict(), ensure_ascii=False) for prompt in prompts]
+        (out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    wait_for_all("prompts are written")
     missing = [
         i for i, p in enumerate(prompts) if not (folder / f"{p.id}.png").exists()
     ]
+    wait_for_all("missing images are counted")
     if not missing:
         return
     params = load_params(model, mesh)
@@ -77,12 +80,18 @@ def generate(
     for first in range(0, len(missing), size):
         numbers = np.resize(missing[first : first + size], size)
         input_ids = tokenizer.encode([prompts[i].prompt_used for i in numbers])
-        inputs = (input_ids, numbers.astype(np.int32))
+        sharding = batch_sharding(mesh)
+        inputs = [
+            jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+            for array in (input_ids, numbers.astype(np.int32))
+        ]
         with jax.set_mesh(mesh):
-            images = make_images(params, *jax.device_put(inputs, batch_sharding(mesh)))
+            images = make_images(params, *inputs)
         # The last batch was filled up with repetitions, which are dropped here.
-        for i, image in zip(missing[first : first + size], np.asarray(images)):  # noqa: B905
-            _write_png(folder / f"{prompts[i].id}.png", image)
+        wanted = missing[first : first + size]
+        for row, image in _local_rows(images):
+            if row < len(wanted):
+                _write_png(folder / f"{prompts[wanted[row]].id}.png", image)
         done = min(first + size, len(missing))
         rate = done / (time.perf_counter() - started)
         logger.info(
@@ -92,6 +101,16 @@ def generate(
             rate,
             format_duration((len(missing) - done) / rate),
         )
+
+
+def _local_rows(images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields each image that this process holds, with its row; none twice."""
+    seen = set()
+    for shard in images.addressable_shards:
+        start = shard.index[0].start or 0
+        if start not in seen:
+            seen.add(start)
+            yield from enumerate(np.asarray(shard.data), start)
 
 
 def _keep_generations_of(folder: epath.Path, digest: str) -> None:

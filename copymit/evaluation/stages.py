@@ -4,6 +4,7 @@
 digest of the stage before. A stage whose digest has not changed is not run again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -51,13 +52,23 @@ def compute_digest(inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def folder_digest(folder: str | Path) -> str:
-    """Hashes the names, sizes and times of all files of a folder, not their content."""
+def content_digest(path: str | Path) -> str:
+    """Hashes names, sizes and times of the files of a folder, a file or a pattern.
+
+    Not their content: that would take as long as to read every image.
+    """
+    if os.path.isdir(path):
+        files = [
+            os.path.join(root, name)
+            for root, _, names in os.walk(path)
+            for name in names
+        ]
+    else:
+        files = glob.glob(str(path)) or [str(path)]
     rows = []
-    for root, _, files in sorted(os.walk(folder)):
-        for name in sorted(files):
-            status = os.stat(os.path.join(root, name))
-            rows.append([root, name, status.st_size, status.st_mtime_ns])
+    for file in sorted(files):
+        status = os.stat(file)
+        rows.append([file, status.st_size, status.st_mtime_ns])
     return compute_digest(rows)
 
 

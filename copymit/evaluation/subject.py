@@ -1,13 +1,14 @@
-"""What is evaluated: a trained run, or two folders that copymit did not make.
+"""What is evaluated: a trained run, a published model, or images of anyone.
 
-Either way a subject offers the same: sets of images, where generations come from, and a
-directory for the results.
+Whichever it is, a subject offers the same: sets of images, where generations come from,
+and a directory for the results.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,22 @@ from ml_collections import ConfigDict
 
 from copymit.config import flatten, read_config, trained_settings
 from copymit.data.dataset import Dataset, load_dataset
-from copymit.embedding.image_set import ImageSet, examples_as_images, folder_as_images
-from copymit.evaluation.stages import folder_digest
+from copymit.data.examples import ExampleSource
+from copymit.embedding.image_set import (
+    ImageSet,
+    common_size,
+    examples_as_images,
+    open_images,
+    open_source,
+)
+from copymit.evaluation.prompts import read_prompts
+from copymit.evaluation.stages import content_digest
 from copymit.metrics import read_metrics
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.pretrained.trained import latest_step, load_trained
 from copymit.scores.compute import Provenance
+from copymit.settings import evaluation_settings
 
 
 class Run(NamedTuple):
@@ -44,6 +54,23 @@ class Run(NamedTuple):
     workdir: epath.Path | None
 
 
+class SourceCaptions(Mapping[str, Sequence[str]]):
+    """The captions of a source by example id, read when they are asked for."""
+
+    def __init__(self, source: ExampleSource):
+        self._source = source
+        self._rows = {name: i for i, name in enumerate(source.example_ids)}
+
+    def __getitem__(self, example_id: str) -> Sequence[str]:
+        return self._source[self._rows[example_id]].captions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """One evaluation.
@@ -52,14 +79,15 @@ class Subject:
       title: for the report.
       out: directory of the results.
       settings: every setting, flat.
-      identity: what the generations depend on besides the settings, for reuse.
+      identity: what the images depend on besides the settings, for reuse.
       eval: the `eval` section.
       references: the training images.
       heldout: images of the same kind that were never trained on, if known.
       size: side of all images in pixels.
       captions: of each reference; may be empty.
       run: what makes the generations, or None if they are there.
-      generations_folder: where the generations lie.
+      given: the generations that are there, if no run makes them.
+      prompts_given: of these; columns id and prompt, or None.
       duplication: the run's table, or None.
     """
 
@@ -72,14 +100,20 @@ class Subject:
     heldout: ImageSet | None
     size: int
     captions: Mapping[str, Sequence[str]]
-    run: Run | None
-    generations_folder: epath.Path
-    duplication: pd.DataFrame | None
+    run: Run | None = None
+    given: ImageSet | None = None
+    prompts_given: pd.DataFrame | None = None
+    duplication: pd.DataFrame | None = None
+
+    @property
+    def generations_folder(self) -> epath.Path:
+        """Where the generations of a run lie."""
+        return self.out / "generations"
 
     def generations(self) -> ImageSet:
         """Lists the generations, which must exist by now."""
-        if self.run is None:
-            return folder_as_images("generations", self.generations_folder, self.size)
+        if self.given is not None:
+            return self.given
         prompts = self.prompts()
         assert prompts is not None
         ids = prompts["id"].tolist()
@@ -88,39 +122,45 @@ class Subject:
                 f"{len(missing)} of {len(ids)} generations are missing in "
                 f"{self.generations_folder}: run the generate stage"
             )
-        by_file = folder_as_images("generations", self.generations_folder, self.size)
-        position = {Path(name).stem: i for i, name in enumerate(by_file.ids)}
-        return ImageSet("generations", ids, lambda i: by_file.read(position[ids[i]]))
+        paths = [str(self.generations_folder / f"{i}.png") for i in ids]
+        return open_images("generations", paths, self.size)._replace(ids=ids)
 
     def missing_generations(self) -> list[str]:
         """Lists the ids of `prompts.jsonl` that no picture exists of."""
         prompts = self.prompts()
-        if prompts is None:
+        if self.run is None or prompts is None:
             return []
         folder = self.generations_folder
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
         return [i for i in prompts["id"] if f"{i}.png" not in there]
 
     def prompts(self) -> pd.DataFrame | None:
-        """Reads `prompts.jsonl`, or nothing for folders."""
+        """Reads the prompts, or nothing where none are known."""
         if self.run is None:
-            return None
+            return self.prompts_given
         path = self.out / "prompts.jsonl"
         if not path.exists():
             raise ValueError(f"{path} is missing: run the generate stage first")
         return pd.DataFrame([json.loads(s) for s in path.read_text().splitlines()])
 
-    def provenance(self) -> Provenance:
-        """Says which reference prompted each generation and which were duplicated."""
+    def provenance(
+        self, generations: Sequence[str], references: Sequence[str]
+    ) -> Provenance:
+        """Says which reference prompted each generation and which were duplicated.
+
+        Args:
+          generations, references: the ids that could be read, in order.
+        """
         prompts = self.prompts()
         prompted = duplicated = None
-        if prompts is not None:
-            row = {name: i for i, name in enumerate(self.references.ids)}
-            if prompts["example_id"].isin(row.keys()).all():
-                prompted = prompts["example_id"].map(row).to_numpy(np.int64)
+        if prompts is not None and "example_id" in prompts:
+            row = {name: i for i, name in enumerate(references)}
+            example_ids = prompts.set_index("id").loc[list(generations), "example_id"]
+            if example_ids.isin(row.keys()).all():
+                prompted = example_ids.map(row).to_numpy(np.int64)
         if self.duplication is not None:
             table = self.duplication.set_index("example_id")["duplicated"]
-            duplicated = table.loc[list(self.references.ids)].to_numpy(bool)
+            duplicated = table.loc[list(references)].to_numpy(bool)
         return Provenance(prompted, duplicated)
 
     def metrics(self) -> pd.DataFrame | None:
@@ -185,7 +225,8 @@ def open_model(
 
 def _subject_of_run(run: Run, **fields) -> Subject:
     """Describes a model by its data; `fields` are the rest of a `Subject`."""
-    source, size = run.dataset.source, run.config.data.resolution
+    source = run.dataset.source
+    size = run.config.eval.resolution or run.config.data.resolution
     indices, heldout = run.dataset.indices, run.dataset.heldout
     return Subject(
         eval=run.config.eval,
@@ -194,44 +235,113 @@ def _subject_of_run(run: Run, **fields) -> Subject:
         if len(heldout)
         else None,
         size=size,
-        captions={source.example_ids[i]: source[int(i)].captions for i in indices},
+        captions=SourceCaptions(source),
         run=run,
-        generations_folder=fields["out"] / "generations",
         **fields,
     )
 
 
-def open_folders(
-    generations: str,
-    references: str,
+def open_pair(
+    generations: Any,
+    references: Any,
     workdir: epath.PathLike,
     eval_config: ConfigDict,
     name: str | None,
+    prompts: Sequence[str] | None = None,
 ) -> Subject:
-    """Opens a folder of anyone's generations and a folder of training images.
+    """Opens images that copymit did not make, and the training images of their model.
 
-    References are resized and cropped to the size of the generations.
-
+    Args:
+      generations, references: whatever `open_images` knows. References are resized and
+        cropped to the size of the generations, or both to `eval.resolution`.
+      prompts: of each generation, in order; by default the texts beside the images of
+        tar files, else none.
     Raises:
-      FileNotFoundError, ValueError: for a missing or empty folder, or generations of
+      FileNotFoundError, ValueError: for images that are missing, empty, corrupt or of
         several sizes.
     """
-    size = folder_as_images("generations", generations, None).read(0).shape[0]
+    skip = eval_config.on_corrupt == "skip"
+    given, trained = (
+        open_source(images) or images for images in (generations, references)
+    )
+    made = open_images(
+        "generations", given, eval_config.resolution or None, skip_corrupt=skip
+    )
+    size = eval_config.resolution or common_size(made, skip)
+    texts = prompts if prompts is not None else _texts_of(given, generations)
+    if texts is not None and len(texts) != len(made.ids):
+        raise ValueError(
+            f"{len(texts)} prompts for {len(made.ids)} generations: give one each"
+        )
+    about = {"generations": _describe(generations), "references": _describe(references)}
     return Subject(
-        title=Path(generations).name,
+        title=_title(generations),
         out=epath.Path(workdir) / "eval" / (name or "folders"),
-        settings=flatten({"eval": eval_config.to_dict()})
-        | {"generations": str(generations), "references": str(references)},
-        identity=[folder_digest(generations), folder_digest(references)],
+        settings=flatten({"eval": eval_config.to_dict()}) | about,
+        identity=[_identity(generations), _identity(references), texts],
         eval=eval_config,
-        references=folder_as_images("references", references, size),
+        references=open_images("references", trained, size),
         heldout=None,
         size=size,
-        captions={},
-        run=None,
-        generations_folder=epath.Path(generations),
-        duplication=None,
+        captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
+        given=made,
+        prompts_given=None
+        if texts is None
+        else pd.DataFrame({"id": list(made.ids), "prompt": texts}),
     )
+
+
+def open_finished(directory: epath.PathLike) -> Subject:
+    """Opens an evaluation that was made before.
+
+    Args:
+      directory: WORKDIR of a run, for its newest checkpoint, or WORKDIR/eval/NAME.
+    Raises:
+      FileNotFoundError, ValueError: if there is none, or its images are gone.
+    """
+    directory = epath.Path(directory)
+    if not (directory / "scores.json").exists():
+        return open_run(directory, None, None)
+    workdir = directory.parent.parent
+    if (workdir / "config.json").exists():
+        return open_run(workdir, None, directory.name)
+    settings = json.loads((directory / "scores.json").read_text())["settings"]
+    config = evaluation_settings()
+    for key, value in settings.items():
+        if key.startswith("eval."):
+            value = tuple(value) if isinstance(value, list) else value
+            config.update_from_flattened_dict({key.removeprefix("eval."): value})
+    path = directory / "prompts.jsonl"
+    prompts = read_prompts(path) if path.exists() else None
+    images = (settings["generations"], settings["references"])
+    return open_pair(*images, workdir, config, directory.name, prompts)
+
+
+def _texts_of(source: Any, images: Any) -> list[str] | None:
+    """Reads the texts of tar files; a folder's are made up, and so no prompts."""
+    if not (isinstance(source, ExampleSource) and str(images).endswith(".tar")):
+        return None
+    return [source[i].captions[0] for i in range(len(source))]
+
+
+def _identity(images: Any) -> Any:
+    """Is equal for images of equal content, and of no other, as far as is cheap."""
+    if isinstance(images, str | Path):
+        return content_digest(images)
+    if isinstance(images, list | tuple) and all(
+        isinstance(image, str | Path) for image in images
+    ):
+        return [content_digest(image) for image in images]
+    # What lies in memory is hashed image by image while it is embedded.
+    return uuid.uuid4().hex
+
+
+def _describe(images: Any) -> str:
+    return str(images) if isinstance(images, str | Path) else f"{type(images).__name__}"
+
+
+def _title(images: Any) -> str:
+    return Path(images).name if isinstance(images, str | Path) else "generations"
 
 
 def describe_run(config: ConfigDict) -> str:

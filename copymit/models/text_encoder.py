@@ -6,29 +6,16 @@ transpose and no table of renames.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from copymit.models.attention import attend
+from copymit.models.clip_encoder import CLIPEncoder, check_encoder, make_layer_norm
 
 Dtype = Any
-
-
-def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Approximates GELU by a sigmoid, as OpenAI's CLIP was trained with."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-}
 
 
 @dataclass(frozen=True)
@@ -53,16 +40,7 @@ class TextEncoderConfig:
     eos_token_id: int = 49_407
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}; change one of them"
-            )
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(
-                f"hidden_act {self.hidden_act!r} is unknown; "
-                f"use one of {', '.join(sorted(_ACTIVATIONS))}"
-            )
+        check_encoder(self)
 
 
 CLIP_VIT_L14 = TextEncoderConfig(768, 3072, 12, 12)
@@ -102,7 +80,7 @@ class CLIPTextModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        self.text_model = _TextTransformer(config, dtype=dtype, rngs=rngs)
+        self.text_model = TextTransformer(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, input_ids: Int[Array, "B L"]) -> TextEncoderOutput:
         """Encodes captions of at most `max_position_embeddings` tokens.
@@ -112,13 +90,29 @@ class CLIPTextModel(nnx.Module):
         Raises:
           ValueError: if the captions are longer than there are positions.
         """
+        return self.text_model(input_ids)
+
+
+class TextTransformer(nnx.Module):
+    """What the checkpoints call `text_model`; see `CLIPTextModel`."""
+
+    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = _Embeddings(config, rngs=rngs)
+        self.encoder = CLIPEncoder(config, is_causal=True, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = make_layer_norm(config, rngs)
+        self.dtype = dtype
+
+    def __call__(self, input_ids: Int[Array, "B L"]) -> TextEncoderOutput:
         length, limit = input_ids.shape[-1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(
                 f"input_ids have {length} tokens, max_position_embeddings is {limit}; "
                 f"tokenize with max_length={limit} or less"
             )
-        hidden_states = self.text_model(input_ids)
+        hidden_states = self.embeddings(input_ids).astype(self.dtype)
+        hidden_states = self.encoder(hidden_states)
+        hidden_states = self.final_layer_norm(hidden_states).astype(self.dtype)
         end = _end_positions(input_ids, self.config.eos_token_id)
         pooled = jnp.take_along_axis(hidden_states, end[:, None, None], axis=1)
         return TextEncoderOutput(hidden_states, pooled[:, 0])
@@ -127,19 +121,6 @@ class CLIPTextModel(nnx.Module):
 def _end_positions(input_ids: Int[Array, "B L"], eos_token_id: int) -> Int[Array, " B"]:
     scores = input_ids if eos_token_id == 2 else input_ids == eos_token_id
     return jnp.argmax(scores, axis=-1)
-
-
-class _TextTransformer(nnx.Module):
-    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.embeddings = _Embeddings(config, rngs=rngs)
-        self.encoder = _Encoder(config, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = _make_layer_norm(config, rngs)
-        self.dtype = dtype
-
-    def __call__(self, input_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        hidden_states = self.embeddings(input_ids).astype(self.dtype)
-        hidden_states = self.encoder(hidden_states)
-        return self.final_layer_norm(hidden_states).astype(self.dtype)
 
 
 class _Embeddings(nnx.Module):
@@ -158,82 +139,3 @@ class _Embeddings(nnx.Module):
     def __call__(self, input_ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         positions = jnp.arange(input_ids.shape[-1])[None]
         return self.token_embedding(input_ids) + self.position_embedding(positions)
-
-
-class _Encoder(nnx.Module):
-    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.layers = nnx.List(
-            _EncoderLayer(config, dtype=dtype, rngs=rngs)
-            for _ in range(config.num_hidden_layers)
-        )
-
-    def __call__(self, hidden_states: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        for layer in self.layers:
-            hidden_states = layer(hidden_states)
-        return hidden_states
-
-
-class _EncoderLayer(nnx.Module):
-    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.layer_norm1 = _make_layer_norm(config, rngs)
-        self.self_attn = _CausalAttention(config, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = _make_layer_norm(config, rngs)
-        self.mlp = _MLP(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, hidden_states: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        hidden_states += self.self_attn(self.layer_norm1(hidden_states))
-        hidden_states += self.mlp(self.layer_norm2(hidden_states))
-        return hidden_states
-
-
-class _CausalAttention(nnx.Module):
-    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        D = config.hidden_size
-        in_std = (2 * D * config.num_hidden_layers) ** -0.5
-        make_in = functools.partial(_make_linear, D, D, in_std, dtype, rngs)
-        self.q_proj, self.k_proj, self.v_proj = make_in(), make_in(), make_in()
-        self.out_proj = _make_linear(D, D, D**-0.5, dtype, rngs)
-        self.num_heads = config.num_attention_heads
-
-    def __call__(self, hidden_states: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        B, L, D = hidden_states.shape
-        heads = (B, L, self.num_heads, D // self.num_heads)
-        attended = attend(
-            self.q_proj(hidden_states).reshape(heads),
-            self.k_proj(hidden_states).reshape(heads),
-            self.v_proj(hidden_states).reshape(heads),
-            is_causal=True,
-        )
-        return self.out_proj(attended.reshape(B, L, D))
-
-
-class _MLP(nnx.Module):
-    def __init__(self, config: TextEncoderConfig, *, dtype: Dtype, rngs: nnx.Rngs):
-        D, hidden = config.hidden_size, config.intermediate_size
-        out_std = (2 * D * config.num_hidden_layers) ** -0.5
-        self.fc1 = _make_linear(D, hidden, (2 * D) ** -0.5, dtype, rngs)
-        self.fc2 = _make_linear(hidden, D, out_std, dtype, rngs)
-        self.activation = _ACTIVATIONS[config.hidden_act]
-
-    def __call__(self, hidden_states: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-def _make_linear(
-    in_features: int, out_features: int, std: float, dtype: Dtype, rngs: nnx.Rngs
-) -> nnx.Linear:
-    kernel_init = nnx.initializers.normal(std)
-    return nnx.Linear(
-        in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs
-    )
-
-
-def _make_layer_norm(config: TextEncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        dtype=jnp.float32,
-        # CLIP has features far from zero, where E[x^2] - E[x]^2 cancels.
-        use_fast_variance=False,
-        rngs=rngs,
-    )

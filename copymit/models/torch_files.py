@@ -1,11 +1,12 @@
 """Reads tensors out of PyTorch weight files without torch and without running them.
 
-In: a file that `torch.save` wrote, zip (torch >= 1.6) or the older stream format.
-Out: a flat mapping from parameter name to numpy array.
+In: a file that `torch.save` wrote, zip (torch >= 1.6) or the older stream format, or a
+TorchScript archive. Out: a flat mapping from parameter name to numpy array.
 
 A PyTorch file holds a pickle, and a pickle is a program. Here it may call nothing but
 the functions named in `_WeightsUnpickler`, which only write down what they were asked
-for; arrays are made afterwards, once every size has been checked against the file.
+for; arrays are made afterwards, once every size has been checked against the file. The
+modules of a TorchScript archive become records of their attributes; its code is not read.
 """
 
 import io
@@ -40,6 +41,15 @@ _WAY_OUT = (
     "'weights.safetensors')` and use that file"
 )
 _MAX_DIMS = 64  # numpy's own limit
+# What `torch.jit` wraps attributes in that are not tensors.
+_SCRIPT_WRAPPERS = (
+    *(f"build_{kind}list" for kind in ("bool", "double", "int", "tensor")),
+    "restore_type_tag",
+)
+# Modules of a TorchScript archive may be shared or contain each other, so that few bytes
+# stand for any number of paths.
+_MAX_SCRIPT_MODULES = 100_000
+_MAX_NAME_LENGTH = 500
 
 
 class _Refused(ValueError):
@@ -62,14 +72,15 @@ class _Tensor(NamedTuple):
 def read_torch_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a saved state dict: name to array, in the file's order and dtypes.
 
-    Accepts a mapping from names to tensors, or such a mapping as the only entry
-    `state_dict` of another. The arrays are read-only; tensors that share memory in the
-    file, or are laid out with other strides, do so here too.
+    Accepts a mapping from names to tensors, such a mapping as the only entry
+    `state_dict` of another, or a TorchScript module, whose tensors are named by the path
+    of attributes as in its state dict. The arrays are read-only; tensors that share
+    memory in the file, or are laid out with other strides, do so here too.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, holds anything but tensors, or is of a kind that
-        is not read (archives of torch < 0.4, TorchScript, big-endian).
+        is not read (archives of torch < 0.4, frozen TorchScript, big-endian).
     """
     path = Path(path)
     if not path.is_file():
@@ -109,6 +120,19 @@ class _Entries(dict):
         pass
 
 
+class _ScriptModule:
+    """Stands for an object of a TorchScript class: its attributes, inert."""
+
+    attributes: Mapping[str, Any] = {}
+
+    def __setstate__(self, attributes: Any) -> None:
+        if not isinstance(attributes, dict) or not all(
+            isinstance(name, str) for name in attributes
+        ):
+            raise ValueError(f"a module's attributes are a {type(attributes).__name__}")
+        self.attributes = attributes
+
+
 # The Python class, not the C one: its memo is a dictionary, so a file cannot make it
 # reserve memory by asking for a huge memo index.
 class _WeightsUnpickler(pickle._Unpickler):
@@ -129,11 +153,18 @@ class _WeightsUnpickler(pickle._Unpickler):
         def rebuild_parameter(tensor, *_unused):
             return tensor
 
+        def unwrap(attribute, *_unused):
+            return attribute
+
         allowed = {
             "collections.OrderedDict": _Entries,
             "torch._utils._rebuild_parameter": rebuild_parameter,
             "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-        } | {f"torch.{storage}": storage for storage in _STORAGE_DTYPES}
+        }
+        allowed |= {f"torch.{storage}": storage for storage in _STORAGE_DTYPES}
+        allowed |= {f"torch.jit._pickle.{name}": unwrap for name in _SCRIPT_WRAPPERS}
+        if module.startswith("__torch__."):
+            return _ScriptModule
         if f"{module}.{name}" not in allowed:
             if not self.file.read(1):
                 raise EOFError("it ends within a name")
@@ -160,8 +191,6 @@ def _read_zip(path: Path, content: mmap.mmap) -> tuple[Any, dict[str, np.ndarray
     (root,) = (
         name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")
     )
-    if f"{root}/constants.pkl" in entries:
-        raise _Refused(f"{path} is a TorchScript program, not weights. {_WAY_OUT}")
 
     def locate(name: str) -> tuple[int, int]:
         entry = entries[name]
@@ -232,7 +261,9 @@ def _read_storages(
 
 
 def _named_tensors(path: Path, saved: Any) -> dict[str, _Tensor]:
-    """Returns what was saved if it is a flat mapping from names to tensors."""
+    """Returns what was saved as a flat mapping from names to tensors, if it is one."""
+    if isinstance(saved, _ScriptModule):
+        return _script_tensors(path, saved)
     if isinstance(saved, dict) and list(saved) == ["state_dict"]:
         saved = saved["state_dict"]
     if not isinstance(saved, dict):
@@ -248,6 +279,30 @@ def _named_tensors(path: Path, saved: Any) -> dict[str, _Tensor]:
                 f"{_WAY_OUT}"
             )
     return saved
+
+
+def _script_tensors(path: Path, saved: _ScriptModule) -> dict[str, _Tensor]:
+    """Finds the tensors of a module and, depth first, of the modules inside it."""
+    tensors, visited = {}, 0
+    waiting = [("", saved)]
+    while waiting:
+        owner, module = waiting.pop()
+        visited += 1
+        if visited > _MAX_SCRIPT_MODULES or len(owner) > _MAX_NAME_LENGTH:
+            raise ValueError(f"{path} has modules inside modules without end")
+        inner = []
+        for name, value in module.attributes.items():
+            if isinstance(value, _ScriptModule):
+                inner.append((f"{owner}{name}.", value))
+            elif isinstance(value, _Tensor):
+                tensors[owner + name] = value
+        waiting.extend(reversed(inner))
+    if not tensors:
+        raise ValueError(
+            f"{path} is a TorchScript program whose modules hold no tensors: a frozen "
+            f"one keeps them in its code, which is not read. {_WAY_OUT}"
+        )
+    return tensors
 
 
 def _checked_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:

@@ -86,7 +86,7 @@ def read_network_config(network: str, published: Json) -> NetworkConfig:
         ("unet", "UNet2DConditionModel"): _read_unet,
         ("vae", "AutoencoderKL"): _read_autoencoder_kl,
         ("vae", "AutoencoderTiny"): _read_autoencoder_tiny,
-        ("text_encoder", "clip_text_model"): _read_text_encoder,
+        ("text_encoder", "clip_text_model"): read_text_encoder,
     }
     kind = published.get(key)
     known = [name for place, name in readers if place == network]
@@ -230,7 +230,12 @@ def _read_autoencoder_tiny(published: Json) -> AutoencoderTinyConfig:
     return AutoencoderTinyConfig(**fields)
 
 
-def _read_text_encoder(published: Json) -> TextEncoderConfig:
+def read_text_encoder(published: Json) -> TextEncoderConfig:
+    """Translates the `config.json` of a CLIP text encoder, or that part of CLIP's.
+
+    Raises:
+      ValueError: it is of another kind of encoder, or a value is beyond reason.
+    """
     # The rest of the file are settings of generation, training and the library.
     kinds = published.get("architectures") or ["CLIPTextModel"]
     if kinds != ["CLIPTextModel"]:

@@ -8,10 +8,11 @@ the VAE's attention was once `query`, `key`, `value`, `proj_attn`; transformers 
 
 import contextlib
 import functools
+import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,26 @@ from copymit.pretrained.safetensors_format import read_header, read_tensor
 from copymit.pretrained.source import Source, read_json
 
 # Stems of the safetensors file and of the older pickle.
-_STEMS = {"text_encoder": ("model", "pytorch_model")}
+_TRANSFORMERS_STEMS = ("model", "pytorch_model")
+_STEMS = {
+    "text_encoder": _TRANSFORMERS_STEMS,
+    "clip_vision": _TRANSFORMERS_STEMS,
+    "clip_text": _TRANSFORMERS_STEMS,
+    "dinov2": _TRANSFORMERS_STEMS,
+}
 _DEFAULT_STEMS = ("diffusion_pytorch_model", "diffusion_pytorch_model")
 _SHARD_NAME = re.compile(r"[\w.-]+\.(safetensors|bin)", re.ASCII)
+# Buffers, and tensors of a file that the network has no use for.
+_LEFT_OUT = {
+    "text_encoder": re.compile(r"embeddings\.position_ids$"),
+    "clip_vision": re.compile(
+        r"^(text_model|text_projection|logit_scale)\b|embeddings\.position_ids$"
+    ),
+    "clip_text": re.compile(
+        r"^(vision_model|visual_projection|logit_scale)\b|embeddings\.position_ids$"
+    ),
+    "dinov2": re.compile(r"^embeddings\.mask_token$"),
+}
 _VAE_ATTENTION = re.compile(
     r"(?P<block>(?:en|de)coder\.mid_block\.attentions\.0)\."
     r"(?P<part>query|key|value|proj_attn)\.(?P<leaf>weight|bias)"
@@ -129,7 +147,7 @@ def open_weights(
     tensors: dict[str, StoredTensor] = {}
     with contextlib.ExitStack() as stack:
         for path, expected in shard_paths(source, weights).items():
-            found = stack.enter_context(_open_file(source.fetch(path)))
+            found = stack.enter_context(open_weight_file(source.fetch(path)))
             if expected is not None and found.keys() != expected:
                 odd = sorted(found.keys() ^ expected)
                 raise ValueError(
@@ -146,16 +164,27 @@ def open_weights(
         yield tensors
 
 
+def hash_weights(paths: Iterable[epath.Path]) -> str:
+    """Returns the sha256 of weight files, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def current_name(network: str, name: str) -> str | None:
-    """Returns what a published tensor is called today; None for a buffer to leave out."""
+    """Returns what a published tensor is called today; None for one to leave out."""
     if network == "vae" and (match := _VAE_ATTENTION.fullmatch(name)):
         part = _VAE_PARTS[match["part"]]
         return f"{match['block']}.{part}.{match['leaf']}"
-    if network == "text_encoder":
-        if name.endswith("embeddings.position_ids"):
-            return None
-        if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
-            return f"text_model.{name}"
+    if network in _LEFT_OUT and _LEFT_OUT[network].search(name):
+        return None
+    if network == "text_encoder" and name.startswith(
+        ("embeddings.", "encoder.", "final_layer_norm.")
+    ):
+        return f"text_model.{name}"
     return name
 
 
@@ -169,8 +198,13 @@ def _current_shape(network: str, name: str, tensor: StoredTensor) -> StoredTenso
 
 
 @contextlib.contextmanager
-def _open_file(path: epath.Path) -> Iterator[dict[str, StoredTensor]]:
-    if path.suffix == ".bin":
+def open_weight_file(path: epath.Path) -> Iterator[dict[str, StoredTensor]]:
+    """Opens one file, whatever its kind: tensors by the names in it.
+
+    Raises:
+      FileNotFoundError, ValueError: it is missing, damaged, or holds more than tensors.
+    """
+    if path.suffix in (".bin", ".pth"):
         with _local_copy(path) as local:
             arrays = read_torch_tensors(local)
         yield {

@@ -4,6 +4,7 @@ Runs enter, the first being the one that the report is about; rows and pictures 
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from copymit.report.evaluated_run import (
     duplicated_weights,
 )
 from copymit.report.figures import Panel
-from copymit.report.gallery import Picture, picture_maker, shorten
+from copymit.report.gallery import shorten
+from copymit.report.pictures import DETAILS, Limit, Picture, picture_maker
 from copymit.report.verdict import (
     Estimate,
     Relation,
@@ -38,6 +40,11 @@ _ROWS = {
     "prompted_image_hits_unduplicated": "Other images that come back",
     "prompted_image_hits": "Prompted images that come back",
     "pixels_similarity_mean": "Mean pixel correlation",
+    "template_similarity_mean": "Mean similarity of the most alike tile",
+    "tile_l2_mean": "Mean tiled distance",
+    "tile_l2_below_0.1": "Extracted: tiled distance below 0.1",
+    "clip_score": "CLIP score",
+    "cmmd": "CMMD",
 }
 _SIMILARITY_WORDS: Mapping[Relation, str] = {
     "above": "is higher",
@@ -49,10 +56,22 @@ _HITS_WORDS: Mapping[Relation, str] = {
     "below": "come back less often",
     "equal": "come back about as often, the intervals overlap",
 }
+_PAIRED_WORDS = {
+    "higher": "is higher, prompt by prompt",
+    "lower": "is lower, prompt by prompt",
+    "could be chance": "does not clearly differ, prompt by prompt",
+}
 _DIFFERENCES: dict[str, tuple[str, Mapping[Relation, str]]] = {
     "dataset_similarity": ("dataset similarity", _SIMILARITY_WORDS),
     "similarity_mean": ("mean similarity", _SIMILARITY_WORDS),
     "prompted_image_hits_duplicated": ("duplicated images", _HITS_WORDS),
+}
+_COUNTS = {
+    "num_generations": "the number of generations, which Fréchet distances depend on",
+    "num_references": "the number of training images: with more of them, the nearest is "
+    "nearer",
+    "num_heldout": "the number of images never trained on",
+    "image_size_px": "the size of the images, in pixels",
 }
 _BASELINES = ("background_similarity_mean",)
 
@@ -93,14 +112,22 @@ class Strip(NamedTuple):
     rows: list[StripRow]
 
 
-def compare_scores(runs: Sequence[EvaluatedRun]) -> list[Row]:
-    """Lists the scores that any of the runs has, with the loss of their training."""
+def compare_scores(
+    runs: Sequence[EvaluatedRun], relations: Sequence[Mapping[str, str]] = ()
+) -> list[Row]:
+    """Lists the scores that any of the runs has, with the loss of their training.
+
+    Args:
+      relations: of each run but the first, what is known better than by intervals, by
+        score.
+    """
     rows = []
     for key, label in _ROWS.items():
         found = [read_estimate(run.scores, key) for run in runs]
         if any(found):
             baseline = key in _BASELINES
-            rows.append(Row(label, _cells(key, found, not baseline)))
+            known = ["", *(r.get(key, "") for r in relations)]
+            rows.append(Row(label, _cells(key, found, not baseline, known)))
     for key in _quality_keys(runs):
         found = [read_estimate(run.scores, key) for run in runs]
         rows.append(Row(quality_name(key), _cells(key, found, True)))
@@ -122,19 +149,55 @@ def differing_settings(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str
     return rows[:_MAX_SETTINGS]
 
 
-def measured_differently(runs: Sequence[EvaluatedRun]) -> bool:
-    """Says whether the similarities come from different embedders or protocols."""
-    ways = {tuple(run.scores.get(k) for k in ("embedder", "protocol")) for run in runs}
-    return len(ways) > 1
+def check_same_protocol(runs: Sequence[EvaluatedRun]) -> None:
+    """Refuses runs whose numbers come from different embedders or protocols.
+
+    Raises:
+      ValueError: if two runs name different ones; naming none is let pass.
+    """
+    first, *others = runs
+    for other in others:
+        ours, theirs = _protocols(first), _protocols(other)
+        for part in [part for part in ours if part in theirs]:
+            if ours[part] != theirs[part]:
+                raise ValueError(
+                    f"{first.title!r} was measured by {ours[part]} and {other.title!r} by "
+                    f"{theirs[part]}, whose numbers do not compare: evaluate both again "
+                    "with the same eval.embedders, eval.quality_embedders and copymit, "
+                    "or leave one out of --compare"
+                )
 
 
-def describe_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Says in a sentence how another run's scores stand to ours; "" if unknown."""
+def list_doubts(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Lists what makes numbers of these runs compare less well, in sentences."""
+    doubts = []
+    for key, words in _COUNTS.items():
+        found = [run.scores.get(key) for run in runs]
+        if len(set(map(str, found))) > 1:
+            values = ", ".join("unknown" if x is None else f"{x:,}" for x in found)
+            doubts.append(f"The runs differ in {words} ({values}).")
+    if any(run.scores.get("protocol") is None for run in runs):
+        doubts.append("Not every run says by which protocol it was measured.")
+    return doubts
+
+
+def describe_difference(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    relations: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Says in a sentence how another run's scores stand to ours; "" if unknown.
+
+    Args:
+      relations: what comparing pair by pair says, by score.
+    """
     parts = []
     for key, (subject, words) in _DIFFERENCES.items():
         first, second = read_estimate(ours, key), read_estimate(theirs, key)
         if first and second:
-            relation = words[compare_estimates(second, first)]
+            relation = _PAIRED_WORDS.get(
+                relations.get(key, ""), words[compare_estimates(second, first)]
+            )
             numbers = f"{format_score(key, second)} against {format_score(key, first)}"
             parts.append(f"{subject} {relation} ({numbers})")
     return f"{'; '.join(parts)}." if parts else ""
@@ -152,6 +215,20 @@ def comparison_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
     return [panel for panel in panels if any(panel.estimates)]
 
 
+def tradeoff_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
+    """Picks what similarity is traded off against: quality, and fit to the caption."""
+    keys = {k: f"{quality_name(k)}; lower = more alike" for k in _quality_keys(runs)}
+    keys["clip_score"] = "CLIP score; higher = fits the caption"
+    similarities = _read(runs, "dataset_similarity")
+    panels = []
+    for key, title in keys.items():
+        estimates = _read(runs, key)
+        pairs = zip(similarities, estimates, strict=True)
+        if sum(x is not None and y is not None for x, y in pairs) > 1:
+            panels.append(Panel(title, estimates))
+    return panels
+
+
 def final_loss(run: EvaluatedRun) -> float | None:
     """Returns the mean loss over the last tenth of the logged steps, or None."""
     if run.metrics is None:
@@ -167,6 +244,7 @@ def make_strip(
     runs: Sequence[EvaluatedRun],
     generations: Sequence[Sequence[Generation]],
     size: int,
+    limit: Limit = DETAILS[0].large,
 ) -> Strip | None:
     """Shows what the runs made of the same prompts, or None if they share none.
 
@@ -177,6 +255,7 @@ def make_strip(
     Args:
       generations: of each run.
       size: number of prompts.
+      limit: of each picture.
     """
     own, *others = (
         {g.id: g for g in part if g.prompt is not None} for part in generations
@@ -194,10 +273,10 @@ def make_strip(
     weights = duplicated_weights(runs[0]) or {}
     ids = _choose([own[i] for i in sorted(shared)], weights, size)
     trained = [own[i].prompted or own[i].reference for i in ids]
-    reference = picture_maker(runs[0].read_reference)
+    reference = picture_maker(runs[0].read_reference, limit)
     rows = [StripRow("Training image", [reference(t) for t in trained], trained, [])]
     for run, found in [(runs[0], own), *((r, theirs) for r, theirs, _ in sharing)]:
-        picture = picture_maker(run.read_generation)
+        picture = picture_maker(run.read_generation, limit)
         similarities = [format_number(found[i].similarity) for i in ids]
         rows.append(StripRow(run.title, [picture(i) for i in ids], ids, similarities))
     return Strip(
@@ -223,6 +302,21 @@ def _choose(
     return duplicated + others[: size - len(duplicated)]
 
 
+def _protocols(run: EvaluatedRun) -> dict[str, str]:
+    """Lists the embedders and protocols that a run names, by what they measured."""
+    scores = run.scores
+    found = {}
+    if scores.get("embedder"):
+        way = f"{scores['embedder']} ({scores.get('protocol') or 'no protocol'})"
+        found["headline"] = way
+    for name, protocol in (scores.get("protocols") or {}).items():
+        found[name] = f"{name} ({protocol})"
+    for key, protocol in scores.items():
+        if key.endswith("_protocol") and protocol:
+            found[key] = f"{key.removesuffix('_protocol')} ({protocol})"
+    return found
+
+
 def _read(runs: Sequence[EvaluatedRun], key: str) -> list[Estimate | None]:
     return [read_estimate(run.scores, key) for run in runs]
 
@@ -232,15 +326,27 @@ def _quality_keys(runs: Sequence[EvaluatedRun]) -> list[str]:
     return list(dict.fromkeys(key for key in keys if key))
 
 
-def _cells(key: str, found: Sequence[Estimate | None], compared: bool) -> list[Cell]:
+def _cells(
+    key: str,
+    found: Sequence[Estimate | None],
+    compared: bool,
+    known: Sequence[str] = (),
+) -> list[Cell]:
     first = found[0]
     cells = []
     for i, estimate in enumerate(found):
         if estimate is None:
             cells.append(Cell("–", "", ""))
             continue
-        relation = ""
-        if compared and i and first and first.has_interval and estimate.has_interval:
+        relation = known[i] if i < len(known) else ""
+        if (
+            not relation
+            and compared
+            and i
+            and first
+            and first.has_interval
+            and estimate.has_interval
+        ):
             relation = {
                 "above": "higher",
                 "below": "lower",

@@ -5,7 +5,7 @@ leave. Nothing is read from disk here.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class EvaluatedRun:
         whose caption it is, or None); None when copymit did not generate.
       duplication: columns example_id, weight, duplicated, caption_count, or None.
       metrics: columns step, loss, ... of the training, or None.
+      measured: column generation, and numbers of each generation besides similarity,
+        such as tile_l2; or None.
     """
 
     title: str
@@ -48,6 +50,7 @@ class EvaluatedRun:
     prompts: pd.DataFrame | None
     duplication: pd.DataFrame | None
     metrics: pd.DataFrame | None
+    measured: pd.DataFrame | None = None
 
 
 class Generation(NamedTuple):
@@ -57,6 +60,7 @@ class Generation(NamedTuple):
       reference: its nearest training image.
       similarity: to that.
       prompted: the training image whose caption prompted it.
+      seed: of its initial noise, together with its id.
     """
 
     id: str
@@ -65,6 +69,7 @@ class Generation(NamedTuple):
     prompt: str | None = None
     prompt_used: str | None = None
     prompted: str | None = None
+    seed: str | None = None
 
 
 _COLUMNS = {
@@ -72,6 +77,7 @@ _COLUMNS = {
     "prompts": ("id", "prompt"),
     "duplication": ("example_id", "weight", "duplicated"),
     "metrics": ("step", "loss"),
+    "measured": ("generation",),
 }
 
 
@@ -110,6 +116,21 @@ def list_generations(run: EvaluatedRun) -> list[Generation]:
     return sorted(generations, key=lambda g: (-g.similarity, g.id))
 
 
+def list_neighbours(
+    run: EvaluatedRun, ids: Collection[str]
+) -> dict[str, dict[str, float]]:
+    """Lists the training images that the search kept for some generations.
+
+    Returns:
+      By generation, the similarity to each of them, the nearest first.
+    """
+    table = run.matches[run.matches["generation"].astype(str).isin(set(ids))]
+    found: dict[str, dict[str, float]] = {i: {} for i in ids}
+    for row in table.sort_values("rank", kind="stable").itertuples(index=False):
+        found[str(row.generation)].setdefault(str(row.reference), float(row.similarity))
+    return found
+
+
 def duplicated_weights(run: EvaluatedRun) -> dict[str, float] | None:
     """Returns how often each duplicated image was repeated, or None if unknown."""
     if run.duplication is None:
@@ -131,22 +152,24 @@ def text_or_none(value: Any) -> str | None:
 
 
 def _prompts(run: EvaluatedRun) -> dict[str, tuple[str | None, ...]]:
-    """Is (prompt, prompt used, prompted training image) by generation."""
+    """Is (prompt, prompt used, prompted training image, seed) by generation."""
     if run.prompts is None:
         return {}
     table = run.prompts
     used = table["prompt_used"] if "prompt_used" in table else table["prompt"]
-    about = table["example_id"] if "example_id" in table else [None] * len(table)
+    unknown = [None] * len(table)
+    about = table.get("example_id", unknown)
+    seeds = table.get("seed", unknown)
     # A held-out image can prompt too, but was never trained on.
     trained = run.duplication is not None and set(
         map(str, run.duplication["example_id"])
     )
     prompts: dict[str, tuple[str | None, ...]] = {}
-    for row in zip(table["id"], table["prompt"], used, about, strict=True):
-        number, prompt, prompt_used, prompted = map(text_or_none, row)
+    for row in zip(table["id"], table["prompt"], used, about, seeds, strict=True):
+        number, prompt, prompt_used, prompted, seed = map(text_or_none, row)
         if trained and prompted not in trained:
             prompted = None
-        prompts[str(number)] = (prompt, prompt_used, prompted)
+        prompts[str(number)] = (prompt, prompt_used, prompted, seed)
     return prompts
 
 

@@ -48,6 +48,8 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
 }
+_COLORS = (VERMILLION, BLUE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", GREY)
+_MARKERS = "oDs^vPX*"
 _WIDTH = 5.7  # inches
 _MAX_POINTS = 1500  # drawn of one group; the box is of all
 _BINS = 40
@@ -180,12 +182,11 @@ def plot_hits(hits: Mapping[str, Estimate]) -> Figure:
     colors = {"duplicated": VERMILLION, "not duplicated": BLUE}
     for y, (name, estimate) in enumerate(hits.items()):
         axes.barh(y, estimate.value, 0.56, color=colors.get(name, GREY), alpha=0.85)
-        low, high = estimate.value - estimate.low, estimate.high - estimate.value
         if estimate.has_interval:
             axes.errorbar(
                 estimate.value,
                 y,
-                xerr=[[max(low, 0)], [max(high, 0)]],
+                xerr=_error_bars(estimate),
                 color="#1b222b",
                 capsize=4,
                 linewidth=1.3,
@@ -225,6 +226,51 @@ def plot_comparison(titles: Sequence[str], panels: Sequence[Panel]) -> Figure:
 
 
 @_styled
+def plot_tradeoff(
+    titles: Sequence[str],
+    similarities: Sequence[Estimate | None],
+    panels: Sequence[Panel],
+    embedder: str,
+) -> Figure:
+    """Draws each run's similarity against its quality, with intervals both ways.
+
+    Args:
+      similarities: 95th percentile of each run.
+      panels: what each run is traded off against, one panel a score.
+    """
+    figure, every_axes = _new_figure(
+        0.35 * len(titles) + 2.7 * len(panels), len(panels)
+    )
+    for axes, panel in zip(every_axes, panels, strict=True):
+        for i, title in enumerate(titles):
+            x, y = similarities[i], panel.estimates[i]
+            if x is None or y is None:
+                continue
+            axes.errorbar(
+                x.value,
+                y.value,
+                xerr=_error_bars(x),
+                yerr=_error_bars(y),
+                fmt=_MARKERS[i % len(_MARKERS)],
+                color=_COLORS[i % len(_COLORS)],
+                markersize=8,
+                linewidth=1.6,
+                capsize=3,
+                label=textwrap.shorten(title, 60, placeholder="…"),
+            )
+        axes.set_title(panel.title)
+        axes.margins(0.12)
+    every_axes[-1].set_xlabel(f"dataset similarity ({embedder}): lower = less copied")
+    entries = {
+        label: handle
+        for axes in every_axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries, loc="outside upper left")
+    return figure
+
+
+@_styled
 def plot_loss(losses: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """Draws the loss of each run over steps, and a moving mean where it is long.
 
@@ -259,6 +305,14 @@ def _new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False)
     return figure, list(axes[:, 0])
+
+
+def _error_bars(estimate: Estimate) -> list[list[float]] | None:
+    """Is the lengths below and above a value, as matplotlib wants them."""
+    if not estimate.has_interval:
+        return None
+    value, low, high = estimate
+    return [[max(value - low, 0.0)], [max(high - value, 0.0)]]
 
 
 def _interval(axes: Axes, estimate: Estimate, y: float, color: str) -> None:

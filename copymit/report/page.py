@@ -1,42 +1,44 @@
-"""The report stage: an evaluated run in, `report.html` and `figures/*.png` out.
+"""The report stage: an evaluated run in; the page and what lies beside it out.
 
-The page is one file that loads nothing: images and figures are inside, no script is
-needed, and every text from outside is escaped.
+The page is one file that loads nothing: images, figures, style and script are inside,
+every text from outside is escaped, and a policy names the hashes of its own style and
+script, so that nothing else could run. It is whole without the script.
 """
 
 import base64
+import hashlib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
-import numpy as np
-import pandas as pd
 from etils import epath
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 import copymit
-from copymit.report import figures
 from copymit.report.comparison import (
+    Strip,
+    check_same_protocol,
     compare_scores,
-    comparison_panels,
     describe_difference,
     differing_settings,
+    list_doubts,
     make_strip,
-    measured_differently,
 )
-from copymit.report.evaluated_run import (
-    EvaluatedRun,
-    Generation,
-    duplicated_weights,
-    list_generations,
+from copymit.report.evaluated_run import EvaluatedRun, Generation, list_generations
+from copymit.report.gallery import REASONS, Card, choose_generations, make_cards
+from copymit.report.generation_table import (
+    tabulate_generations,
+    write_generation_table,
 )
-from copymit.report.gallery import make_galleries
+from copymit.report.illustrations import draw_figures, write_figures
+from copymit.report.metrics_card import write_metrics_card
+from copymit.report.pairing import compare_pairs
+from copymit.report.pictures import DETAILS, Detail
 from copymit.report.score_table import tabulate_scores
 from copymit.report.verdict import (
-    Estimate,
     format_interval,
     format_number,
     format_value,
@@ -44,16 +46,8 @@ from copymit.report.verdict import (
     make_tiles,
     read_estimate,
 )
-from copymit.scores.bootstrap import finite_vector
 
-_TEMPLATE = Path(__file__).parent / "page.html.jinja"
-_HITS = {
-    "prompted_image_hits": "all",
-    "prompted_image_hits_duplicated": "duplicated",
-    "prompted_image_hits_unduplicated": "not duplicated",
-}
-
-
+_FOLDER = Path(__file__).parent
 _SETS = {
     "generations": "",
     "training images, to each other": "background_",
@@ -66,15 +60,8 @@ _STATISTICS = {
     "95th percentile": "similarity_p95",
     "share above 0.5": "similarity_above_0.5",
 }
-
-
-class EmbeddedFigure(NamedTuple):
-    """A figure in the page: `data:` address, size in pixels, what it shows in words."""
-
-    address: str
-    width: int
-    height: int
-    alt: str
+# Makes the pictures in such detail: cards, what to keep first comes first, and a strip.
+Illustrate = Callable[[Detail], tuple[list[Card], Strip | None]]
 
 
 def write_report(
@@ -83,141 +70,183 @@ def write_report(
     compared: Sequence[EvaluatedRun] = (),
     *,
     gallery_size: int = 24,
+    num_neighbours: int = 4,
+    max_bytes: int = 16_000_000,
+    blurred: bool = False,
 ) -> epath.Path:
-    """Writes the page of one run and its figures; the same input gives the same bytes.
+    """Writes the page of one run, and its numbers and figures as files of their own.
 
-    What was not measured is left out.
+    What was not measured is left out. The same input gives the same bytes.
 
     Args:
-      directory: receives `report.html` and `figures/`; made if absent.
+      directory: receives `report.html`, `figures/*.png`, `generations.csv`,
+        `generations.parquet` and `metrics_card.txt`; made if absent.
       compared: other runs to show beside it.
-      gallery_size: number of most copied generations to show; a third of it for the
-        typical and the least copied ones.
+      gallery_size: number of most copied generations to show; a third of it for random
+        and for the least copied ones.
+      num_neighbours: training images beside each generation.
+      max_bytes: of the page; to stay below, pictures shrink first and then the gallery.
+      blurred: whether pictures start blurred, as disturbing or private ones should; a
+        switch in the page changes it.
     Returns:
       The path of the page.
     Raises:
-      ValueError: for a negative gallery size, tables without their columns, matches
+      ValueError: for a negative size or count, a page that cannot be made small enough,
+        runs of different embedders or protocols, tables without their columns, matches
         that are empty or not finite, or images that are not uint8 RGB.
     """
     if gallery_size < 0:
         raise ValueError(f"gallery_size is {gallery_size}; give 0 or more")
+    if num_neighbours < 1:
+        raise ValueError(f"num_neighbours is {num_neighbours}; give 1 or more")
     directory = epath.Path(directory)
     runs = [run, *compared]
+    check_same_protocol(runs)
     generations = [list_generations(r) for r in runs]
-    embedded = _write_figures(directory / "figures", _draw(runs, generations[0]))
+    drawn = draw_figures(runs, generations[0])
+    metrics_card = write_metrics_card(run)
+    choices = choose_generations(generations[0], gallery_size)
+    facts = _facts(runs, generations) | {
+        "figures": write_figures(directory / "figures", drawn),
+        "metrics_card": metrics_card,
+        "blurred": blurred,
+        "max_megabytes": f"{max_bytes / 1e6:g}",
+    }
+
+    def illustrate(detail: Detail) -> tuple[list[Card], Strip | None]:
+        cards = make_cards(run, generations[0], choices, num_neighbours, detail)
+        if not compared:
+            return cards, None
+        return cards, make_strip(runs, generations, gallery_size // 3, detail.large)
+
+    page = _fit(illustrate, facts, max_bytes)
+    write_generation_table(directory, tabulate_generations(run, generations[0]))
+    (directory / "metrics_card.txt").write_bytes(_encode(metrics_card + "\n"))
+    path = directory / "report.html"
+    path.write_bytes(page)
+    return path
+
+
+def _fit(illustrate: Illustrate, facts: Mapping[str, Any], max_bytes: int) -> bytes:
+    """Renders the page in the finest detail, and with the most cards, that fit.
+
+    Raises:
+      ValueError: if even the page without a gallery is too large.
+    """
+    for detail in DETAILS:
+        cards, strip = illustrate(detail)
+        page = _render(facts, cards, strip, detail, len(cards))
+        if len(page) <= max_bytes:
+            return page
+    fits = _render(facts, cards, strip, detail, 0)
+    if len(fits) > max_bytes:
+        raise ValueError(
+            f"max_bytes={max_bytes} is too small: the page has {len(fits)} bytes "
+            f"without its gallery; give at least {len(fits)}"
+        )
+    fitting, too_many = 0, len(cards)
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        page = _render(facts, cards, strip, detail, middle)
+        if len(page) <= max_bytes:
+            fits, fitting = page, middle
+        else:
+            too_many = middle
+    return fits
+
+
+def _facts(
+    runs: Sequence[EvaluatedRun], generations: Sequence[Sequence[Generation]]
+) -> dict[str, Any]:
+    """Is what the template needs to know besides pictures."""
+    run, *compared = runs
+    pairs = compare_pairs(runs, generations)
+    relations = [found.relations for found in pairs]
+    differences = [
+        describe_difference(run.scores, other.scores, known)
+        for other, known in zip(compared, relations, strict=True)
+    ]
+    return {
+        "run": run,
+        "headline": make_headline(run.scores),
+        "tiles": make_tiles(run.scores),
+        "distributions": _distributions(run.scores),
+        "reasons": REASONS,
+        "knows_duplication": run.duplication is not None,
+        "knows_prompted": any(g.prompted for g in generations[0]),
+        "runs": runs,
+        "comparison": compare_scores(runs, relations) if compared else [],
+        "differences": differences,
+        "pair_differences": pairs,
+        "differing": differing_settings(runs) if compared else [],
+        "doubts": list_doubts(runs) if compared else [],
+        "groups": tabulate_scores(run.scores),
+        "settings": sorted((k, str(v)) for k, v in run.settings.items()),
+        "warnings": [str(w) for w in run.scores.get("warnings") or ()],
+        "version": copymit.__version__,
+    }
+
+
+def _render(
+    facts: Mapping[str, Any],
+    cards: Sequence[Card],
+    strip: Strip | None,
+    detail: Detail,
+    count: int,
+) -> bytes:
+    """Renders the page with the first `count` of the cards."""
+    shown = sorted(
+        cards[:count], key=lambda c: (-c.generation.similarity, c.generation.id)
+    )
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": format_number, "breakable": _breakable}
-    page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
-        run=run,
-        headline=make_headline(run.scores),
-        tiles=make_tiles(run.scores),
-        figures=embedded,
-        distributions=_distributions(run.scores),
-        galleries=make_galleries(run, generations[0], gallery_size),
-        knows_duplication=run.duplication is not None,
-        runs=runs,
-        comparison=compare_scores(runs) if compared else [],
-        differences=[describe_difference(run.scores, r.scores) for r in compared],
-        differing=differing_settings(runs) if compared else [],
-        measured_differently=measured_differently(runs),
-        strip=make_strip(runs, generations, gallery_size // 3) if compared else None,
-        groups=tabulate_scores(run.scores),
-        settings=sorted((k, str(v)) for k, v in run.settings.items()),
-        warnings=[str(w) for w in run.scores.get("warnings") or ()],
-        version=copymit.__version__,
+    style, script = (
+        # Ours, not from outside: escaped they would not work.
+        Markup((_FOLDER / name).read_text("utf-8"))
+        for name in ("page.css", "page.js")
     )
-    path = directory / "report.html"
-    # File names may hold bytes that are no text (lone surrogates).
-    path.write_bytes(page.encode("utf-8", "backslashreplace"))
-    return path
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    )
+    template = environment.get_template("page.html.jinja")
+    page = template.render(
+        **facts,
+        cards=shown,
+        strip=strip,
+        slider=_slider(shown),
+        left_out=len(cards) - count,
+        shrunk=detail is not DETAILS[0],
+        detail=detail,
+        style=style,
+        script=script,
+        policy=Markup(policy),
+    )
+    return _encode(page)
 
 
-def _draw(
-    runs: Sequence[EvaluatedRun], generations: Sequence[Generation]
-) -> dict[str, tuple[Figure, str]]:
-    """Draws the figures that there is data for, each with a text for who cannot see."""
-    run = runs[0]
-    embedder = str(run.scores.get("embedder", "similarity"))
-    drawn: dict[str, tuple[Figure, str]] = {}
-    similarities = {
-        name: finite_vector(run.similarities[name], f"{name} similarities")
-        for name in figures.SERIES
-        if name in run.similarities and len(run.similarities[name])
-    }
-    if similarities:
-        names = " and ".join(similarities)
-        drawn["histogram"] = (
-            figures.plot_histogram(similarities, embedder),
-            f"Histogram of similarity to the nearest training image: {names}.",
-        )
-    groups, means = _split(run, generations)
-    if groups:
-        baseline = read_estimate(run.scores, "background_similarity_mean")
-        drawn["split"] = (
-            figures.plot_split(groups, means, baseline and baseline.value, embedder),
-            "Similarity of generations to their nearest training image, split in two: "
-            + " and ".join(groups)
-            + ".",
-        )
-    hits = _read_all(run.scores, _HITS)
-    if hits:
-        drawn["hits"] = (
-            figures.plot_hits(hits),
-            "Bars: share of generations nearest to the image that prompted them.",
-        )
-    panels = comparison_panels(runs) if len(runs) > 1 else []
-    if panels:
-        drawn["comparison"] = (
-            figures.plot_comparison([r.title for r in runs], panels),
-            "The scores of the table for each run, as points with intervals.",
-        )
-    losses = [(r.title, t) for r in runs if (t := _losses(r.metrics)) is not None]
-    if losses:
-        drawn["loss"] = (figures.plot_loss(losses), "Loss over training steps.")
-    return drawn
+def _hash(source: str) -> str:
+    """Is the name by which a content security policy allows an inline source."""
+    digest = hashlib.sha256(source.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-def _split(
-    run: EvaluatedRun, generations: Sequence[Generation]
-) -> tuple[dict[str, np.ndarray], dict[str, Estimate]]:
-    """Splits similarities by whether the prompted image was duplicated.
-
-    Without prompts the nearest image takes its place.
-    """
-    duplicated = duplicated_weights(run)
-    if not duplicated:
-        return {}, {}
-    if any(g.prompted for g in generations):
-        pairs = [(g.prompted in duplicated, g) for g in generations if g.prompted]
-        names = {
-            "prompted_duplicated_similarity_mean": "prompted by\nduplicated",
-            "prompted_unduplicated_similarity_mean": "prompted by\nothers",
-        }
-    else:
-        pairs = [(g.reference in duplicated, g) for g in generations]
-        names = {
-            "similarity_to_duplicated": "nearest is\nduplicated",
-            "similarity_to_unduplicated": "nearest is\nanother",
-        }
-    groups = {
-        name: np.array([g.similarity for inside, g in pairs if inside == wanted])
-        for name, wanted in zip(names.values(), (True, False), strict=True)
-    }
-    groups = {name: values for name, values in groups.items() if len(values)}
-    return groups, _read_all(run.scores, names)
+def _encode(text: str) -> bytes:
+    """Encodes; file names may hold bytes that are no text (lone surrogates)."""
+    return text.encode("utf-8", "backslashreplace")
 
 
-def _read_all(
-    scores: Mapping[str, Any], names: Mapping[str, str]
-) -> dict[str, Estimate]:
-    """Reads the scores that were measured, under their names for a reader."""
-    found = {name: read_estimate(scores, key) for key, name in names.items()}
-    return {name: estimate for name, estimate in found.items() if estimate}
+def _slider(cards: Sequence[Card]) -> tuple[float, float]:
+    """Is the range of the least similarity to show, in whole hundredths."""
+    similarities = [card.generation.similarity for card in cards] or [0.0]
+    low = math.floor(100 * min(similarities)) / 100
+    return low, max(low + 0.01, math.floor(100 * max(similarities)) / 100)
 
 
 def _distributions(
@@ -241,30 +270,3 @@ def _distributions(
 def _breakable(name: str) -> Markup:
     """Is a dotted or underscored name that may continue on the next line."""
     return Markup("<wbr>").join(re.split(r"(?<=[._])", name))
-
-
-def _losses(metrics: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Is the loss by step where it was logged at least twice, or None."""
-    if metrics is None:
-        return None
-    table = metrics[["step", "loss"]].astype(np.float64).sort_values("step")
-    table = table[np.isfinite(table["loss"])].reset_index(drop=True)
-    return table if len(table) > 1 else None
-
-
-def _write_figures(
-    folder: epath.Path, drawn: Mapping[str, tuple[Figure, str]]
-) -> dict[str, EmbeddedFigure]:
-    """Saves figures as PNG and returns them for the page; drops those of a past run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("histogram", "split", "hits", "comparison", "loss"):
-        if name not in drawn:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-    embedded = {}
-    for name, (figure, alt) in drawn.items():
-        data = figures.to_png(figure)
-        (folder / f"{name}.png").write_bytes(data)
-        address = "data:image/png;base64," + base64.b64encode(data).decode()
-        width, height = (round(x * figures.DPI) for x in figure.get_size_inches())
-        embedded[name] = EmbeddedFigure(address, width, height, alt)
-    return embedded

@@ -19,6 +19,7 @@ _GROUPS = {
     "complexity": "Complexity of the nearest training image",
     "other": "Counts and settings of the measurement",
 }
+_MAX_TEXT = 1000  # characters of a value that is no number
 _BY_EMBEDDER = ("generations", "prompted", "background", "heldout")
 _SETS = {"background_": "background", "heldout_": "heldout"}
 
@@ -35,6 +36,32 @@ _MEANINGS = [
         r"nearest_l2_ratio_(mean|p5)",
         "distance to the nearest training image over the mean distance to the next 10; "
         r"small = copied (\1)",
+    ),
+    (
+        "generations",
+        r"template_similarity_p(\d+)",
+        r"similarity of the most alike tile of two images, \1th percentile",
+    ),
+    (
+        "generations",
+        r"template_similarity_above_([\d.]+)",
+        r"share whose most alike tile is above \1: a copied part of an image counts",
+    ),
+    (
+        "generations",
+        r"template_similarity_(\w+)",
+        r"similarity of the most alike of the aligned tiles of two images (\1)",
+    ),
+    (
+        "generations",
+        r"tile_l2_below_([\d.]+)",
+        r"share below \1, which Carlini et al. count as extracted",
+    ),
+    (
+        "generations",
+        r"tile_l2_(\w+)",
+        "Carlini et al.'s distance, the largest over tiles of an image, to the nearest "
+        r"training image; small = copied (\1)",
     ),
     (
         "prompted",
@@ -101,7 +128,17 @@ _MEANINGS = [
     ("quality", r"recall", "share of training images that look like generations"),
     ("quality", r"density", "as precision, weighted by how crowded the place is"),
     ("quality", r"coverage", "share of training images with a generation close by"),
-    ("quality", r"(?:background_)?clip_score", "how well image and caption fit"),
+    (
+        "quality",
+        r"cmmd",
+        "kernel distance (MMD, Gaussian kernel) in features of CLIP; lower = more alike",
+    ),
+    (
+        "quality",
+        r"clip_score",
+        "how well generations fit their prompts: mean cosine of CLIP features",
+    ),
+    ("quality", r"background_clip_score", "the same for training images and captions"),
     (
         "complexity",
         r"complexity_(\w+)_pearson",
@@ -117,6 +154,29 @@ _MEANINGS = [
     ("other", r"protocol", "how images are prepared for it"),
     ("other", r"num_(\w+)", r"number of \1"),
     ("other", r"search_backend", "how nearest images are found"),
+    ("other", r"search_settings", "of that search"),
+    (
+        "other",
+        r"(?:\w+_)?quality_protocol",
+        "how images are prepared for the network that measures quality",
+    ),
+    (
+        "other",
+        r"(?:\w+_)?quality_pairs_of",
+        "images, generated and real, in measures that compare all pairs",
+    ),
+    ("other", r"protocols", "how images are prepared for each network"),
+    ("other", r"num_skipped_(\w+)", r"\1 that could not be read and were left out"),
+    ("other", r"skipped_(\w+)", r"which \1, and why"),
+    ("other", r"\w*clip_score_count", "images in that CLIP score"),
+    ("other", r"(\w+)_protocol", r"how images are prepared for \1"),
+    ("other", r"image_size_px", "side of all images in pixels"),
+    ("other", r"train_loss", "loss at the end of training"),
+    (
+        "other",
+        r"search_recall_\w+",
+        "share of the true neighbours that it finds, further",
+    ),
     ("other", r"search_recall", "share of true nearest images that the search finds"),
 ]
 
@@ -175,6 +235,8 @@ def _row(scores: Mapping[str, Any], key: str) -> Row | None:
         )
         return Row(key, text, interval, "")
     written = value if isinstance(value, str) else json.dumps(value, default=str)
+    if len(written) > _MAX_TEXT:
+        written = written[: _MAX_TEXT - 1] + "…"
     return Row(key, written, "", "")
 
 

@@ -14,7 +14,7 @@ Relation = Literal["above", "equal", "below"]
 Tone = Literal["copies", "partly", "unclear", "none"]
 
 _SHARES = re.compile(
-    r"(above_[\d.]+|image_hits(_duplicated|_unduplicated)?|precision|recall|coverage)$"
+    r"((above|below)_[\d.]+|image_hits(_duplicated|_unduplicated)?|precision|recall|coverage)$"
 )
 _STATISTICS = {
     "similarity_mean": "mean similarity",
@@ -89,6 +89,23 @@ _TILES: Mapping[str, tuple[str, str, tuple[str, str] | None]] = {
         "Mean pixel correlation",
         "with the nearest training image: a second measure, without a network.",
         ("pixels_", "similarity_mean"),
+    ),
+    "template_similarity_mean": (
+        "Most alike tile",
+        "Mean similarity of the most alike part of a generation and its nearest training "
+        "image: finds copied parts.",
+        ("", "template_similarity_mean"),
+    ),
+    "tile_l2_mean": (
+        "Tiled distance",
+        "Mean of Carlini et al.'s distance to the nearest training image, the largest "
+        "over tiles: small means copied.",
+        ("", "tile_l2_mean"),
+    ),
+    "clip_score": (
+        "CLIP score",
+        "How well generations fit their prompts: higher is better.",
+        ("", "clip_score"),
     ),
 }
 

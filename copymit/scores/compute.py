@@ -1,23 +1,21 @@
 """The score stage: embeddings and neighbours in, the numbers of `scores.json` out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
-from copymit.embedding.embed import Embeddings
-from copymit.scores.bootstrap import bootstrap_ci, estimate, mean, percentile
-from copymit.scores.complexity import complexity_correlations
-from copymit.scores.frechet import (
-    density_coverage,
-    frechet_distance,
-    gaussian_moments,
-    kernel_distance,
-    precision_recall,
-    sample_size_warning,
+from copymit.embedding.store import Embeddings, unit_rows
+from copymit.scores.bootstrap import (
+    Statistic,
+    bootstrap_ci,
+    estimate,
+    mean,
+    percentile,
 )
+from copymit.scores.complexity import Complexity, complexity_correlations
 from copymit.scores.similarity import (
     Scores,
     duplicated_match_summary,
@@ -25,12 +23,11 @@ from copymit.scores.similarity import (
     prompted_image_summary,
     similarity_summary,
 )
+from copymit.scores.tiled import EXTRACTED_BELOW
 from copymit.search.exact import SearchResult
 
 # Neighbours after the nearest that Carlini et al.'s ratio compares it with.
 _NEXT_NEIGHBOURS = 10
-# Nearest-neighbour balls of precision, recall, density and coverage need more images.
-_LEAST_FOR_MANIFOLDS = 6
 
 
 class View(NamedTuple):
@@ -61,27 +58,57 @@ class Provenance(NamedTuple):
 
 
 def compute_scores(
-    views: list[View],
+    views: Sequence[View],
     provenance: Provenance,
-    matched_images: list[UInt8[np.ndarray, "H W 3"]],
+    matched: Complexity,
     seed: int,
 ) -> Scores:
-    """Computes every score; the first view gives the headline, unprefixed keys.
+    """Computes the scores of copying; the first view gives the unprefixed keys.
 
     Args:
-      matched_images: nearest reference of each generation by the first view.
+      matched: complexity of the nearest reference of each generation by the first view.
     """
     first = views[0]
     scores: Scores = {"embedder": first.embedder, "protocol": first.protocol}
-    scores |= {f"num_{name}": len(e.features) for name, e in first.embeddings.items()}
+    scores["protocols"] = {view.embedder: view.protocol for view in views}
+    scores |= {f"num_{name}": len(e.ids) for name, e in first.embeddings.items()}
     for view in views:
         prefix = "" if view is first else f"{view.embedder}_"
         scores |= _similarities(view, provenance, prefix, seed)
         scores |= _nearest_ratios(view, provenance, prefix, seed)
-    scores |= _quality(first)
     top1 = first.neighbours["generations"].neighbours.similarities[:, 0]
-    scores |= complexity_correlations(top1, matched_images)
+    return scores | complexity_correlations(top1, matched)
+
+
+def score_parts(
+    values: Mapping[str, Float[np.ndarray, " Q"]],
+    clusters: Int[np.ndarray, " Q"] | None,
+    seed: int,
+) -> Scores:
+    """Scores copies of parts of images, each number with its interval.
+
+    Args:
+      values: `template_similarity` of each generation, the largest of its tiles to the
+        tile at the same place of any reference; `background_template_similarity` of
+        references to others; `tile_l2`, see scores/tiled.py.
+    """
+    scores: Scores = {}
+    for name, array in values.items():
+        statistics: dict[str, Statistic] = {"mean": mean}
+        if name == "tile_l2":
+            statistics |= {"p5": percentile(5), f"below_{EXTRACTED_BELOW}": _extracted}
+        else:
+            statistics |= {"p95": percentile(95)}
+        own = None if name.startswith("background") else clusters
+        intervals = bootstrap_ci(array, statistics, own, seed=seed)
+        for statistic, function in statistics.items():
+            scores[f"{name}_{statistic}"] = estimate(array, function)
+            scores[f"{name}_{statistic}_ci95"] = intervals[statistic]
     return scores
+
+
+def _extracted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return mean((values < EXTRACTED_BELOW).astype(np.float64), counts)
 
 
 def _similarities(view: View, provenance: Provenance, prefix: str, seed: int) -> Scores:
@@ -99,8 +126,8 @@ def _similarities(view: View, provenance: Provenance, prefix: str, seed: int) ->
         parts |= duplicated_match_summary(top1, matches, duplicated, prompted, seed)
     if prompted is not None:
         generations = view.embeddings["generations"].unit
-        references = view.embeddings["references"].unit
-        to_prompted = np.einsum("qd,qd->q", generations, references[prompted])
+        references = unit_rows(view.embeddings["references"].rows(prompted))
+        to_prompted = np.einsum("qd,qd->q", generations, references)
         split = duplicated if duplicated is not None and duplicated.any() else None
         parts |= prompted_image_summary(
             top1, matches, prompted, to_prompted, split, seed
@@ -133,41 +160,6 @@ def _nearest_ratios(
             key = f"{prefix}{part}nearest_l2_ratio_{statistic}"
             scores[key] = estimate(ratios, function)
             scores[f"{key}_ci95"] = intervals[statistic]
-    return scores
-
-
-def _quality(view: View) -> Scores:
-    """Scores how well generations match the references, and the held-out images.
-
-    The distance to held-out images is the fairer one: to copy does not lower it.
-    """
-    generations = view.embeddings["generations"].features
-    references = view.embeddings["references"].features
-    scores: Scores = {"warnings": []}
-    if (
-        len(generations) < _LEAST_FOR_MANIFOLDS
-        or len(references) < _LEAST_FOR_MANIFOLDS
-    ):
-        scores["warnings"].append(
-            f"{len(generations)} generations and {len(references)} references are too "
-            "few to measure quality"
-        )
-        return scores
-    warning = sample_size_warning(
-        len(references), len(generations), references.shape[1]
-    )
-    if warning:
-        scores["warnings"].append(warning)
-    moments = gaussian_moments(generations)
-    scores[f"fd_{view.embedder}"] = frechet_distance(
-        *gaussian_moments(references), *moments
-    )
-    if "heldout" in view.embeddings and len(view.embeddings["heldout"].features) > 1:
-        heldout = gaussian_moments(view.embeddings["heldout"].features)
-        scores[f"fd_{view.embedder}_to_heldout"] = frechet_distance(*heldout, *moments)
-    scores[f"kd_{view.embedder}"] = kernel_distance(references, generations)
-    scores["precision"], scores["recall"] = precision_recall(references, generations)
-    scores["density"], scores["coverage"] = density_coverage(references, generations)
     return scores
 
 

@@ -102,7 +102,7 @@ def kernel_distance(
       ValueError: if there are fewer than two rows, or the features do not fit.
     Source: Binkowski et al. 2018, Demystifying MMD GANs.
     """
-    references, generations = _feature_pair(references, generations, least=2)
+    references, generations = feature_pair(references, generations, least=2)
     R, Q = len(references), len(generations)
     within = sum(
         (_kernel_sum(rows, rows) - _kernel_diagonal(rows)) / (n * (n - 1))
@@ -126,10 +126,15 @@ def precision_recall(
       ValueError: if a set has k or fewer rows, or the features do not fit.
     Source: Kynkaanniemi et al. 2019, equations 1 and 2.
     """
-    references, generations = _feature_pair(references, generations, least=k + 1)
-    precision = _inside_counts(references, generations, k)
-    recall = _inside_counts(generations, references, k)
-    return float((precision > 0).mean()), float((recall > 0).mean())
+    references, generations = feature_pair(references, generations, least=k + 1)
+    reference_radii = _squared_radii(references, k)
+    generation_radii = _squared_radii(generations, k)
+    precise = np.zeros(len(generations), bool)
+    recalled = np.zeros(len(references), bool)
+    for rows, squared in squared_distances(references, generations):
+        precise |= (squared <= reference_radii[rows, None]).any(0)
+        recalled[rows] = (squared <= generation_radii).any(1)
+    return float(precise.mean()), float(recalled.mean())
 
 
 def density_coverage(
@@ -147,11 +152,11 @@ def density_coverage(
       ValueError: if a set has k or fewer rows, or the features do not fit.
     Source: Naeem et al. 2020, Reliable Fidelity and Diversity Metrics.
     """
-    references, generations = _feature_pair(references, generations, least=k + 1)
+    references, generations = feature_pair(references, generations, least=k + 1)
     radii = _squared_radii(references, k)
     balls = np.zeros(len(generations))
     covered = np.zeros(len(references), bool)
-    for rows, squared in _squared_distances(references, generations):
+    for rows, squared in squared_distances(references, generations):
         inside = squared <= radii[rows, None]
         balls += inside.sum(0)
         covered[rows] = inside.any(1)
@@ -181,11 +186,14 @@ def _covariance_factor(covariance: np.ndarray, size: int, name: str) -> np.ndarr
 
 
 def _kernel_sum(first: np.ndarray, second: np.ndarray) -> float:
-    size = first.shape[1]
-    return sum(
-        float(((first[rows] @ second.T / size + 1) ** 3).sum())
-        for rows in _row_blocks(len(first), len(second))
-    )
+    size, total = first.shape[1], 0.0
+    for rows in _row_blocks(len(first), len(second)):
+        kernels = first[rows] @ second.T
+        kernels /= size
+        kernels += 1
+        # numpy's `** 3` takes logarithms.
+        total += float(np.einsum("qr,qr,qr->", kernels, kernels, kernels))
+    return total
 
 
 def _kernel_diagonal(rows: np.ndarray) -> float:
@@ -193,26 +201,17 @@ def _kernel_diagonal(rows: np.ndarray) -> float:
     return float(((squares / rows.shape[1] + 1) ** 3).sum())
 
 
-def _inside_counts(centres: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
-    """Counts, for each point, the balls of centres that hold it."""
-    radii = _squared_radii(centres, k)
-    counts = np.zeros(len(points), np.int64)
-    for rows, squared in _squared_distances(centres, points):
-        counts += (squared <= radii[rows, None]).sum(0)
-    return counts
-
-
 def _squared_radii(rows: np.ndarray, k: int) -> np.ndarray:
     """Is the squared distance of each row to its k-th nearest other row."""
     radii = np.empty(len(rows))
-    for block, squared in _squared_distances(rows, rows):
+    for block, squared in squared_distances(rows, rows):
         own = np.arange(block.start, block.stop)
         squared[own - block.start, own] = np.inf
         radii[block] = np.partition(squared, k - 1, axis=1)[:, k - 1]
     return radii
 
 
-def _squared_distances(
+def squared_distances(
     first: np.ndarray, second: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields blocks of rows of `first` with their squared distances to `second`."""
@@ -230,9 +229,15 @@ def _row_blocks(count: int, row_size: int) -> Iterator[slice]:
         yield slice(start, min(start + block, count))
 
 
-def _feature_pair(
+def feature_pair(
     references: np.ndarray, generations: np.ndarray, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both sets in float64.
+
+    Raises:
+      ValueError: if one has fewer than `least` rows, a value is not finite, or their
+        numbers of features differ.
+    """
     references = _finite_features(references, "references", least)
     generations = _finite_features(generations, "generations", least)
     if references.shape[1] != generations.shape[1]:

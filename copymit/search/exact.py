@@ -1,19 +1,31 @@
-"""Exact nearest references of each query, streamed in blocks.
+"""Exact nearest references of each query, streamed in blocks over the local devices.
 
-Unit vectors enter; the `k` most similar references of each query leave, in memory that
-does not grow with queries times references.
+Unit vectors of any number enter, from memory or from disk; the `k` most similar
+references of each query leave. Nothing grows with queries times references: 10,000
+queries x 10 million references x k = 11 of 512 dimensions need, besides pages of the
+files that the system caches, 20 MiB of queries, under 1 MiB of results, and on each
+device one block of references (16 MiB) and of similarities (32 MiB).
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-# Slack on the norm of a unit vector: float16 embeddings are off by up to 5e-4.
-NORM_TOLERANCE = 1e-3
+from copymit.search.vectors import (
+    BLOCK_ROWS,
+    Vectors,
+    VectorsLike,
+    as_vectors,
+    blocks,
+    check_search,
+)
+
+_AXIS = "references"
 
 
 class Neighbours(NamedTuple):
@@ -33,7 +45,7 @@ class SearchResult(NamedTuple):
 
     Attributes:
       neighbours: see `Neighbours`.
-      backend: `exact` or `scann`, whichever ran.
+      backend: `exact`, `approx` or `scann`, whichever ran.
       settings: every setting of the backend that could change a number.
       recall: share of sampled queries whose exact nearest reference came first.
       recall_at_k: share of their exact `k` nearest references that were returned.
@@ -47,8 +59,8 @@ class SearchResult(NamedTuple):
 
 
 def search_exact(
-    queries: Float[np.ndarray, "Q D"],
-    references: Float[np.ndarray, "R D"],
+    queries: VectorsLike,
+    references: VectorsLike,
     k: int,
     *,
     exclude: Int[np.ndarray, " Q"] | None = None,
@@ -57,146 +69,187 @@ def search_exact(
 ) -> Neighbours:
     """Finds the nearest references of each query by comparing every pair.
 
-    Memory beyond the inputs is one block of similarities (32 MiB with the default
-    blocks) and the `(Q, k)` best so far, whatever the sizes.
+    The result is the same on any number of devices and for any shards. Memory beyond
+    the inputs: 65,536 queries, the `(Q, k)` results, and per device one block of
+    references and one of similarities, `(query_block, reference_block)`.
 
+    Args:
+      queries, references: unit vectors; shards on disk are read block by block.
+      exclude: per query, the reference that must not be returned, or -1.
+      query_block, reference_block: rows that one device compares at once.
     Raises:
       ValueError: if the vectors are not finite unit vectors of one dimension, or
         fewer than `k` references are left for a query.
     """
-    queries, references, exclude = validated(queries, references, k, exclude)
-    return exact_neighbours(
-        queries, references, k, exclude, query_block, reference_block
+    queries = as_vectors(queries, "queries")
+    references = as_vectors(references, "references")
+    exclude = check_search(queries, references, k, exclude)
+    return stream_neighbours(
+        queries,
+        references,
+        k,
+        exclude,
+        query_block=query_block,
+        reference_block=reference_block,
     )
 
 
-def exact_neighbours(
-    queries: Float32[np.ndarray, "Q D"],
-    references: Float32[np.ndarray, "R D"],
+def stream_neighbours(
+    queries: Vectors,
+    references: Vectors,
     k: int,
-    exclude: Int32[np.ndarray, " Q"],
+    exclude: Int[np.ndarray, " Q"],
+    *,
+    recall_target: float | None = None,
     query_block: int = 1024,
     reference_block: int = 8192,
+    check: bool = True,
 ) -> Neighbours:
-    """Is `search_exact` for inputs that `validated` has returned."""
-    Q, R = len(queries), len(references)
-    query_block, reference_block = min(query_block, Q), min(reference_block, R)
+    """Is `search_exact` after its checks; the vectors are checked as they stream.
+
+    Args:
+      recall_target: take the best of each block with `jax.lax.approx_max_k`, which
+        finds this share of them on a TPU; None is exact.
+      check: whether the vectors still need to be checked.
+    """
+    indices = np.empty((queries.num_rows, k), np.int32)
+    similarities = np.empty((queries.num_rows, k), np.float32)
+    for start, rows in blocks(queries, BLOCK_ROWS, check=check):
+        group = slice(start, start + len(rows))
+        indices[group], similarities[group] = _search_group(
+            rows,
+            references,
+            k,
+            exclude[group],
+            recall_target,
+            query_block,
+            reference_block,
+            check=check and start == 0,
+        )
+    return Neighbours(indices, similarities)
+
+
+def merge_neighbours(first: Neighbours, second: Neighbours, k: int) -> Neighbours:
+    """Returns the best `k` of two tables of the same queries; ties to the lower row."""
+    indices, similarities = (
+        np.concatenate(pair, 1) for pair in zip(first, second, strict=True)
+    )
+    order = np.lexsort((indices, -similarities))[:, :k]
+    return Neighbours(
+        np.take_along_axis(indices, order, 1),
+        np.take_along_axis(similarities, order, 1),
+    )
+
+
+def _search_group(
+    queries: Float32[np.ndarray, "Q D"],
+    references: Vectors,
+    k: int,
+    exclude: Int[np.ndarray, " Q"],
+    recall_target: float | None,
+    query_block: int,
+    reference_block: int,
+    *,
+    check: bool,
+) -> Neighbours:
+    """Streams all references past a group of queries that the devices hold."""
+    Q, R = len(queries), references.num_rows
+    mesh = Mesh(np.array(jax.local_devices()), (_AXIS,))
+    query_block = min(query_block, Q)
+    reference_block = min(reference_block, -(-R // mesh.size))
+    on_all = NamedSharding(mesh, PartitionSpec())
+    by_row = NamedSharding(mesh, PartitionSpec(_AXIS))
+    merge = _merge_on(mesh, recall_target)
     starts = range(0, Q, query_block)
-    query_blocks = [_padded(queries[i : i + query_block], query_block) for i in starts]
-    exclude_blocks = [
-        _padded(exclude[i : i + query_block], query_block, fill=-1) for i in starts
-    ]
+    query_blocks, exclude_blocks = (
+        [
+            jax.device_put(_padded(rows[i : i + query_block], query_block), on_all)
+            for i in starts
+        ]
+        for rows in (queries, exclude.astype(np.int32))
+    )
+    shape = (mesh.size, query_block, k)
     best = [
         (
-            jnp.full((query_block, k), -jnp.inf, jnp.float32),
-            jnp.zeros((query_block, k), jnp.int32),
+            jnp.full(shape, -jnp.inf, jnp.float32, device=by_row),
+            jnp.zeros(shape, jnp.int32, device=by_row),
         )
         for _ in starts
     ]
-    for offset in range(0, R, reference_block):
-        rows = _padded(references[offset : offset + reference_block], reference_block)
+    step = reference_block * mesh.size
+    for offset, rows in blocks(references, step, check=check):
+        rows = jax.device_put(_padded(rows, step), by_row)
+        # Without waiting, blocks would be read faster than compared and pile up.
+        jax.block_until_ready(best)
         best = [
-            _merge_block(*so_far, block, own, rows, offset, R)
+            merge(*so_far, block, own, rows, offset, R)
             for so_far, block, own in zip(
                 best, query_blocks, exclude_blocks, strict=True
             )
         ]
-    similarities = np.concatenate([np.asarray(block) for block, _ in best])[:Q]
-    indices = np.concatenate([np.asarray(block) for _, block in best])[:Q]
-    return Neighbours(indices, similarities)
+    return _merge_devices(best, Q, k)
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
+def _merge_devices(best: list[tuple[Array, Array]], Q: int, k: int) -> Neighbours:
+    """Merges what each device found, once all references have passed."""
+    similarities, indices = (
+        np.concatenate([np.asarray(pair[field]) for pair in best], 1)[:, :Q]
+        for field in (0, 1)
+    )
+    merged = Neighbours(indices[0], similarities[0])
+    for device in range(1, len(indices)):
+        other = Neighbours(indices[device], similarities[device])
+        merged = merge_neighbours(merged, other, k)
+    return merged
+
+
+@cache
+def _merge_on(mesh: Mesh, recall_target: float | None):
+    """Compiles `_merge_block` to run on every device for its own rows."""
+    own, all_ = PartitionSpec(_AXIS), PartitionSpec()
+    merge = jax.shard_map(
+        partial(_merge_block, recall_target=recall_target),
+        mesh=mesh,
+        in_specs=(own, own, all_, all_, own, all_, all_),
+        out_specs=(own, own),
+    )
+    return jax.jit(merge, donate_argnums=(0, 1))
+
+
 def _merge_block(
-    similarities: Float[Array, "Q k"],
-    indices: Int[Array, "Q k"],
+    similarities: Float[Array, "1 Q k"],
+    indices: Int[Array, "1 Q k"],
     queries: Float[Array, "Q D"],
     exclude: Int[Array, " Q"],
     rows: Float[Array, "R D"],
     offset: Int[Array, ""] | int,
     num_references: Int[Array, ""] | int,
-) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """Merges one block of references into the best so far.
+    *,
+    recall_target: float | None,
+) -> tuple[Float[Array, "1 Q k"], Int[Array, "1 Q k"]]:
+    """Merges a device's block of references into the best that it has seen.
 
     The best so far go first and `top_k` is stable, so ties keep the lower index.
     """
     # HIGHEST: a TPU would otherwise multiply in bfloat16 and reorder neighbours.
     scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
-    ids = jnp.broadcast_to(offset + jnp.arange(rows.shape[0])[None, :], scores.shape)
+    first = offset + jax.lax.axis_index(_AXIS) * rows.shape[0]
+    ids = (first + jnp.arange(rows.shape[0]))[None, :]
     forbidden = (ids == exclude[:, None]) | (ids >= num_references)
     scores = jnp.where(forbidden, -jnp.inf, jnp.clip(scores, -1, 1))
-    k = similarities.shape[1]
-    best, positions = jax.lax.top_k(jnp.concatenate([similarities, scores], 1), k)
-    candidates = jnp.concatenate([indices, ids.astype(jnp.int32)], 1)
-    return best, jnp.take_along_axis(candidates, positions, 1)
+    k = min(similarities.shape[2], rows.shape[0])
+    if recall_target is None:
+        scores, positions = jax.lax.top_k(scores, k)
+    else:
+        scores, positions = jax.lax.approx_max_k(scores, k, recall_target=recall_target)
+    scores = jnp.concatenate([similarities[0], scores], 1)
+    candidates = jnp.concatenate([indices[0], (first + positions).astype(jnp.int32)], 1)
+    best, positions = jax.lax.top_k(scores, similarities.shape[2])
+    return best[None], jnp.take_along_axis(candidates, positions, 1)[None]
 
 
-def _padded(rows: np.ndarray, size: int, fill: int = 0) -> Array:
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     """Pads the last block, so that all blocks share one compiled program."""
-    pad = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-    return jnp.asarray(np.pad(rows, pad, constant_values=fill))
-
-
-def validated(
-    queries: np.ndarray, references: np.ndarray, k: int, exclude: np.ndarray | None
-) -> tuple[
-    Float32[np.ndarray, "Q D"], Float32[np.ndarray, "R D"], Int32[np.ndarray, " Q"]
-]:
-    """Returns float32 queries and references and a full `exclude`, or says what is off.
-
-    Raises:
-      ValueError: as `search_exact`.
-    """
-    queries = _unit_vectors(queries, "queries")
-    references = _unit_vectors(references, "references")
-    Q, R = len(queries), len(references)
-    if queries.shape[1] != references.shape[1]:
-        raise ValueError(
-            f"queries have {queries.shape[1]} dimensions, references "
-            f"{references.shape[1]}: embed both with the same embedder"
-        )
-    if exclude is None:
-        exclude = np.full(Q, -1, np.int32)
-    exclude = np.asarray(exclude)
-    if exclude.shape != (Q,) or exclude.dtype.kind not in "iu":
-        raise ValueError(
-            f"exclude must hold one integer for each of {Q} queries; it has shape "
-            f"{exclude.shape} and type {exclude.dtype}"
-        )
-    if exclude.min() < -1 or exclude.max() >= R:
-        raise ValueError(
-            f"exclude holds {exclude.min()} to {exclude.max()}, but rows of the "
-            f"references are 0 to {R - 1} (or -1 to exclude none)"
-        )
-    available = R - int((exclude >= 0).any())
-    if not 1 <= k <= available:
-        raise ValueError(
-            f"k is {k}, but {available} references are available for each query: "
-            f"choose k between 1 and {available}, or add references"
-        )
-    return queries, references, exclude.astype(np.int32)
-
-
-def _unit_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
-    vectors = np.asarray(vectors)
-    if vectors.ndim != 2 or 0 in vectors.shape:
-        raise ValueError(
-            f"{name} must be a non-empty array of shape (count, dimension); it has "
-            f"shape {vectors.shape}: check that the embedding stage found any images"
-        )
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    norms = np.linalg.norm(vectors, axis=1)
-    broken = np.flatnonzero(~np.isfinite(norms))
-    if broken.size:
-        raise ValueError(
-            f"{broken.size} of {len(vectors)} {name} hold NaN or infinite values, "
-            f"first at rows {broken[:5].tolist()}: remove or re-embed these images"
-        )
-    off = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
-    if off.size:
-        raise ValueError(
-            f"{off.size} of {len(vectors)} {name} are not unit vectors, first at rows "
-            f"{off[:5].tolist()} with norms {norms[off[:5]].round(4).tolist()}: divide "
-            "each embedding by its L2 norm"
-        )
-    return vectors
+    if len(rows) == size:
+        return rows
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))

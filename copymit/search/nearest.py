@@ -1,66 +1,83 @@
 """Nearest references of each query by cosine similarity: the one call for any size.
 
-Unit vectors enter; the `k` most similar references of each query leave, with the
-backend, its settings and its measured recall.
+Unit vectors enter, from memory or as shards on disk; the `k` most similar references of
+each query leave, with the backend, its settings and its measured recall. What 10 million
+references cost is in `copymit.search.scann_search`, and without an index in
+`copymit.search.exact`.
 """
 
 from typing import Literal
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from etils import epath
+from jaxtyping import Int
 
+from copymit.search.approx import search_approx
 from copymit.search.exact import Neighbours, SearchResult, search_exact
-from copymit.search.scann_index import (
-    RECALL_QUERIES,
-    ScannSettings,
-    search_scann,
-)
+from copymit.search.recall import RECALL_QUERIES
+from copymit.search.scann_index import ScannSettings
+from copymit.search.scann_search import PART_ROWS, search_scann
+from copymit.search.vectors import Vectors, VectorsLike, as_vectors, open_vectors
 
 __all__ = [
     "Neighbours",
     "ScannSettings",
     "SearchResult",
+    "Vectors",
+    "open_vectors",
     "search",
+    "search_approx",
     "search_exact",
     "search_scann",
 ]
 
-Backend = Literal["auto", "exact", "scann"]
+Backend = Literal["auto", "exact", "approx", "scann"]
 
 # Exact search over this many references costs less than building an index.
 EXACT_REFERENCES = 200_000
 
 
 def search(
-    queries: Float[np.ndarray, "Q D"],
-    references: Float[np.ndarray, "R D"],
+    queries: VectorsLike,
+    references: VectorsLike,
     k: int,
     *,
     backend: Backend = "auto",
     exclude: Int[np.ndarray, " Q"] | None = None,
     recall_target: float = 0.99,
     seed: int = 0,
+    index_dir: epath.PathLike | None = None,
+    part_rows: int = PART_ROWS,
 ) -> SearchResult:
     """Finds the nearest references of each query with the backend that fits the size.
 
     Args:
-      queries: unit vectors.
-      references: unit vectors.
+      queries: unit vectors: an array, a list of shards (memory maps, too) or `Vectors`.
+      references: unit vectors likewise.
       k: neighbours of each query.
       backend: `auto` is exact up to 200,000 references, and for so few queries that
-        checking an index would cost as much as doing without one.
+        checking an index would cost as much as doing without one; beyond that it is
+        `approx` on TPUs and `scann` elsewhere.
       exclude: per query, the reference that must not be returned (its own row when
         the queries are references), or -1. Exact duplicates of it are returned.
-      recall_target: recall@1 that ScaNN is tuned to.
-      seed: chooses the queries that tune ScaNN and measure its recall.
+      recall_target: recall@1 that the approximate backends are to reach.
+      seed: chooses the queries that tune ScaNN and measure recall.
+      index_dir: local folder in which ScaNN's index is kept for the next search.
+      part_rows: references that ScaNN indexes at once, which bounds its memory.
     Raises:
       ValueError: on an unknown backend, or if the vectors cannot be searched.
     """
-    if backend not in ("auto", "exact", "scann"):
-        raise ValueError(f"backend is {backend!r}; use 'auto', 'exact' or 'scann'")
-    few = len(references) <= EXACT_REFERENCES or len(queries) <= 2 * RECALL_QUERIES
-    if backend == "scann" or (backend == "auto" and not few):
-        return search_scann(
+    if backend not in ("auto", "exact", "approx", "scann"):
+        raise ValueError(
+            f"backend is {backend!r}; use 'auto', 'exact', 'approx' or 'scann'"
+        )
+    queries = as_vectors(queries, "queries")
+    references = as_vectors(references, "references")
+    if backend == "auto":
+        backend = _fitting_backend(queries.num_rows, references.num_rows)
+    if backend == "approx":
+        return search_approx(
             queries,
             references,
             k,
@@ -68,5 +85,22 @@ def search(
             recall_target=recall_target,
             seed=seed,
         )
+    if backend == "scann":
+        return search_scann(
+            queries,
+            references,
+            k,
+            exclude=exclude,
+            recall_target=recall_target,
+            seed=seed,
+            index_dir=index_dir,
+            part_rows=part_rows,
+        )
     neighbours = search_exact(queries, references, k, exclude=exclude)
     return SearchResult(neighbours, "exact", {}, 1.0, 1.0)
+
+
+def _fitting_backend(num_queries: int, num_references: int) -> Backend:
+    if num_references <= EXACT_REFERENCES or num_queries <= 2 * RECALL_QUERIES:
+        return "exact"
+    return "approx" if jax.default_backend() == "tpu" else "scann"

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -51,9 +51,20 @@ class Preempted(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
+# (config, model, noise scheduler, dataset, workdir) -> what measures the networks every
+# `train.evaluate_every_steps`, if that is not 0.
+MakeMonitor = Callable[..., Callable[[dict, int], dict[str, float]] | None]
+
+
+def train(
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    make_monitor: MakeMonitor = lambda *_: None,
+) -> TrainState:
     """Trains to the last step, going on from the newest checkpoint if there is one.
 
+    Args:
+      make_monitor: see `MakeMonitor`; its scalars join the metrics.
     Raises:
       ValueError, FileNotFoundError: for bad settings or data, before any training.
       NonFiniteLossError: names the step and the last good checkpoint.
@@ -93,6 +104,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
     if first_step >= config.train.steps:
         return state
     _add_caches(draws, workdir, config, model, state, dataset, mesh)
+    monitor = make_monitor(config, model, noise_scheduler, dataset, workdir)
 
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -124,8 +136,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> TrainState:
             last = step == config.train.steps
             stopping = stop.requested(checkpoints, step)
             saving = last or stopping or step % config.train.checkpoint_every_steps == 0
-            if step % config.train.log_every_steps == 0 or saving:
-                _report(step, recent, progress, writer, checkpoints)
+            measured = {}
+            if monitor and (step % config.train.evaluate_every_steps == 0 or last):
+                measured = monitor(
+                    {**(state.ema or state.params), **state.frozen}, step
+                )
+            if step % config.train.log_every_steps == 0 or saving or measured:
+                _report(step, recent, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
                 _save(checkpoints, step, state)
@@ -150,10 +167,14 @@ def _check_settings(config: ConfigDict, mesh: Mesh) -> None:
     ):
         if config[name] < 1:
             raise ValueError(f"train.{name}={config[name]} must be at least 1")
-    if config.sample_every_steps < 0:
+    for name in ("sample_every_steps", "evaluate_every_steps"):
+        if config[name] < 0:
+            raise ValueError(
+                f"train.{name}={config[name]} must be at least 1, or 0 for never"
+            )
+    if config.evaluate_prompts < 1:
         raise ValueError(
-            f"train.sample_every_steps={config.sample_every_steps} must be at least 1, "
-            "or 0 for no samples"
+            f"train.evaluate_prompts={config.evaluate_prompts} must be at least 1"
         )
     if config.min_snr_gamma < 0:
         raise ValueError(
@@ -300,8 +321,13 @@ def _report(
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
+    measured: dict[str, float],
 ) -> None:
-    """Writes the mean loss since the last report; only here the host waits for steps."""
+    """Writes the mean loss since the last report; only here the host waits for steps.
+
+    Args:
+      measured: by the monitor.
+    """
     fetched = jax.device_get(recent)
     values = {name: float(value) for name, value in fetched[-1].items()}
     values["loss"] = float(np.mean([scalars["loss"] for scalars in fetched]))
@@ -320,7 +346,7 @@ def _report(
             f"{way_out}. Lower train.learning_rate, raise train.warmup_steps, or look at "
             "the data of that step"
         )
-    values |= progress.report(step)
+    values |= progress.report(step) | measured
     if (memory := device_memory_gib()) is not None:
         values["device_memory_gib"] = memory
     writer.write(step, values)

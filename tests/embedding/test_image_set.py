@@ -1,16 +1,20 @@
-"""Sets of images: ids, sizes, and reading in batches."""
+"""Sets of images: whatever they are given as, ids and pixels are the same."""
+
+import io
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from copymit.data.sources import FolderSource, load_source
+from copymit.data.images import ImageError
+from copymit.data.sources import load_source
 from copymit.embedding.image_set import (
     ImageSet,
     common_size,
     examples_as_images,
-    folder_as_images,
-    read_batches,
+    open_images,
+    reader_by_id,
 )
 
 
@@ -19,22 +23,94 @@ def save(folder, name, size=(8, 8), colour=(10, 20, 30)):
     Image.new("RGB", size, colour).save(folder / name)
 
 
+@pytest.fixture
+def pixels(rng):
+    return rng.integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
+
+
 def test_examples_have_the_ids_and_pixels_that_training_sees():
     source = load_source("fluent_emoji")
     indices = np.array([5, 700, 31])
     images = examples_as_images("references", source, indices, 16)
     assert images.ids == [source.example_ids[i] for i in (5, 700, 31)]
+    read = reader_by_id(images)
     for position, image_id in enumerate(images.ids):
         image = images.read(position)
         assert (image.shape, image.dtype) == ((16, 16, 3), np.uint8)
-        np.testing.assert_array_equal(images.by_id(image_id), image)
+        np.testing.assert_array_equal(read(image_id), image)
     assert not np.array_equal(images.read(0), images.read(1))
+
+
+def as_folder(pixels, folder):
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def as_tar(pixels, folder):
+    path = folder / "images.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, image in enumerate(pixels):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            entry = tarfile.TarInfo(f"{i:03d}.png")
+            entry.size = buffer.tell()
+            tar.addfile(entry, io.BytesIO(buffer.getvalue()))
+    return path
+
+
+def as_npz(pixels, folder):
+    np.savez(folder / "images.npz", pixels)
+    return str(folder / "images.npz")
+
+
+def as_npy(pixels, folder):
+    np.save(folder / "images.npy", pixels)
+    return folder / "images.npy"
+
+
+def as_paths(pixels, folder):
+    return sorted(as_folder(pixels, folder).iterdir())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        as_folder,
+        as_tar,
+        as_npz,
+        as_npy,
+        as_paths,
+        lambda pixels, _: pixels,
+        lambda pixels, _: list(pixels),
+        lambda pixels, _: [Image.fromarray(image) for image in pixels],
+        lambda pixels, _: ImageSet("some", ["a", "b", "c"], pixels.__getitem__),
+    ],
+)
+def test_every_kind_of_images_gives_the_same_pixels(make, pixels, tmp_path):
+    images = open_images("generations", make(pixels, tmp_path), None)
+    assert (images.name, len(set(images.ids))) == ("generations", 3)
+    for i in range(3):
+        np.testing.assert_array_equal(images.read(i), pixels[i])
+    small = open_images("generations", make(pixels, tmp_path), 6)
+    assert {small.read(i).shape for i in range(3)} == {(6, 6, 3)}
+
+
+def test_an_archive_of_arrays_may_name_its_images(pixels, tmp_path):
+    np.savez(tmp_path / "a.npz", images=pixels, ids=np.array(["x", "y", "z"]))
+    assert open_images("references", tmp_path / "a.npz", None).ids == ["x", "y", "z"]
+
+
+def test_a_pickle_in_an_archive_is_never_run(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"an": "object"}], dtype=object))
+    with pytest.raises(ValueError, match=r"a\.npy cannot be read as images"):
+        open_images("references", tmp_path / "a.npy", None)
 
 
 def test_a_folder_is_cropped_to_the_size_asked_for(tmp_path):
     save(tmp_path, "wide.png", (20, 8))
     save(tmp_path, "tall.png", (8, 30))
-    images = folder_as_images("references", tmp_path, 6)
+    images = open_images("references", tmp_path, 6)
     assert list(images.ids) == ["tall.png", "wide.png"]
     assert {images.read(i).shape for i in range(2)} == {(6, 6, 3)}
     assert (images.read(0) == (10, 20, 30)).all()
@@ -43,57 +119,77 @@ def test_a_folder_is_cropped_to_the_size_asked_for(tmp_path):
 def test_a_folder_of_classes_has_paths_as_ids(tmp_path):
     save(tmp_path, "church/1.png")
     save(tmp_path, "parachute/1.png", colour=(9, 9, 9))
-    images = folder_as_images("references", tmp_path, 8)
+    images = open_images("references", tmp_path, 8)
     assert list(images.ids) == ["church/1.png", "parachute/1.png"]
-    assert (images.by_id("parachute/1.png") == 9).all()
-
-
-def test_without_a_size_images_stay_as_they_are(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    images = folder_as_images("generations", tmp_path, None)
-    np.testing.assert_array_equal(images.read(0), pixels)
+    assert (reader_by_id(images)("parachute/1.png") == 9).all()
 
 
 def test_images_of_several_sizes_are_counted(tmp_path):
     for name, size in {"a": 8, "b": 8, "c": 16}.items():
         save(tmp_path, f"{name}.png", (size, size))
-    with pytest.raises(ValueError, match="2 of 8 x 8, 1 of 16 x 16"):
-        folder_as_images("generations", tmp_path, None)
+    with pytest.raises(ValueError, match=r"2 of 8 x 8, 1 of 16 x 16.*eval\.resolution"):
+        open_images("generations", tmp_path, None)
 
 
 def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path):
-    image = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 12))
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
-    assert common_size(FolderSource(tmp_path), "folder") == 8
+    with pytest.raises(ValueError, match="12 x 8 pixels"):
+        open_images("generations", tmp_path, None)
 
 
-def test_images_that_are_not_square_are_refused(tmp_path):
+def test_images_that_are_not_square_are_refused_with_the_way_out(tmp_path):
     save(tmp_path, "a.png", (8, 12))
-    with pytest.raises(ValueError, match="8 x 12 pixels: crop them to squares"):
-        folder_as_images("generations", tmp_path, None)
+    with pytest.raises(ValueError, match=r"8 x 12 pixels: say .*eval\.resolution"):
+        open_images("generations", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("absent", FileNotFoundError, "no folder 'absent'"),
+        ("absent/*.tar", FileNotFoundError, "no tar file matches"),
+        ("absent.npz", FileNotFoundError, "no file 'absent.npz'"),
+        ([], ValueError, "generations holds no images"),
+        (np.zeros((0, 8, 8, 3), np.uint8), ValueError, "holds no images"),
+        (np.zeros((2, 8, 8), np.uint8), ValueError, r"uint8, 0 to 255, of shape"),
+        (np.zeros((2, 8, 8, 3)), ValueError, "type float64: give uint8"),
+        (7, ValueError, "generations is a int: give a folder"),
+    ],
+)
+def test_what_are_no_images_is_said(images, error, message):
+    with pytest.raises(error, match=message):
+        open_images("generations", images, None)
 
 
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match="no images in"):
-        folder_as_images("generations", tmp_path, None)
-    with pytest.raises(FileNotFoundError, match="absent"):
-        folder_as_images("generations", tmp_path / "absent", None)
+        open_images("generations", tmp_path, None)
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "sizes"),
-    [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (2, 5, [2]), (1, 1, [1])],
-)
-def test_batches_hold_all_images_in_order(count, batch_size, sizes):
-    images = ImageSet(
-        "references",
-        [str(i) for i in range(count)],
-        lambda i: np.full((2, 2, 3), i, np.uint8),
-    )
-    batches = list(read_batches(images, batch_size))
-    assert [len(batch) for batch in batches] == sizes
-    assert np.concatenate(batches)[:, 0, 0, 0].tolist() == list(range(count))
+def test_an_id_that_occurs_twice_is_named(pixels):
+    twice = ImageSet("x", ["a", "b", "a"], pixels.__getitem__)
+    with pytest.raises(ValueError, match=r"1 ids of the references occur .*'a'"):
+        open_images("references", twice, 8)
+
+
+def test_a_corrupt_image_is_named_unless_it_may_be_skipped(pixels, tmp_path):
+    as_folder(pixels, tmp_path)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"image '1\.png' is not a readable"):
+        open_images("generations", tmp_path, None)
+    images = open_images("generations", tmp_path, None, skip_corrupt=True)
+    assert common_size(images, skip_corrupt=True) == 12
+    with pytest.raises(ImageError):
+        images.read(1)
+
+
+def test_a_list_whose_file_is_gone_names_it(pixels, tmp_path):
+    paths = as_paths(pixels, tmp_path)
+    images = open_images("generations", paths, 8)
+    paths[2].unlink()
+    with pytest.raises(ImageError, match=r"2\.png' cannot be read"):
+        images.read(2)

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -175,7 +176,7 @@ class FlatImages:
         self.batches.append(numbers.tolist())
         assert len(input_ids) == len(numbers)
         colours = (10 * numbers).astype(np.uint8).reshape(-1, 1, 1, 1)
-        return np.broadcast_to(colours, (len(numbers), 16, 16, 3))
+        return jnp.broadcast_to(colours, (len(numbers), 16, 16, 3))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from copymit.evaluation.stages import (
     StageRecord,
     check_stages,
     compute_digest,
-    folder_digest,
+    content_digest,
 )
 
 
@@ -58,17 +58,17 @@ def test_a_folder_changes_with_names_sizes_and_times(tmp_path):
     (tmp_path / "class").mkdir()
     image = tmp_path / "class" / "a.png"
     image.write_bytes(b"1234")
-    digests = [folder_digest(tmp_path)]
-    assert folder_digest(tmp_path) == digests[0]
+    digests = [content_digest(tmp_path)]
+    assert content_digest(tmp_path) == digests[0]
 
     image.write_bytes(b"123456")
-    digests.append(folder_digest(tmp_path))
+    digests.append(content_digest(tmp_path))
     os.utime(image, ns=(0, 0))
-    digests.append(folder_digest(tmp_path))
+    digests.append(content_digest(tmp_path))
     image.rename(tmp_path / "class" / "b.png")
-    digests.append(folder_digest(tmp_path))
+    digests.append(content_digest(tmp_path))
     (tmp_path / "class" / "c.png").write_bytes(b"")
-    digests.append(folder_digest(tmp_path))
+    digests.append(content_digest(tmp_path))
     assert len(set(digests)) == len(digests)
 
 

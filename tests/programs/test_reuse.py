@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from copymit.evaluation.run import evaluate
+from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
-from copymit.evaluation.subject import open_folders, open_run
+from copymit.evaluation.subject import open_pair, open_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiles_as_programs")]
 
@@ -24,39 +24,47 @@ def open_with(run, **changes):
     return open_run(run.workdir, config, None)
 
 
+_OF_THE_PAGE = (
+    "report.html",
+    "generations.csv",
+    "generations.parquet",
+    "metrics_card.txt",
+)
+
+
 def times(folder):
-    """When each file was written, but for the page, which is always made anew."""
+    """When each file was written, but for the page's, which are always made anew."""
     return {
         path: path.stat().st_mtime_ns
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.name not in ("report.html", "stages.json")
+        and path.name not in (*_OF_THE_PAGE, "stages.json")
         and path.parent.name != "figures"
     }
 
 
 def test_a_second_evaluation_reuses_what_the_first_one_made(finished):
     before = times(finished.out)
-    evaluate(open_run(finished.workdir, None, None))
+    run_stages(open_run(finished.workdir, None, None))
     assert times(finished.out) == before
     # No image depends on these, so neither may cost a generation.
-    evaluate(open_with(finished, gallery_size=2, batch_size=3))
+    run_stages(open_with(finished, gallery_size=2, batch_size=3))
     assert times(finished.out) == before
 
 
 def test_a_changed_setting_repeats_its_stage_and_the_later_ones(copied):
     before = times(copied.out)
-    evaluate(open_with(copied, num_neighbors=3))
+    run_stages(open_with(copied, num_neighbors=3))
     after = times(copied.out)
     changed = [p for p in after if after[p] != before.get(p)]
     top = {p.relative_to(copied.out).parts[0] for p in changed}
-    assert top == {"matches.parquet", "matches", "scores.json"}
+    assert top == {"matches.parquet", "matches", "measured.parquet", "scores.json"}
     assert set(pd.read_parquet(copied.out / "matches.parquet")["rank"]) == {0, 1, 2}
 
 
 def test_generations_of_other_settings_are_removed(copied):
     before = copied.pictures()
-    evaluate(open_with(copied, num_generations=10))
+    run_stages(open_with(copied, num_generations=10))
     after = copied.pictures()
     assert (len(before), len(after)) == (12, 10)
     # Image k is the same picture however many are asked for.
@@ -70,7 +78,7 @@ def test_an_artefact_that_was_removed_is_made_again(copied):
     before = copied.pictures()
     (copied.out / "generations" / "000004.png").unlink()
     (copied.out / "matches.parquet").unlink()
-    evaluate(open_run(copied.workdir, None, None))
+    run_stages(open_run(copied.workdir, None, None))
     after = copied.pictures()
     assert before.keys() == after.keys()
     # The other images took part in its batch before, and did not now.
@@ -82,18 +90,18 @@ def test_an_artefact_that_was_removed_is_made_again(copied):
 def test_a_stage_whose_inputs_are_missing_names_the_stage_that_makes_them(copied):
     for stage in STAGES[1:]:
         with pytest.raises(ValueError, match=rf"{stage} stage needs .* generate stage"):
-            evaluate(open_run(copied.workdir, None, "other"), [stage])
+            run_stages(open_run(copied.workdir, None, "other"), [stage])
     shutil.rmtree(copied.out / "embeddings")
     with pytest.raises(ValueError, match=r"run\s+--stages=embed,score"):
-        evaluate(open_run(copied.workdir, None, None), ["score"])
+        run_stages(open_run(copied.workdir, None, None), ["score"])
 
 
 def test_a_stage_refuses_inputs_of_other_settings(copied):
     before = times(copied.out)
     with pytest.raises(ValueError, match=r"report stage needs .* generate stage"):
-        evaluate(open_with(copied, num_generations=10), ["report"])
+        run_stages(open_with(copied, num_generations=10), ["report"])
     with pytest.raises(ValueError, match=r"score stage needs .* search stage"):
-        evaluate(open_with(copied, num_neighbors=3), ["score"])
+        run_stages(open_with(copied, num_neighbors=3), ["score"])
     assert times(copied.out) == before
 
 
@@ -101,16 +109,16 @@ def test_stages_run_alone_in_several_calls(copied):
     scores = (copied.out / "scores.json").read_text()
     shutil.rmtree(copied.out)
     for stage in STAGES:
-        evaluate(open_run(copied.workdir, None, None), [stage])
+        run_stages(open_run(copied.workdir, None, None), [stage])
     assert (copied.out / "report.html").exists()
     assert (copied.out / "scores.json").read_text() == scores
 
 
 def test_two_runs_are_shown_side_by_side(copied, finished):
     subject = open_run(copied.workdir, None, None)
-    evaluate(subject)
+    run_stages(subject)
     alone = (copied.out / "report.html").read_text()
-    evaluate(subject, compared=[open_run(finished.workdir, None, None)])
+    run_stages(subject, compared=[open_run(finished.workdir, None, None)])
     assert (copied.out / "figures" / "comparison.png").exists()
     title = "full duplication x4"
     assert (copied.out / "report.html").read_text().count(title) > alone.count(title)
@@ -129,9 +137,9 @@ def test_copies_are_found_in_folders_of_anyone(finished, tmp_path):
 
     def open_both():
         audit, config = tmp_path / "audit", tiny.get_config().eval
-        return open_folders(str(made), str(trained), audit, config, None)
+        return open_pair(str(made), str(trained), audit, config, None)
 
-    out = evaluate(open_both())
+    out = run_stages(open_both())
     scores = json.loads((out / "scores.json").read_text())
     for key in ("similarity_mean", "dataset_similarity", "pixels_similarity_mean"):
         assert scores[key] == pytest.approx(1, abs=1e-5), key
@@ -143,4 +151,4 @@ def test_copies_are_found_in_folders_of_anyone(finished, tmp_path):
     # A folder that changed must be embedded anew.
     (made / "copy 00.png").unlink()
     with pytest.raises(ValueError, match="needs what the embed stage makes"):
-        evaluate(open_both(), ["report"])
+        run_stages(open_both(), ["report"])

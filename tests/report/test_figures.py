@@ -14,6 +14,7 @@ from copymit.report.figures import (
     plot_hits,
     plot_loss,
     plot_split,
+    plot_tradeoff,
     to_png,
 )
 from copymit.report.verdict import Estimate
@@ -42,10 +43,18 @@ def every_figure():
             ],
         ),
         "loss": plot_loss([("one", table), ("two", table)]),
+        "tradeoff": plot_tradeoff(
+            ["one", "two"],
+            [share, Estimate(0.7, 0.6, 0.8)],
+            [Panel("FID", [point, Estimate(5.0, 4.0, 6.0)])],
+            "net",
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["histogram", "split", "hits", "comparison", "loss"])
+@pytest.mark.parametrize(
+    "name", ["histogram", "split", "hits", "comparison", "loss", "tradeoff"]
+)
 def test_every_figure_is_a_png_on_white_that_is_the_same_each_time(name):
     data = to_png(every_figure()[name])
     assert data == to_png(every_figure()[name])
@@ -116,3 +125,15 @@ def test_the_callers_matplotlib_settings_neither_matter_nor_change():
     with matplotlib.rc_context({"font.size": 30, "figure.facecolor": "black"}):
         assert to_png(every_figure()["loss"]) == before
         assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_run_lies_at_its_similarity_and_quality_and_one_without_is_left_out():
+    similarities = [Estimate(0.5, 0.4, 0.6), Estimate(0.7, 0.6, 0.8)]
+    panels = [
+        Panel("FID", [Estimate(3.0, 3.0, 3.0), Estimate(5.0, 4.0, 6.0)]),
+        Panel("CLIP", [None, Estimate(0.3, 0.2, 0.4)]),
+    ]
+    first, second = plot_tradeoff(["one", "two"], similarities, panels, "net").axes
+    points = [c[0].get_xydata().tolist() for c in first.containers]
+    assert points == [[[0.5, 3.0]], [[0.7, 5.0]]]
+    assert [c[0].get_xydata().tolist() for c in second.containers] == [[[0.7, 0.3]]]

@@ -1,0 +1,150 @@
+"""Embedders against the same networks in eager torch: a batch of images at a time.
+
+Each side runs in a process of its own, so that neither holds the other's threads:
+
+    python -m benchmarks.embedding SIDE CASE    prints the seconds of one batch
+
+Weights are random and float32; images are prepared beforehand.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.timing import Row, best_of
+
+BATCH_SIZE = 16
+REPEATS = 3
+
+
+class Case(NamedTuple):
+    """One network.
+
+    Attributes:
+      size: height and width of the images in pixels.
+      copymit, torch: images -> a function that embeds them once.
+    """
+
+    size: int
+    copymit: Callable[[np.ndarray], Callable]
+    torch: Callable[[np.ndarray], Callable]
+
+
+def run() -> list[Row]:
+    """Times both sides in turn, each in a new process."""
+    rows = []
+    for name, case in CASES.items():
+        seconds = [_measure(side, name) for side in ("copymit", "torch")]
+        label = f"{name}, {BATCH_SIZE}x{case.size}x{case.size}"
+        rows.append(Row(label, seconds[0], "torch, eager", seconds[1]))
+    return rows
+
+
+def _measure(side: str, name: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.embedding", side, name]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _sscd(architecture: str) -> Callable[[np.ndarray], Callable]:
+    def make(images: np.ndarray) -> Callable:
+        import jax
+        from flax import nnx
+
+        from copymit.models.sscd import ARCHITECTURES, Sscd
+
+        model = Sscd(ARCHITECTURES[architecture], rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(model)
+        apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
+        return lambda: apply(params, images)
+
+    return make
+
+
+def _torch_sscd(architecture: str) -> Callable[[np.ndarray], Callable]:
+    def make(images: np.ndarray) -> Callable:
+        import torch
+
+        from copymit.models.sscd import ARCHITECTURES
+
+        config = ARCHITECTURES[architecture]
+        model = torch.nn.Sequential(
+            _torch_resnet(config.trunk),
+            torch.nn.Flatten(2),
+            torch.nn.LPPool1d(3, (images.shape[1] // 32) ** 2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(config.trunk.out_channels, config.features),
+        ).eval()
+        pixel_values = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+
+        @torch.inference_mode()
+        def embed():
+            model(pixel_values)
+
+        return embed
+
+    return make
+
+
+def _torch_resnet(config):
+    """Returns the trunk as torchvision builds it."""
+    import torch
+
+    def conv(inputs, outputs, window, stride=1, groups=1, activate=True):
+        padding = window // 2
+        layers = [
+            torch.nn.Conv2d(
+                inputs, outputs, window, stride, padding, groups=groups, bias=False
+            ),
+            torch.nn.BatchNorm2d(outputs),
+        ]
+        return torch.nn.Sequential(*layers, *[torch.nn.ReLU(inplace=True)] * activate)
+
+    class Block(torch.nn.Module):
+        def __init__(self, inputs, width, outputs, stride):
+            super().__init__()
+            self.inner = torch.nn.Sequential(
+                conv(inputs, width, 1),
+                conv(width, width, 3, stride, config.groups),
+                conv(width, outputs, 1, activate=False),
+            )
+            self.outer = torch.nn.Identity()
+            if stride > 1 or inputs != outputs:
+                self.outer = conv(inputs, outputs, 1, stride, activate=False)
+
+        def forward(self, x):
+            return torch.nn.functional.relu(self.inner(x).add_(self.outer(x)))
+
+    layers = [conv(3, 64, 7, 2), torch.nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for stage, depth in enumerate(config.depths):
+        width = config.groups * config.width_per_group * 2**stage
+        for index in range(depth):
+            stride = 2 if stage and not index else 1
+            layers.append(Block(channels, width, 256 * 2**stage, stride))
+            channels = 256 * 2**stage
+    return torch.nn.Sequential(*layers)
+
+
+CASES = {
+    "SSCD ResNet-50": Case(288, _sscd("resnet50"), _torch_sscd("resnet50")),
+    "SSCD ResNeXt-101 32x4d": Case(
+        224, _sscd("resnext101_32x4d"), _torch_sscd("resnext101_32x4d")
+    ),
+}
+
+
+if __name__ == "__main__":
+    side, name = sys.argv[1:]
+    case = CASES[name]
+    images = np.random.default_rng(0).standard_normal(
+        (BATCH_SIZE, case.size, case.size, 3), np.float32
+    )
+    print(best_of(getattr(case, side)(images), REPEATS))

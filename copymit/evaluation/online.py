@@ -1,0 +1,121 @@
+"""Copying while a model trains: a curve over steps, and the signal to stop early.
+
+The same prompts and noise are generated from at every visit, embedded by the headline
+embedder and compared with the training images, whose features are computed once and
+found again by later evaluations of the run.
+"""
+
+import logging
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from copymit.data.captions import CaptionFunction
+from copymit.data.dataset import Dataset, make_captions
+from copymit.data.schedule import draw_generator
+from copymit.data.tokenizer import make_tokenizer
+from copymit.diffusion.noise_scheduler import NoiseScheduler
+from copymit.embedding.embed import embed, embed_arrays
+from copymit.embedding.image_set import examples_as_images
+from copymit.embedding.registry import make_embedder
+from copymit.embedding.store import load_embeddings, unit_rows
+from copymit.evaluation.artefacts import Artefacts
+from copymit.evaluation.search_stage import unit_vectors
+from copymit.generator import make_generate, sampling_options
+from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.scores.similarity import TIE_TOLERANCE
+from copymit.search.exact import search_exact
+from copymit.sharding import wait_for_all
+
+logger = logging.getLogger(__name__)
+
+# (networks, step) -> scalars for the metrics.
+Monitor = Callable[[ModelParams, int], dict[str, float]]
+
+
+def make_copy_monitor(
+    config: ConfigDict,
+    model: DiffusionModel,
+    noise_scheduler: NoiseScheduler,
+    dataset: Dataset,
+    workdir: epath.Path,
+) -> Monitor | None:
+    """Returns what measures copying, or None where `train.evaluate_every_steps` is 0.
+
+    Half of the prompts are captions of duplicated images, as far as there are any. The
+    scalars are `online_dataset_similarity` (95th percentile), `online_similarity_mean`,
+    `online_prompted_image_hits` and, with duplication, the hits of both kinds.
+    """
+    if not config.train.evaluate_every_steps:
+        return None
+    chosen = choose_prompted(dataset.duplication.duplicated, config.train.evaluate_prompts)
+    duplicated = dataset.duplication.duplicated[chosen]
+    text = config.model.text_encoder
+    tokenizer = make_tokenizer(text.max_length, text.pad_token_id)
+    caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
+    input_ids = tokenizer.encode(_captions(caption, dataset, chosen, config.seed))
+    generate = make_generate(
+        model, noise_scheduler, sampling_options(config.eval), tokenizer.encode([""])[0]
+    )
+    embedder = make_embedder(config.eval.embedders[0], config.eval.weights)
+    size = config.data.resolution
+    images = examples_as_images("references", dataset.source, dataset.indices, size)
+    store = Artefacts(workdir / "eval" / "online", embedder.name).store(
+        embedder.name, "references"
+    )
+    embed(embedder, images, store, batch_size=config.eval.batch_size, trusted=True)
+    wait_for_all("references of the monitor are embedded")
+    references = load_embeddings(store)
+    vectors = unit_vectors(references, "references")
+    own = unit_rows(references.rows(chosen))
+
+    def monitor(networks: ModelParams, step: int) -> dict[str, float]:
+        made = np.asarray(generate(networks, input_ids, np.arange(len(chosen))))
+        features = unit_rows(embed_arrays(embedder, made, config.eval.batch_size))
+        nearest = search_exact(features, vectors, 1).similarities[:, 0]
+        hits = np.einsum("qd,qd->q", features, own) >= nearest - TIE_TOLERANCE
+        values = {
+            "online_dataset_similarity": float(np.percentile(nearest, 95)),
+            "online_similarity_mean": float(nearest.mean()),
+            "online_prompted_image_hits": float(hits.mean()),
+        }
+        for name, rows in {"duplicated": duplicated, "unduplicated": ~duplicated}.items():
+            if duplicated.any() and rows.any():
+                values[f"online_prompted_image_hits_{name}"] = float(hits[rows].mean())
+        if jax.process_index() == 0:
+            logger.info(
+                "step %d: dataset similarity %.3f, prompted images hit %.0f %%",
+                step,
+                values["online_dataset_similarity"],
+                100 * values["online_prompted_image_hits"],
+            )
+        return values
+
+    return monitor
+
+
+def choose_prompted(duplicated: np.ndarray, count: int) -> np.ndarray:
+    """Chooses the first training images, half of them duplicated where there are enough.
+
+    Returns:
+      At most `count` rows, in order.
+    """
+    inside, outside = np.flatnonzero(duplicated), np.flatnonzero(~duplicated)
+    half = min(len(inside), max(count // 2, count - len(outside)))
+    return np.sort(np.concatenate([inside[:half], outside[: count - half]]))
+
+
+def _captions(
+    caption: CaptionFunction, dataset: Dataset, rows: np.ndarray, seed: int
+) -> list[str]:
+    return [
+        caption(
+            dataset.source[int(dataset.indices[i])],
+            False,
+            draw_generator(seed, int(i), "example"),
+        )
+        for i in rows
+    ]

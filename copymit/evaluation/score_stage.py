@@ -1,0 +1,216 @@
+"""The score stage: what the stages before made in, `scores.json` out."""
+
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+
+from copymit.embedding.image_set import reader_by_id
+from copymit.embedding.store import Embeddings, load_embeddings
+from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.embed_stage import embedder_names, list_skipped
+from copymit.evaluation.search_stage import query_column
+from copymit.evaluation.subject import Subject
+from copymit.scores.clip_score import clip_score
+from copymit.scores.complexity import Complexity, measure_complexity
+from copymit.scores.compute import Provenance, View, compute_scores, score_parts
+from copymit.scores.quality import score_quality
+from copymit.scores.similarity import Scores
+from copymit.scores.tiled import GRID, tiled_l2
+from copymit.search.exact import Neighbours, SearchResult
+
+logger = logging.getLogger(__name__)
+
+
+def run_score(subject: Subject, artefacts: Artefacts) -> None:
+    """Computes everything and writes it, with all settings beside it."""
+    views = [_load_view(artefacts, name) for name in subject.eval.embedders]
+    generations = views[0].embeddings["generations"].ids
+    provenance = subject.provenance(generations, views[0].embeddings["references"].ids)
+    seed = subject.eval.seed
+    scores = compute_scores(
+        views, provenance, _matched_complexity(subject, views), seed
+    )
+    scores |= _quality(subject, artefacts)
+    measured = _measure_parts(subject, artefacts, views)
+    background = _template_similarity(artefacts, "background")
+    if background is not None:
+        measured_background = {"background_template_similarity": background.to_numpy()}
+        scores |= score_parts(measured_background, None, seed)
+    parts = {str(name): measured[name].to_numpy(np.float64) for name in measured}
+    scores |= score_parts(parts, provenance.prompted, seed)
+    if subject.eval.clip_score:
+        found, values = _clip_scores(subject, artefacts, generations, provenance)
+        scores["warnings"] += found.pop("warnings", [])
+        scores |= found
+        if values is not None:
+            measured["clip_score"] = values
+    scores |= _skipped(subject, artefacts)
+    metrics = subject.metrics()
+    if metrics is not None and len(metrics):
+        scores["train_loss"] = float(metrics["loss"].tail(5).mean())
+    scores["title"] = subject.title
+    scores["image_size_px"] = subject.size
+    scores["settings"] = dict(subject.settings)
+    measured.insert(0, "generation", generations)
+    write_table(subject.out / "measured.parquet", measured)
+    text = json.dumps(scores, indent=1, sort_keys=True, default=list)
+    (subject.out / "scores.json").write_text(text + "\n")
+
+
+def _load_view(artefacts: Artefacts, name: str) -> View:
+    embeddings = _load_sets(artefacts, name)
+    row = {name: i for i, name in enumerate(embeddings["references"].ids)}
+    neighbours = {}
+    facts = json.loads(artefacts.search_facts(name).read_text())
+    for queries, found in facts.items():
+        table = artefacts.read_matches(name, queries)
+        k = int(table["rank"].max()) + 1
+        neighbours[queries] = SearchResult(
+            Neighbours(
+                table["reference"].map(row).to_numpy(np.int32).reshape(-1, k),
+                table["similarity"].to_numpy(np.float32).reshape(-1, k),
+            ),
+            *found,
+        )
+    return View(name, embeddings["references"].protocol, embeddings, neighbours)
+
+
+def _matched_complexity(subject: Subject, views: list[View]) -> Complexity:
+    """Measures every reference that is somebody's nearest once."""
+    nearest = views[0].neighbours["generations"].neighbours.indices[:, 0]
+    ids = views[0].embeddings["references"].ids
+    unique, inverse = np.unique(nearest, return_inverse=True)
+    read = reader_by_id(subject.references)
+    measured = measure_complexity(read(ids[i]) for i in unique)
+    return Complexity(*(values[inverse] for values in measured))
+
+
+def _load_sets(artefacts: Artefacts, embedder: str) -> dict[str, Embeddings]:
+    stores = {
+        images: artefacts.store(embedder, images)
+        for images in ("generations", "references", "heldout")
+    }
+    return {
+        images: load_embeddings(store)
+        for images, store in stores.items()
+        if store.protocol() is not None
+    }
+
+
+def _quality(subject: Subject, artefacts: Artefacts) -> Scores:
+    """Scores quality by every embedder of quality; the first gives unprefixed keys."""
+    scores: Scores = {"warnings": []}
+    chosen = subject.eval.quality_embedders or subject.eval.embedders[:1]
+    for name in chosen:
+        embeddings = _load_sets(artefacts, name)
+        prefix = "" if name == chosen[0] else f"{name}_"
+        found = score_quality(name, embeddings, subject.eval.seed, prefix)
+        scores["warnings"] += found.pop("warnings")
+        scores |= found
+        scores[f"{prefix}quality_protocol"] = embeddings["references"].protocol
+    return scores
+
+
+def _measure_parts(
+    subject: Subject, artefacts: Artefacts, views: list[View]
+) -> pd.DataFrame:
+    """Measures copies of parts of each generation, as far as the settings ask for it."""
+    measured = pd.DataFrame(index=range(len(views[0].embeddings["generations"].ids)))
+    similarity = _template_similarity(artefacts, "generations")
+    if similarity is not None:
+        measured["template_similarity"] = similarity.to_numpy()
+    if subject.eval.tile_l2_candidates and subject.size >= GRID:
+        measured["tile_l2"] = _tile_l2(subject, views)
+    return measured
+
+
+def _template_similarity(artefacts: Artefacts, queries: str) -> pd.Series | None:
+    """Is the largest similarity of any tile of each image, in the order of the images."""
+    path = artefacts.out / "matches" / f"tiles_{queries}.parquet"
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        table = pd.read_parquet(file)
+    if not len(table):
+        return None
+    column = query_column(queries)
+    return table.groupby(column, sort=False)["similarity"].max()
+
+
+def _tile_l2(subject: Subject, views: list[View]) -> np.ndarray:
+    """Is the least tiled distance of each generation to its nearest by any embedder."""
+    read_generation = reader_by_id(subject.generations())
+    read_reference = reader_by_id(subject.references)
+    references = views[0].embeddings["references"].ids
+    nearest = [
+        view.neighbours["generations"].neighbours.indices[
+            :, : subject.eval.tile_l2_candidates
+        ]
+        for view in views
+    ]
+    candidates = np.concatenate(nearest, axis=1)
+
+    def measure(row: int) -> float:
+        image = read_generation(views[0].embeddings["generations"].ids[row])
+        return min(
+            tiled_l2(image, read_reference(references[i]))
+            for i in set(candidates[row].tolist())
+        )
+
+    with ThreadPoolExecutor() as pool:
+        return np.array(list(pool.map(measure, range(len(candidates)))))
+
+
+def _clip_scores(
+    subject: Subject,
+    artefacts: Artefacts,
+    generations: list[str],
+    provenance: Provenance,
+) -> tuple[Scores, np.ndarray | None]:
+    """Scores how well generations follow prompts, and training images their captions."""
+    name, seed = subject.eval.clip_score, subject.eval.seed
+    scores: Scores = {}
+    values = None
+    for key, images, texts in (
+        ("clip_score", "generations", "prompts"),
+        ("background_clip_score", "references", "captions"),
+    ):
+        store = artefacts.store(name, texts)
+        if store.protocol() is None:
+            continue
+        captions = load_embeddings(store)
+        pictures = load_embeddings(artefacts.store(name, images))
+        row = {image_id: i for i, image_id in enumerate(captions.ids)}
+        kept = [i for i, image_id in enumerate(pictures.ids) if image_id in row]
+        text_rows = np.array([row[pictures.ids[i]] for i in kept])
+        clusters = provenance.prompted if key == "clip_score" else None
+        if clusters is not None and pictures.ids != generations:
+            clusters = None
+        found = clip_score(
+            pictures.rows(np.array(kept)), captions.rows(text_rows), clusters, seed
+        )
+        scores[key], scores[f"{key}_ci95"] = found.mean, found.ci95
+        scores[f"{key}_count"] = len(kept)
+        if key == "clip_score":
+            scores["clip_score_protocol"] = f"{pictures.protocol}; {captions.protocol}"
+            if pictures.ids == generations:
+                values = found.values
+    if "clip_score" not in scores:
+        scores["warnings"] = ["no prompts are known, so there is no CLIP score"]
+    return scores, values
+
+
+def _skipped(subject: Subject, artefacts: Artefacts) -> Scores:
+    """Counts and lists the images that could not be read."""
+    scores: Scores = {}
+    names = embedder_names(subject)
+    for images in ("generations", "references", "heldout"):
+        skipped = list_skipped([artefacts.store(name, images) for name in names])
+        if skipped:
+            scores[f"num_skipped_{images}"] = len(skipped)
+            scores[f"skipped_{images}"] = [f"{i} {why}" for i, why in skipped.items()]
+            logger.warning("%d %s were skipped", len(skipped), images)
+    return scores

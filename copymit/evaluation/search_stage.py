@@ -1,0 +1,137 @@
+"""The search stage: features in, tables of nearest references out."""
+
+import functools
+import json
+
+import numpy as np
+import pandas as pd
+
+from copymit.embedding.store import Embeddings, load_embeddings, unit_rows
+from copymit.embedding.tiles import list_tiles
+from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.embed_stage import background_rows
+from copymit.evaluation.subject import Subject
+from copymit.scores.compute import neighbour_table
+from copymit.search.nearest import SearchResult, search
+from copymit.search.vectors import Vectors
+
+# Sets whose nearest references are looked for; `background` are the references.
+QUERIES = ("generations", "background", "heldout")
+
+
+def run_search(subject: Subject, artefacts: Artefacts) -> None:
+    """Searches the references for every set, by every embedder of similarity."""
+    (subject.out / "matches").mkdir(exist_ok=True)
+    for name in subject.eval.embedders:
+        facts = {}
+        references = load_embeddings(artefacts.store(name, "references"))
+        for queries in QUERIES:
+            found = _search_set(subject, artefacts, name, queries, references)
+            if found is not None:
+                ids, result = found
+                table = neighbour_table(
+                    result, ids, references.ids, query_column(queries)
+                )
+                write_table(artefacts.matches(name, queries), table)
+                facts[queries] = result[1:]
+        text = json.dumps(facts, indent=1) + "\n"
+        artefacts.search_facts(name).write_text(text)
+    for queries in QUERIES[:2] if subject.eval.tiles else ():
+        table = _search_tiles(subject, artefacts, queries)
+        write_table(subject.out / "matches" / f"tiles_{queries}.parquet", table)
+
+
+def query_column(queries: str) -> str:
+    """Is the name of the first column of a table of neighbours."""
+    return "generation" if queries == "generations" else "query"
+
+
+def unit_vectors(embeddings: Embeddings, name: str) -> Vectors:
+    """Sees features as unit vectors that are read shard by shard."""
+    return Vectors(
+        name,
+        embeddings.shards[0].shape[1],
+        tuple(len(shard) for shard in embeddings.shards),
+        tuple(functools.partial(unit_rows, shard) for shard in embeddings.shards),
+    )
+
+
+def _search_set(
+    subject: Subject,
+    artefacts: Artefacts,
+    name: str,
+    queries: str,
+    references: Embeddings,
+) -> tuple[list[str], SearchResult] | None:
+    """Searches for one set; None if it is not there or has nothing to be near to."""
+    settings = subject.eval
+    R = len(references.ids)
+    exclude = None
+    if queries == "background":
+        rows = _background(subject, references)
+        k = min(settings.num_neighbors, R - 1)
+        ids = [references.ids[i] for i in rows]
+        exclude = rows
+        vectors = references if len(rows) == R else references.rows(rows)
+    else:
+        store = artefacts.store(name, queries)
+        if store.protocol() is None:
+            return None
+        vectors = load_embeddings(store)
+        ids, k = vectors.ids, min(settings.num_neighbors, R)
+    if k < 1:
+        return None
+    result = search(
+        unit_vectors(vectors, queries)
+        if isinstance(vectors, Embeddings)
+        else unit_rows(vectors),
+        unit_vectors(references, "references"),
+        k,
+        backend=settings.search,
+        exclude=exclude,
+        recall_target=settings.recall_target,
+        seed=settings.seed,
+        index_dir=artefacts.index(name),
+    )
+    return ids, result
+
+
+def _background(subject: Subject, references: Embeddings) -> np.ndarray:
+    """Is the rows of the references that are themselves searched for."""
+    chosen = background_rows(subject, subject.eval.background_queries)
+    if len(chosen) == len(references.ids):
+        return chosen
+    wanted = {subject.references.ids[i] for i in chosen}
+    return np.flatnonzero([i in wanted for i in references.ids])
+
+
+def _search_tiles(subject: Subject, artefacts: Artefacts, queries: str) -> pd.DataFrame:
+    """Finds, of every tile, the reference with the most similar tile at its place."""
+    headline = subject.eval.embedders[0]
+    tables = []
+    for tile in list_tiles(subject.eval.tiles):
+        references = load_embeddings(artefacts.store(headline, "references", tile))
+        exclude = None
+        if queries == "background":
+            exclude = _background(subject, references)
+            ids = [references.ids[i] for i in exclude]
+            vectors = unit_rows(references.rows(exclude))
+        else:
+            own = load_embeddings(artefacts.store(headline, queries, tile))
+            ids, vectors = own.ids, own.unit
+        if len(references.ids) < 2 and exclude is not None:
+            continue
+        found = search(
+            vectors,
+            unit_vectors(references, "references"),
+            1,
+            backend=subject.eval.search,
+            exclude=exclude,
+            recall_target=subject.eval.recall_target,
+            seed=subject.eval.seed,
+            index_dir=artefacts.index(f"{headline}@{tile.name}"),
+        )
+        table = neighbour_table(found, ids, references.ids, query_column(queries))
+        table["tile"] = tile.name
+        tables.append(table.drop(columns="rank"))
+    return pd.concat(tables) if tables else pd.DataFrame()

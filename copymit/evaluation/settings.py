@@ -1,0 +1,97 @@
+"""The `eval` section: which stage depends on which setting, and what is refused."""
+
+import os
+from typing import Any, get_args
+
+from ml_collections import ConfigDict
+
+from copymit.embedding.clip import CLIP_MODELS
+from copymit.embedding.registry import check_embedders
+from copymit.embedding.tiles import list_tiles
+from copymit.evaluation.prompts import read_prompts
+from copymit.search.nearest import Backend
+
+_OF_STAGE = {
+    "generate": (
+        "seed",
+        "use_ema",
+        "prompts",
+        "prompts_file",
+        "negative_prompt",
+        "num_generations",
+        "sampler",
+        "timestep_spacing",
+        "num_inference_steps",
+        "guidance_scale",
+        "clip_latents",
+    ),
+    "embed": (
+        "embedders",
+        "quality_embedders",
+        "clip_score",
+        "tiles",
+        "resolution",
+        "on_corrupt",
+        "seed",
+    ),
+    "search": (
+        "search",
+        "recall_target",
+        "num_neighbors",
+        "background_queries",
+        "seed",
+    ),
+    "score": ("seed", "tile_l2_candidates"),
+    "report": ("gallery_size", "blur"),
+}
+
+
+def stage_settings(config: ConfigDict, stage: str) -> list:
+    """Lists what a stage depends on besides the stages before it."""
+    settings: list[Any] = [[name, config[name]] for name in _OF_STAGE[stage]]
+    if stage == "generate" and config.prompts_file:
+        settings.append(["read", read_prompts(config.prompts_file)])
+    if stage == "embed":
+        settings += [[k, _identity(v)] for k, v in sorted(config.weights.items()) if v]
+    return settings
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Refuses values of the `eval` section that would fail only after a while.
+
+    Raises:
+      ValueError: names the setting and what it may be.
+    """
+    check_embedders(config.embedders)
+    if config.quality_embedders:
+        check_embedders(config.quality_embedders, "eval.quality_embedders")
+    choices = {
+        "search": get_args(Backend),
+        "on_corrupt": ("stop", "skip"),
+        "clip_score": ("", *CLIP_MODELS),
+    }
+    for name, known in choices.items():
+        if config[name] not in known:
+            raise ValueError(
+                f"eval.{name}={config[name]!r} is not known: use one of "
+                f"{', '.join(value or repr('') for value in known)}"
+            )
+    for name, least in (
+        ("batch_size", 1),
+        ("num_neighbors", 1),
+        ("resolution", 0),
+        ("background_queries", 0),
+        ("tile_l2_candidates", 0),
+        ("gallery_size", 0),
+    ):
+        if config[name] < least:
+            raise ValueError(f"eval.{name}={config[name]} must be at least {least}")
+    list_tiles(config.tiles)
+
+
+def _identity(weights: str) -> list:
+    """Is a path or hub id, and of a file its size and time."""
+    if not os.path.isfile(weights):
+        return [weights]
+    status = os.stat(weights)
+    return [weights, status.st_size, status.st_mtime_ns]

@@ -1,0 +1,143 @@
+"""One call from images of anyone to scores and page: planted copies, and odd sets."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from copymit.data.sources import load_source
+from copymit.embedding.image_set import examples_as_images
+from copymit.evaluation import evaluate
+from copymit.evaluation.subject import open_finished
+
+pytestmark = pytest.mark.slow
+SIZE_PX = 32
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    source = load_source("fluent_emoji")
+    images = examples_as_images("references", source, np.arange(0, 1800, 60), SIZE_PX)
+    return np.stack([images.read(i) for i in range(len(images.ids))])
+
+
+def audit(tmp_path, generations, references, **settings):
+    return evaluate(
+        generations,
+        references,
+        workdir=tmp_path,
+        **{"embedders": ("pixels",), "batch_size": 16} | settings,
+    )
+
+
+def test_copies_are_found_and_the_result_is_one_table(pictures, tmp_path):
+    generations = pictures[[4, 9, 9, 20]]
+    result = audit(tmp_path, generations, pictures, prompts=["a", "b", "=c", "d"])
+    table = result.generations.set_index("generation")
+    assert table["nearest_reference"].to_dict() == {
+        "000000": "000004",
+        "000001": "000009",
+        "000002": "000009",
+        "000003": "000020",
+    }
+    # Float32 products of 3,072 pixels.
+    np.testing.assert_allclose(table["similarity"], 1, atol=1e-5)
+    np.testing.assert_allclose(table["tile_l2"], 0, atol=1e-9)
+    assert table.loc["000002", "prompt"] == "=c"
+    assert result.scores["tile_l2_below_0.15"] == 1
+    assert result.report.exists()
+
+
+def test_generations_equal_to_the_references_have_no_distance(pictures, tmp_path):
+    scores = audit(tmp_path, pictures, list(pictures)).scores
+    assert scores["dataset_similarity"] == pytest.approx(1, abs=1e-6)
+    # The features of 3,000 pixels have a variance in the millions.
+    assert scores["fd_pixels"] == pytest.approx(0, abs=1e-3)
+    assert (scores["precision"], scores["recall"], scores["coverage"]) == (1, 1, 1)
+
+
+def test_a_copied_background_is_seen_by_its_tiles_only(pictures, tmp_path, rng):
+    """New foregrounds before old backgrounds: the whole image is unlike, tiles are not."""
+    backgrounds = rng.integers(0, 256, (12, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    altered = backgrounds.copy()
+    for i, image in enumerate(altered):
+        picture = Image.fromarray(image)
+        box = (11, 0, SIZE_PX, SIZE_PX)
+        ImageDraw.Draw(picture).rectangle(box, fill=(20 * i, 250 - 20 * i, 90))
+        altered[i] = np.asarray(picture)
+    result = audit(tmp_path, altered, backgrounds, tiles=3)
+    scores = result.scores
+    assert scores["similarity_mean"] < 0.6
+    assert scores["template_similarity_mean"] > 0.99
+    assert scores["background_template_similarity_mean"] < 0.7
+    assert (result.generations["template_similarity"] > 0.99).all()
+
+
+def test_a_finished_evaluation_can_be_opened_and_compared_again(pictures, tmp_path):
+    folders = []
+    for name, images in (("made", pictures[:8]), ("trained", pictures[4:])):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folders[-1] / f"{i:02d}.png")
+    result = audit(tmp_path, *map(str, folders), prompts=list("abcdefgh"))
+    subject = open_finished(result.directory)
+    assert subject.prompts()["prompt"].tolist() == list("abcdefgh")
+    assert subject.eval.embedders == ("pixels",)
+    assert subject.generations().ids == [f"{i:02d}.png" for i in range(8)]
+
+
+def test_images_that_cannot_be_read_are_skipped_counted_and_listed(pictures, tmp_path):
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    for i, image in enumerate(pictures):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"image '07\.png' is corrupt or truncated"):
+        audit(tmp_path, pictures[:3], str(folder))
+    settings = {"on_corrupt": "skip", "embedders": ("pixels", "efficientnet_lite0")}
+    scores = audit(tmp_path, pictures[:3], str(folder), **settings).scores
+    assert scores["num_skipped_references"] == 1
+    assert scores["skipped_references"][0].startswith("07.png is corrupt")
+    assert scores["num_references"] == len(pictures) - 1
+
+
+def test_one_image_and_black_images_have_scores(tmp_path, pictures):
+    black = np.zeros((3, SIZE_PX, SIZE_PX, 3), np.uint8)
+    scores = audit(tmp_path, black[:1], pictures[:1]).scores
+    assert scores["dataset_similarity"] == pytest.approx(0, abs=1e-6)
+    assert "too few to measure quality" in json.dumps(scores["warnings"])
+    assert "background_dataset_similarity" not in scores
+    settings = {"embedders": ("pixels", "efficientnet_lite0")}
+    scores = audit(tmp_path, black, black, **settings).scores
+    assert scores["similarity_mean"] == pytest.approx(1, abs=1e-6)
+    assert scores["efficientnet_lite0_similarity_mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_same_images_give_the_same_bytes(pictures, tmp_path):
+    texts = []
+    for name in ("first", "second"):
+        directory = audit(tmp_path / name, pictures[:5], pictures).directory
+        texts.append((directory / "scores.json").read_bytes())
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embeder": ("pixels",)}, "unknown settings embeder: use some of"),
+        (
+            {"weights": {"sscd": "x"}},
+            "unknown weights sscd: use some of clip_vit_b16",
+        ),
+        ({"embedders": ("sscd_288",)}, r"eval\.weights\.sscd_disc_mixup=PATH"),
+        ({"prompts": ["one"]}, "1 prompts for 2 generations: give one each"),
+        ({"tiles": 1}, r"eval\.tiles=1: use 0 for none"),
+        ({"clip_score": "magic"}, r"eval\.clip_score='magic' is not known"),
+        ({"on_corrupt": "cry"}, r"eval\.on_corrupt='cry' is not known"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message, pictures, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        audit(tmp_path, pictures[:2], pictures[:2], **settings)

@@ -1,0 +1,87 @@
+"""Copying measured while training: known generations give known scalars."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from copymit.data.dataset import load_dataset
+from copymit.embedding.image_set import examples_as_images
+from copymit.evaluation import online
+from copymit.evaluation.online import choose_prompted, make_copy_monitor
+
+
+@pytest.fixture
+def config():
+    config = tiny.get_config()
+    config.train.evaluate_every_steps = 3
+    config.train.evaluate_prompts = 6
+    config.eval.embedders = ("pixels",)
+    return config
+
+
+@pytest.fixture
+def monitored(config, monkeypatch, tmp_path):
+    """Returns a function: images per prompted row -> the monitor's scalars."""
+    dataset = load_dataset(config.data, config.seed)
+    images = examples_as_images(
+        "references", dataset.source, dataset.indices, config.data.resolution
+    )
+    chosen = choose_prompted(dataset.duplication.duplicated, 6)
+
+    def measure(make):
+        made = np.stack([make(images, int(row)) for row in chosen])
+        monkeypatch.setattr(
+            online, "make_generate", lambda *_: lambda *_: jnp.asarray(made)
+        )
+        return make_copy_monitor(config, None, None, dataset, tmp_path)({}, 3)
+
+    measure.duplicated = dataset.duplication.duplicated
+    return measure
+
+
+def test_a_model_that_returns_the_prompted_images_copies_them_all(monitored):
+    values = monitored(lambda images, row: images.read(row))
+    assert values["online_dataset_similarity"] == pytest.approx(1, abs=1e-6)
+    assert values["online_prompted_image_hits"] == 1
+    assert values["online_prompted_image_hits_duplicated"] == 1
+
+
+def test_a_model_that_returns_other_training_images_hits_none(monitored):
+    values = monitored(lambda images, row: images.read((row + 1) % 12))
+    assert values["online_similarity_mean"] == pytest.approx(1, abs=1e-6)
+    assert values["online_prompted_image_hits"] == 0
+
+
+def test_hits_are_counted_apart_for_duplicated_images(monitored):
+    def make(images, row):
+        return images.read(row if monitored.duplicated[row] else (row + 1) % 12)
+
+    values = monitored(make)
+    assert values["online_prompted_image_hits_duplicated"] == 1
+    assert values["online_prompted_image_hits_unduplicated"] == 0
+
+
+def test_noise_is_like_no_training_image(monitored, rng):
+    shape = (16, 16, 3)
+    values = monitored(lambda *_: rng.integers(0, 256, shape, dtype=np.uint8))
+    assert values["online_dataset_similarity"] < 0.4
+
+
+def test_without_an_interval_there_is_no_monitor(config, tmp_path):
+    config.train.evaluate_every_steps = 0
+    assert make_copy_monitor(config, None, None, None, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("num_duplicated", "total", "count", "expected"),
+    [(5, 100, 10, 5), (2, 100, 10, 2), (0, 100, 10, 0), (9, 12, 10, 7), (12, 12, 10, 10)],
+)
+def test_half_of_the_prompts_are_of_duplicated_images(
+    num_duplicated, total, count, expected, rng
+):
+    duplicated = np.zeros(total, bool)
+    duplicated[rng.choice(total, num_duplicated, replace=False)] = True
+    chosen = choose_prompted(duplicated, count)
+    assert len(set(chosen)) == min(count, total)
+    assert duplicated[chosen].sum() == expected

@@ -1,0 +1,47 @@
+"""Distances of tiles: closed forms, and the case that a global distance misses."""
+
+import numpy as np
+import pytest
+
+from copymit.scores.tiled import tile_distances, tiled_l2
+
+
+def test_equal_images_have_no_distance_and_black_to_white_is_one(rng):
+    image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert tiled_l2(image, image) == 0
+    black, white = np.zeros_like(image), np.full_like(image, 255)
+    assert tiled_l2(black, white) == 1
+
+
+def test_each_tile_is_its_root_mean_square(rng):
+    image, other = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    found = tile_distances(image, other, grid=2)
+    for i in range(2):
+        for j in range(2):
+            part = np.s_[4 * i : 4 * i + 4, 6 * j : 6 * j + 6]
+            difference = (image[part].astype(float) - other[part]) / 255
+            expected = np.sqrt((difference**2).mean())
+            assert found[i, j] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_shared_white_background_is_no_copy(rng):
+    """Most pixels agree, so the plain distance is small; one tile tells them apart."""
+    image, other = np.full((2, 32, 32, 3), 255, np.uint8)
+    image[12:20, 12:20], other[12:20, 12:20] = 0, 128
+    plain = np.sqrt((((image.astype(float) - other) / 255) ** 2).mean())
+    assert plain < 0.15 < tiled_l2(image, other)
+
+
+def test_rows_that_fill_no_tile_do_not_count(rng):
+    image = rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    other = image.copy()
+    other[8:], other[:, 8:] = 0, 0
+    assert tiled_l2(image, other) == 0
+
+
+def test_images_that_cannot_be_compared_are_refused():
+    small, large = np.zeros((2, 2, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="one shape"):
+        tiled_l2(small, large)
+    with pytest.raises(ValueError, match="at least 4 pixels"):
+        tiled_l2(small, small)
