@@ -17,7 +17,7 @@ copymit.evaluation.evaluate). Any published model, or folder in diffusers' layou
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
 Run again, finished stages whose inputs did not change are reused. With --config, its
 `eval` section takes the place of the one that the run started with; configs/common.py
-lists the settings.
+lists the settings. Several hosts share the work, started as train.py's.
 """
 
 from absl import app, flags
@@ -25,7 +25,12 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs import common
-from copymit.console import explain_bad_input, parse_flags, set_up_logging
+from copymit.console import (
+    explain_bad_input,
+    join_hosts,
+    parse_flags,
+    set_up_logging,
+)
 from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
@@ -79,6 +84,7 @@ def main(argv: list[str]) -> None:
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         raise app.UsageError("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
+    join_hosts()
     with explain_bad_input(_DEBUG.value):
         subject = _open_subject()
         compared = [open_finished(directory) for directory in _COMPARE.value]

@@ -10,11 +10,15 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 --coordinator, --num_processes and --process_id.
 """
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from copymit.console import explain_bad_input, parse_flags, set_up_logging
+from copymit.console import (
+    explain_bad_input,
+    join_hosts,
+    parse_flags,
+    set_up_logging,
+)
 from copymit.evaluation.online import make_copy_monitor
 from copymit.training.loop import train
 
@@ -24,14 +28,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, on disk or gs://; created when absent."
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other hosts of this TPU slice or cluster."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0; implies --distributed."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -41,10 +37,7 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     set_up_logging(_DEBUG.value)
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        jax.distributed.initialize(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
+    join_hosts()
     with explain_bad_input(_DEBUG.value):
         train(_CONFIG.value, _WORKDIR.value, make_copy_monitor)
 

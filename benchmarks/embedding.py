@@ -133,11 +133,62 @@ def _torch_resnet(config):
     return torch.nn.Sequential(*layers)
 
 
+def _clip(images: np.ndarray) -> Callable:
+    from copymit.models.clip import CLIP_VIT_B16, CLIPVisionModelWithProjection
+
+    return _apply(CLIPVisionModelWithProjection, CLIP_VIT_B16, images)
+
+
+def _dinov2(images: np.ndarray) -> Callable:
+    from copymit.models.dinov2 import DINOV2_VITS14, Dinov2Model
+
+    return _apply(Dinov2Model, DINOV2_VITS14, images)
+
+
+def _apply(module: Callable, config: object, images: np.ndarray) -> Callable:
+    import jax
+    from flax import nnx
+
+    graphdef, params = nnx.split(module(config, rngs=nnx.Rngs(0)))
+    apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
+    return lambda: apply(params, images)
+
+
+def _torch_clip(images: np.ndarray) -> Callable:
+    import transformers
+
+    config = transformers.CLIPVisionConfig(patch_size=16, projection_dim=512)
+    return _embed_in_torch(transformers.CLIPVisionModelWithProjection(config), images)
+
+
+def _torch_dinov2(images: np.ndarray) -> Callable:
+    import transformers
+
+    sizes = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
+    config = transformers.Dinov2Config(**sizes)
+    return _embed_in_torch(transformers.Dinov2Model(config), images)
+
+
+def _embed_in_torch(model, images: np.ndarray) -> Callable:
+    import torch
+
+    model.eval()
+    pixel_values = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+
+    @torch.inference_mode()
+    def embed():
+        model(pixel_values)
+
+    return embed
+
+
 CASES = {
     "SSCD ResNet-50": Case(288, _sscd("resnet50"), _torch_sscd("resnet50")),
     "SSCD ResNeXt-101 32x4d": Case(
         224, _sscd("resnext101_32x4d"), _torch_sscd("resnext101_32x4d")
     ),
+    "CLIP ViT-B/16": Case(224, _clip, _torch_clip),
+    "DINOv2 ViT-S/14": Case(224, _dinov2, _torch_dinov2),
 }
 
 

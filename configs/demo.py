@@ -61,7 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 100
     config.train.checkpoint_every_steps = 500
-    config.train.sample_every_steps = 0
+    config.train.evaluate_every_steps = 500
+    config.train.evaluate_prompts = 48
 
     config.eval.num_generations = 192  # four of each training image
     config.eval.batch_size = 32

@@ -5,8 +5,29 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from absl import app
+import jax
+from absl import app, flags
 from absl import logging as absl_logging
+
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts of this TPU slice or cluster."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; implies --distributed."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+
+
+def join_hosts() -> None:
+    """Joins the other processes of the run, if the command line says that there are any.
+
+    Must come before anything else that uses jax.
+    """
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pandas as pd
+from etils import epath
 
 from copymit.embedding.store import Embeddings, load_embeddings, unit_rows
 from copymit.embedding.tiles import list_tiles
@@ -91,9 +92,15 @@ def _search_set(
         exclude=exclude,
         recall_target=settings.recall_target,
         seed=settings.seed,
-        index_dir=artefacts.index(name),
+        index_dir=_index(artefacts, name),
     )
     return ids, result
+
+
+def _index(artefacts: Artefacts, name: str) -> epath.Path | None:
+    """Is where a searcher is kept; ScaNN can only keep it on a local disk."""
+    path = artefacts.index(name)
+    return None if "://" in str(path) else path
 
 
 def _background(subject: Subject, references: Embeddings) -> np.ndarray:
@@ -129,7 +136,7 @@ def _search_tiles(subject: Subject, artefacts: Artefacts, queries: str) -> pd.Da
             exclude=exclude,
             recall_target=subject.eval.recall_target,
             seed=subject.eval.seed,
-            index_dir=artefacts.index(f"{headline}@{tile.name}"),
+            index_dir=_index(artefacts, f"{headline}@{tile.name}"),
         )
         table = neighbour_table(found, ids, references.ids, query_column(queries))
         table["tile"] = tile.name

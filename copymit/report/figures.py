@@ -270,6 +270,14 @@ def plot_tradeoff(
     return figure
 
 
+# Columns of the metrics, and what they are to a reader.
+COPYING = {
+    "online_dataset_similarity": "dataset similarity",
+    "online_prompted_image_hits_duplicated": "duplicated images that come back",
+    "online_prompted_image_hits_unduplicated": "other images that come back",
+}
+
+
 @_styled
 def plot_loss(losses: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """Draws the loss of each run over steps, and a moving mean where it is long.
@@ -298,6 +306,27 @@ def plot_loss(losses: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
     if len(losses) > 1:
         axes.legend()
+    return figure
+
+
+@_styled
+def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
+    """Draws how much a run copied at each step at which that was measured.
+
+    Args:
+      table: columns step, and some of `COPYING`.
+      background: dataset similarity of training images to each other, or None.
+    """
+    figure, (axes,) = _new_figure(3.4)
+    styles = [(VERMILLION, "-o"), (BLUE, "--s"), (GREEN, "-.^")]
+    for (name, label), (color, line) in zip(COPYING.items(), styles, strict=True):
+        if name in table:
+            axes.plot(table["step"], table[name], line, color=color, label=label)
+    if background is not None:
+        axes.axhline(background, color=GREY, linestyle=":", label="background similarity")
+    axes.set_xlabel("training step")
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
+    axes.legend()
     return figure
 
 

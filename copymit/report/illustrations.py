@@ -19,7 +19,7 @@ from copymit.report.evaluated_run import EvaluatedRun, Generation, duplicated_we
 from copymit.report.verdict import Estimate, read_estimate
 from copymit.scores.bootstrap import finite_vector
 
-_NAMES = ("histogram", "split", "hits", "comparison", "tradeoff", "loss")
+_NAMES = ("histogram", "split", "hits", "comparison", "tradeoff", "loss", "copying")
 _HITS = {
     "prompted_image_hits": "all",
     "prompted_image_hits_duplicated": "duplicated",
@@ -92,6 +92,14 @@ def draw_figures(
     losses = [(r.title, t) for r in runs if (t := _losses(r.metrics)) is not None]
     if losses:
         drawn["loss"] = (figures.plot_loss(losses), "Loss over training steps.")
+    copying = _copying(run.metrics)
+    if copying is not None:
+        baseline = read_estimate(run.scores, "background_dataset_similarity")
+        drawn["copying"] = (
+            figures.plot_copying(copying, baseline and baseline.value),
+            "Dataset similarity, and shares of prompted images that come back, over "
+            "training steps.",
+        )
     return drawn
 
 
@@ -163,3 +171,12 @@ def _losses(metrics: pd.DataFrame | None) -> pd.DataFrame | None:
     table = metrics[["step", "loss"]].astype(np.float64).sort_values("step")
     table = table[np.isfinite(table["loss"])].reset_index(drop=True)
     return table if len(table) > 1 else None
+
+
+def _copying(metrics: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Is what was measured of copying while training, at least twice, or None."""
+    if metrics is None:
+        return None
+    names = [name for name in figures.COPYING if name in metrics]
+    table = metrics[["step", *names]].dropna() if names else metrics[:0]
+    return table.astype(np.float64).sort_values("step") if len(table) > 1 else None

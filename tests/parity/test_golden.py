@@ -5,53 +5,29 @@ behind them are drawn again here.
 """
 
 import functools
-import io
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from copymit.embedding.inception import PROTOCOLS, make_inception
-from copymit.models.functional import init_params
-from copymit.models.inception import Inception
-from copymit.models.torch_layout import to_torch_name, to_torch_shape
+from copymit.embedding.inception import PROTOCOLS
 from copymit.scores.frechet import (
     density_coverage,
-    frechet_distance,
-    gaussian_moments,
     kernel_distance,
     precision_recall,
 )
-from tests.parity import inputs
+from tests.parity import inputs, ours
 
 GOLDEN = Path(__file__).parent / "golden"
 SCORES = json.loads((GOLDEN / "scores.json").read_text())
 FEATURES = inputs.feature_sets()
 
 
-def convolution_shapes():
-    params = jax.eval_shape(
-        lambda key: init_params(lambda rngs: Inception(rngs=rngs), key),
-        jax.random.key(0),
-    )
-    return {
-        to_torch_name(name): to_torch_shape(name, value.shape)
-        for name, value in params.items()
-        if name.endswith(".conv.kernel")
-    }
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file of the weights that the golden networks had."""
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    tensors = inputs.inception_weights(convolution_shapes())
-    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, path)
-    return path
+    return ours.save_weights(tmp_path_factory.mktemp("inception"))
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +36,9 @@ def make(weights):
 
     @functools.cache
     def make(protocol):
-        embedder = make_inception(f"inception_{protocol}", str(weights))
-        return embedder._replace(apply=jax.jit(embedder.apply))
+        return ours.make(protocol, weights)
 
     return make
-
-
-def embed(embedder, images, batch_size):
-    rows = []
-    for start in range(0, len(images), batch_size):
-        batch = np.stack(list(map(embedder.prepare, images[start:][:batch_size])))
-        rows.append(np.asarray(embedder.apply(embedder.params, batch)))
-    return np.concatenate(rows)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +63,7 @@ def test_the_network_is_shown_the_same_pixels(golden, protocol, size):
 @pytest.mark.parametrize("protocol", inputs.PROTOCOLS)
 def test_features_of_the_same_weights_are_equal(golden, make, protocol):
     images = inputs.draw_images(*inputs.FEATURE_IMAGE_SIZE, count=2)
-    features = embed(make(protocol), images, batch_size=2)
+    features = ours.embed(make(protocol), images)
     expected = golden[f"features_{protocol}"]
     assert expected.shape == (2, 2048)
     assert expected.std() > 1
@@ -108,13 +75,9 @@ def test_features_of_the_same_weights_are_equal(golden, make, protocol):
 
 @pytest.mark.parametrize("package", ["torch_fidelity", "pytorch_fid", "clean_fid"])
 def test_the_frechet_distance_of_the_same_features_is_equal(package):
-    distance = frechet_distance(*map_moments(*FEATURES["narrow"]))
+    distance = ours.frechet(*FEATURES["narrow"])
     expected = SCORES["narrow"][f"fid_{package}"]
     assert distance == pytest.approx(expected, rel=1e-6)
-
-
-def map_moments(first, second):
-    return (*gaussian_moments(first), *gaussian_moments(second))
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -152,17 +115,6 @@ def test_the_fid_of_photos_is_the_published_code_s(make, protocol):
         pytest.skip("no ../shared/data/imagenette2-224.tar: the photos are not public")
     count = inputs.PHOTO_COUNTS[0]
     expected = json.loads((GOLDEN / "photos.json").read_text())[str(count)][protocol]
-    fid = photo_fid(make(protocol), count)
+    fid = ours.photo_fid(make(protocol), count)
     # Their matrix square root of a singular product is inexact.
     assert fid == pytest.approx(expected, rel=1e-3)
-
-
-def photo_fid(embedder, count):
-    """Is the FID between two sets of `count` photos."""
-    sets = []
-    for photos in inputs.read_photos(count):
-        images = [
-            np.asarray(Image.open(io.BytesIO(photo)).convert("RGB")) for photo in photos
-        ]
-        sets.append(embed(embedder, images, batch_size=16))
-    return frechet_distance(*map_moments(*sets))

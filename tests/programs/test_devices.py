@@ -120,3 +120,32 @@ def test_an_image_does_not_depend_on_its_batch_or_the_devices(
         assert difference.max() <= 1, file
         assert (difference > 0).mean() < 0.01, file
     assert len({image.tobytes() for image in expected.values()}) == len(expected)
+
+
+def test_two_processes_evaluate_as_one_does(programs, finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    shutil.rmtree(workdir / "eval")
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    started = [
+        programs.start(
+            "evaluate.py",
+            f"--workdir={workdir}",
+            *flags,
+            f"--process_id={i}",
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+        )
+        for i in range(2)
+    ]
+    for process in started:
+        programs.finish(process)
+    run = type(finished)(workdir)
+    assert run.pictures().keys() == finished.pictures().keys()
+    found, expected = (
+        json.loads((r.out / "scores.json").read_text()) for r in (run, finished)
+    )
+    assert found.keys() == expected.keys()
+    # Grey levels differ by at most one here and there, as above.
+    for name in ("similarity_mean", "dataset_similarity", "pixels_similarity_mean"):
+        assert found[name] == pytest.approx(expected[name], abs=0.02), name

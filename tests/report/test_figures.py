@@ -10,6 +10,7 @@ from copymit.report.figures import (
     DPI,
     Panel,
     plot_comparison,
+    plot_copying,
     plot_histogram,
     plot_hits,
     plot_loss,
@@ -43,6 +44,16 @@ def every_figure():
             ],
         ),
         "loss": plot_loss([("one", table), ("two", table)]),
+        "copying": plot_copying(
+            pd.DataFrame(
+                {
+                    "step": [5, 10],
+                    "online_dataset_similarity": [0.4, 0.9],
+                    "online_prompted_image_hits_duplicated": [0.0, 1.0],
+                }
+            ),
+            0.6,
+        ),
         "tradeoff": plot_tradeoff(
             ["one", "two"],
             [share, Estimate(0.7, 0.6, 0.8)],
@@ -53,7 +64,7 @@ def every_figure():
 
 
 @pytest.mark.parametrize(
-    "name", ["histogram", "split", "hits", "comparison", "loss", "tradeoff"]
+    "name", ["histogram", "split", "hits", "comparison", "loss", "copying", "tradeoff"]
 )
 def test_every_figure_is_a_png_on_white_that_is_the_same_each_time(name):
     data = to_png(every_figure()[name])
@@ -137,3 +148,15 @@ def test_a_run_lies_at_its_similarity_and_quality_and_one_without_is_left_out():
     points = [c[0].get_xydata().tolist() for c in first.containers]
     assert points == [[[0.5, 3.0]], [[0.7, 5.0]]]
     assert [c[0].get_xydata().tolist() for c in second.containers] == [[[0.7, 0.3]]]
+
+
+def test_copying_is_drawn_against_steps_with_its_background():
+    figure = every_figure()["copying"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert set(lines) == {
+        "dataset similarity",
+        "duplicated images that come back",
+        "background similarity",
+    }
+    np.testing.assert_allclose(lines["dataset similarity"].get_xydata()[:, 0], [5, 10])
+    assert set(lines["background similarity"].get_ydata()) == {0.6}
