@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     data.duplication = "none"  # none | partial | full
     data.duplicated_fraction = 0.05  # share of the images that is duplicated
     data.duplication_factor = 5  # how many times likelier those are drawn
+    data.manifest = ""  # CSV or parquet: example_id, factor[, captions]; "" = none
+    data.duplication_mode = "weights"  # as sampling says | counts: exact, or refused
     data.sampling = "epochs"  # epochs (without replacement) | replacement
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # and every caption, where the text encoder is frozen

@@ -5,7 +5,7 @@ Everything random comes from the generator, which the pipeline derives from the 
 the step and the position in the batch.
 """
 
-import zlib
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from copymit.data.duplication import DuplicationKind
 from copymit.data.examples import Example
+from copymit.data.sources import parse_token_ids
 
 CaptionStyle = Literal["fixed", "class", "instance", "random", "unconditional"]
 
@@ -21,6 +22,10 @@ CaptionFunction = Callable[[Example, bool, np.random.Generator], str]
 # Ids from here on are special tokens of CLIP's vocabulary; the original code stops here.
 RANDOM_TOKEN_LIMIT = 49_400
 RANDOM_CAPTION_TOKENS = 4
+
+
+class VariedCaptions(tuple[str, ...]):
+    """The captions of an image that a manifest lets vary: each visit draws one."""
 
 
 def make_caption_function(
@@ -35,10 +40,12 @@ def make_caption_function(
 
     Args:
       style: `fixed` ("An image"), `class` ("An image of {class}"), `instance` (the
-        image's first caption), `random` (a random token sequence, the same at every
-        visit of the image) or `unconditional` (the empty caption).
+        image's first caption), `random` (four random tokens, the same at every visit of
+        the image, or those that the original code's captions file lists) or
+        `unconditional` (the empty caption).
       duplication: with `partial`, duplicated images draw uniformly from all their
-        captions at each visit, the others keep the first.
+        captions at each visit, the others keep the first. Whatever it is, duplicated
+        images with `VariedCaptions` draw, too.
       class_names: names of the labels, needed by `class`.
       decode: token ids to text, needed by `random`.
     Raises:
@@ -69,11 +76,12 @@ def make_caption_function(
         return lambda example, duplicated, rng: class_caption(example, class_names)
     if style == "random":
         return lambda example, duplicated, rng: random_caption(example, decode, seed)
-    if duplication == "partial":
-        return lambda example, duplicated, rng: (
-            any_caption(example, rng) if duplicated else example.captions[0]
-        )
-    return lambda example, duplicated, rng: example.captions[0]
+    partial = duplication == "partial"
+    return lambda example, duplicated, rng: (
+        any_caption(example, rng)
+        if duplicated and (partial or isinstance(example.captions, VariedCaptions))
+        else example.captions[0]
+    )
 
 
 def class_caption(example: Example, class_names: Sequence[str]) -> str:
@@ -94,9 +102,27 @@ def any_caption(example: Example, rng: np.random.Generator) -> str:
 def random_caption(
     example: Example, decode: Callable[[Sequence[int]], str], seed: int
 ) -> str:
-    """Decodes a token sequence that is random but fixed for the image."""
-    rng = np.random.default_rng([seed, zlib.crc32(example.example_id.encode())])
-    return decode(rng.integers(RANDOM_TOKEN_LIMIT, size=RANDOM_CAPTION_TOKENS).tolist())
+    """Decodes a token sequence that is random but fixed for the image.
+
+    Where the first caption is the text of a list of token ids, as in a captions file of
+    the original code, it is that sequence.
+    """
+    listed = parse_token_ids(example.captions[0])
+    return decode(listed or random_token_ids(example.example_id, seed))
+
+
+def random_token_ids(example_id: str, seed: int) -> list[int]:
+    """Returns the token ids of an image's random caption, uniform below the limit."""
+    ids = example_generator(seed, example_id).integers(
+        RANDOM_TOKEN_LIMIT, size=RANDOM_CAPTION_TOKENS
+    )
+    return ids.tolist()
+
+
+def example_generator(seed: int, example_id: str) -> np.random.Generator:
+    """Makes the generator of an image: a stream that only seed and id determine."""
+    digest = hashlib.blake2b(example_id.encode(), digest_size=16).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest)])
 
 
 def check_captions(

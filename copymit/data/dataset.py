@@ -13,6 +13,15 @@ from copymit.data.captions import CaptionFunction, check_captions, make_caption_
 from copymit.data.duplication import Duplication, assign_duplication
 from copymit.data.examples import ExampleSource
 from copymit.data.images import check_images
+from copymit.data.manifest import (
+    Manifest,
+    VariedSource,
+    listed_duplication,
+    match_manifest,
+    read_manifest,
+    select_listed,
+)
+from copymit.data.schedule import check_duplication_mode
 from copymit.data.sources import load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
 
@@ -49,22 +58,33 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     """Loads, selects, checks and duplicates what `config` (the `data` section) names.
 
     Raises:
-      FileNotFoundError, ValueError: for a missing folder, a caption file that does not
-        fit, unreadable images, classes that do not exist, or contradicting settings.
+      FileNotFoundError, ValueError: for a missing folder, a captions file or a manifest that does not fit, unreadable images, classes that do not exist,
+        or contradicting settings.
     """
+    check_duplication_mode(config.duplication_mode, config.sampling)
     source = load_source(config.source, captions=config.captions or None)
-    selection = select_examples(
-        source,
-        classes=config.classes,
-        num_examples=config.num_examples or None,
-        num_heldout=config.num_heldout,
-        seed=seed,
-    )
+    manifest = _open_manifest(config, source) if config.manifest else None
+    if manifest is None:
+        selection = select_examples(
+            source,
+            classes=config.classes,
+            num_examples=config.num_examples or None,
+            num_heldout=config.num_heldout,
+            seed=seed,
+        )
+    else:
+        selection = select_listed(manifest, config.num_heldout, seed)
+        if manifest.varied.any():
+            source = VariedSource(source, manifest.varied)
     chosen = np.concatenate([selection.train, selection.heldout])
     kept, skipped = check_images(source, chosen, config.on_corrupt)
     train = selection.train[np.isin(selection.train, kept)]
     if not len(train):
         raise ValueError(f"data.source={config.source!r}: no readable training image")
+    heldout = selection.heldout[np.isin(selection.heldout, kept)]
+    if manifest is not None:
+        duplication = listed_duplication(manifest, train)
+        return Dataset(source, train, heldout, duplication, skipped)
     duplication = assign_duplication(
         len(train),
         config.duplication,
@@ -72,13 +92,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         config.duplication_factor,
         seed,
     )
-    dataset = Dataset(
-        source,
-        train,
-        selection.heldout[np.isin(selection.heldout, kept)],
-        duplication,
-        skipped,
-    )
+    dataset = Dataset(source, train, heldout, duplication, skipped)
     check_captions(
         config.duplication,
         dataset.example_ids,
@@ -86,6 +100,36 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         source.caption_counts[train],
     )
     return dataset
+
+
+def _open_manifest(config: ConfigDict, source: ExampleSource) -> Manifest:
+    """Reads the manifest in the order of the source, or says what contradicts it."""
+    contradictions = {
+        "duplication": (config.duplication == "none", "'none'"),
+        "num_examples": (not config.num_examples, "0"),
+        "classes": (not config.classes, "()"),
+    }
+    for name, (agrees, way_out) in contradictions.items():
+        if not agrees:
+            raise ValueError(
+                f"data.{name}={config[name]!r} contradicts data.manifest="
+                f"{config.manifest!r}, which says itself which images are trained on "
+                f"and how often: set data.{name}={way_out}, or data.manifest=''"
+            )
+    manifest = match_manifest(read_manifest(config.manifest), source, config.manifest)
+    if manifest.varied.any() and config.caption_style != "instance":
+        raise ValueError(
+            f"data.manifest={config.manifest!r} varies captions ('any'), but "
+            f"data.caption_style={config.caption_style!r} gives an image only one: use "
+            "'instance', or 'first' in the manifest"
+        )
+    if manifest.varied.any() and config.cache_embeddings:
+        raise ValueError(
+            f"data.manifest={config.manifest!r} varies captions ('any'), and "
+            "data.cache_embeddings holds only the first: set it to False, or use "
+            "'first' in the manifest"
+        )
+    return manifest
 
 
 def make_captions(

@@ -12,7 +12,10 @@ from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 Sampling = Literal["epochs", "replacement"]
+DuplicationMode = Literal["weights", "counts"]
 
+# Grain shuffles in 32 bits.
+_MAX_EPOCH_DRAWS = 2**32 - 1
 
 _PURPOSES = ("schedule", "example")
 
@@ -67,7 +70,35 @@ def make_schedule(
         raise ValueError(
             "every example needs a weight of at least 1, and one must exist"
         )
-    return Schedule(np.cumsum(weights, dtype=np.int64), sampling, seed)
+    cumulative_weights = np.cumsum(weights, dtype=np.int64)
+    if sampling == "epochs" and cumulative_weights[-1] > _MAX_EPOCH_DRAWS:
+        raise ValueError(
+            f"an epoch of {cumulative_weights[-1]} draws is longer than "
+            f"{_MAX_EPOCH_DRAWS}: lower the factors, or set data.sampling='replacement'"
+        )
+    return Schedule(cumulative_weights, sampling, seed)
+
+
+def check_duplication_mode(mode: DuplicationMode, sampling: Sampling) -> None:
+    """Refuses a sampling that does not keep what the duplication mode promises.
+
+    Args:
+      mode: `counts` promises that an epoch holds each example exactly `factor` times,
+        shuffled without replacement; `weights` leaves it to the sampling.
+    Raises:
+      ValueError: for an unknown mode, or counts drawn with replacement.
+    """
+    if mode not in get_args(DuplicationMode):
+        raise ValueError(
+            f"data.duplication_mode={mode!r} is not known: use one of "
+            f"{', '.join(get_args(DuplicationMode))}"
+        )
+    if mode == "counts" and sampling != "epochs":
+        raise ValueError(
+            f"data.duplication_mode='counts' promises exact counts an epoch, but "
+            f"data.sampling={sampling!r} draws at random: set data.sampling='epochs', "
+            "or data.duplication_mode='weights'"
+        )
 
 
 def example_at(schedule: Schedule, draw: int) -> int:

@@ -66,7 +66,9 @@ class TarSource:
                 ids.append(prefix + key)
                 self._samples.append(sample)
         if not ids:
-            raise ValueError(f"no images in {listed([str(path) for path in self._paths])}")
+            raise ValueError(
+                f"no images in {listed([str(path) for path in self._paths])}"
+            )
         self.example_ids: Sequence[str] = tuple(ids)
         self.labels = np.full(len(ids), -1, np.int32)
         self.caption_counts = np.ones(len(ids), np.int32)

@@ -82,13 +82,10 @@ def resize_bicubic(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 
     Source: Parmar et al. 2022, On Aliased Resizing; clean-fid `make_resizer`.
     """
     size = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
-    channels = [
-        # Pillow has no float RGB.
-        Image.fromarray(image[..., channel].astype(np.float32)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        for channel in range(3)
-    ]
+    channels = []
+    for channel in range(3):  # Pillow has no float RGB
+        grey = Image.fromarray(image[..., channel].astype(np.float32))
+        channels.append(np.asarray(grey.resize(size, Image.Resampling.BICUBIC)))
     return np.stack(channels, axis=-1).clip(0, 255)
 
 

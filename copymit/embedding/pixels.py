@@ -1,29 +1,39 @@
 """Small pixels as an embedder: no network, so nothing that it could have learnt."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from copymit.embedding.embedder import Embedder
 
-_SIZE_PX = 32
+# Name -> side in pixels. The small one has a quarter of the features, for millions of
+# images.
+PIXEL_SIZES = {"pixels": 32, "pixels_16": 16}
 
 
-def make_pixels() -> Embedder:
-    """Makes the embedder whose cosine is the correlation of the pixels."""
+def make_pixels(name: str) -> Embedder:
+    """Makes the embedder whose cosine is the correlation of the pixels.
+
+    Args:
+      name: key of `PIXEL_SIZES`.
+    """
+    size = PIXEL_SIZES[name]
+    centred = functools.partial(centred_pixels, size=size)
     return Embedder(
-        "pixels",
-        f"pixels at {_SIZE_PX} px (bilinear), mean removed per image: the cosine "
+        name,
+        f"pixels at {size} px (bilinear), mean removed per image: the cosine "
         "is the correlation of the pixels",
         lambda image: image,
         (),
-        lambda _, images: centred_pixels(images),
+        lambda _, images: centred(images),
     )
 
 
-def centred_pixels(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
+def centred_pixels(images: UInt8[Array, "B H W 3"], size: int) -> Float[Array, "B D"]:
     """Returns small pixels without their mean, and a flag for images of one colour."""
-    shape = (len(images), _SIZE_PX, _SIZE_PX, 3)
+    shape = (len(images), size, size, 3)
     pixels = jax.image.resize(images.astype(jnp.float32), shape, "bilinear")
     flat = pixels.reshape(len(images), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)

@@ -9,7 +9,7 @@ from copymit.embedding.efficientnet import make_efficientnet_lite0
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.inception import PROTOCOLS as INCEPTION_PROTOCOLS
 from copymit.embedding.inception import make_inception
-from copymit.embedding.pixels import make_pixels
+from copymit.embedding.pixels import PIXEL_SIZES, make_pixels
 from copymit.embedding.sscd import PROTOCOLS as SSCD_PROTOCOLS
 from copymit.embedding.sscd import make_sscd
 
@@ -17,7 +17,7 @@ from copymit.embedding.sscd import make_sscd
 # brings them), and what makes it of the path of the weights.
 _EMBEDDERS: dict[str, tuple[str, Callable[[str], Embedder]]] = {
     "efficientnet_lite0": ("", lambda _: make_efficientnet_lite0()),
-    "pixels": ("", lambda _: make_pixels()),
+    **{name: ("", lambda _, name=name: make_pixels(name)) for name in PIXEL_SIZES},
     **{
         name: (protocol.weights, functools.partial(make_sscd, name))
         for name, protocol in SSCD_PROTOCOLS.items()

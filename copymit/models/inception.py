@@ -225,12 +225,10 @@ class Inception(nnx.Module):
             hidden = self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(pixel_values))
             hidden = _halve_by_max(self.Conv2d_2b_3x3(hidden))
             hidden = _halve_by_max(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(hidden)))
-            for block in (self.Mixed_5b, self.Mixed_5c, self.Mixed_5d, self.Mixed_6a):
-                hidden = block(hidden)
-            for block in (self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e):
-                hidden = block(hidden)
-            for block in (self.Mixed_7a, self.Mixed_7b, self.Mixed_7c):
-                hidden = block(hidden)
+            hidden = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(hidden)))
+            hidden = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(hidden)))
+            hidden = self.Mixed_6e(self.Mixed_6d(hidden))
+            hidden = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(hidden)))
             return hidden.mean((1, 2))
 
 

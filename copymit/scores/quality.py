@@ -25,7 +25,7 @@ from copymit.scores.similarity import Scores
 # Nearest-neighbour balls of precision, recall, density and coverage need more images.
 _LEAST_FOR_MANIFOLDS = 6
 # Measures that compare all pairs take at most this many images of a set, drawn once.
-MAX_PAIRED_ROWS = 20_000
+MAX_PAIRED_ROWS = 10_000
 # Preprocessings under which a Frechet distance of Inception features is called FID.
 _FID_PROTOCOLS = (
     "inception_clean",

@@ -21,7 +21,7 @@ def flat(values):
 
 
 def similarities(images):
-    embedder = make_pixels()
+    embedder = make_pixels("pixels")
     prepared = np.stack([embedder.prepare(image) for image in images])
     unit = unit_rows(np.asarray(embedder.apply(embedder.params, prepared)))
     return unit @ unit.T
