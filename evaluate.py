@@ -10,7 +10,8 @@ Any folder of generations against any folder of training images:
     python evaluate.py --workdir=runs/audit --generations=DIR --references=DIR
 
 (or tar files in webdataset's layout, 'train/*.tar', or an .npz file; the Python call is
-copymit.evaluation.evaluate). Any published model, or folder in diffusers' layout, against the data of a config:
+copymit.evaluation.evaluate). Any published model, or folder in diffusers' layout, against
+the data of a config:
 
     python evaluate.py --workdir=runs/audit --config=configs/laion10k.py --model=2-1
 

@@ -58,8 +58,9 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     """Loads, selects, checks and duplicates what `config` (the `data` section) names.
 
     Raises:
-      FileNotFoundError, ValueError: for a missing folder, a captions file or a manifest that does not fit, unreadable images, classes that do not exist,
-        or contradicting settings.
+      FileNotFoundError, ValueError: for a missing folder, a captions file or manifest
+        that does not fit, unreadable images, classes that do not exist, or
+        contradicting settings.
     """
     check_duplication_mode(config.duplication_mode, config.sampling)
     source = load_source(config.source, captions=config.captions or None)

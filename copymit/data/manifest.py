@@ -66,16 +66,16 @@ def read_manifest(path: epath.PathLike) -> Manifest:
         raise ValueError(f"{name} has the columns {table.column_names}: {_LAYOUT}")
     incomplete = [column for column in table.column_names if table[column].null_count]
     refuse(f"columns of {name} have empty cells: fill them", incomplete)
-    ids = table["example_id"].combine_chunks()
+    ids = _plain(table["example_id"])
     if not pa.types.is_string(ids.type):
         raise ValueError(f"{name}: example_id holds {ids.type}, not text: {_LAYOUT}")
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     refuse(f"ids are listed twice in {name}: keep one row of each", twice.to_pylist())
-    factors = _parse_factors(ids, table["factor"].combine_chunks(), name)
+    factors = _parse_factors(ids, _plain(table["factor"]), name)
     varied = np.zeros(len(ids), bool)
     if "captions" in columns:
-        policies = table["captions"].combine_chunks()
+        policies = _plain(table["captions"])
         refuse(
             f"captions policies in {name} are unknown: use first or any",
             map(str, set(pc.unique(policies).to_pylist()) - set(POLICIES)),
@@ -191,6 +191,14 @@ def _read_table(path: epath.Path, name: str) -> pa.Table:
         )
     except pa.ArrowException as error:
         raise ValueError(f"{name} cannot be read ({error}): {_LAYOUT}") from error
+
+
+def _plain(column: pa.ChunkedArray) -> pa.Array:
+    """Joins a column; texts that were stored as large or as categories become plain."""
+    kind = column.type
+    if pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+        column = column.cast(pa.string())
+    return column.combine_chunks()
 
 
 def _parse_factors(ids: pa.Array, factors: pa.Array, name: str) -> np.ndarray:

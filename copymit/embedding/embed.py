@@ -249,7 +249,7 @@ def pixel_digest(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     Never ends in a zero byte, which numpy's byte strings do not keep.
     """
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()[: _DIGEST_BYTES - 1] + b"\x01"
 
 

@@ -70,7 +70,7 @@ class Artefacts(NamedTuple):
         """Is the file that says how neighbours were found."""
         return self.out / "matches" / f"{embedder}_search.json"
 
-    def index(self, embedder: str) -> epath.Path:
+    def saved_search(self, embedder: str) -> epath.Path:
         """Is where a searcher of the references is kept, if one is built."""
         return self.out / "index" / embedder
 

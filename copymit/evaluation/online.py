@@ -51,7 +51,9 @@ def make_copy_monitor(
     """
     if not config.train.evaluate_every_steps:
         return None
-    chosen = choose_prompted(dataset.duplication.duplicated, config.train.evaluate_prompts)
+    chosen = choose_prompted(
+        dataset.duplication.duplicated, config.train.evaluate_prompts
+    )
     duplicated = dataset.duplication.duplicated[chosen]
     text = config.model.text_encoder
     tokenizer = make_tokenizer(text.max_length, text.pad_token_id)
@@ -82,7 +84,10 @@ def make_copy_monitor(
             "online_similarity_mean": float(nearest.mean()),
             "online_prompted_image_hits": float(hits.mean()),
         }
-        for name, rows in {"duplicated": duplicated, "unduplicated": ~duplicated}.items():
+        for name, rows in {
+            "duplicated": duplicated,
+            "unduplicated": ~duplicated,
+        }.items():
             if duplicated.any() and rows.any():
                 values[f"online_prompted_image_hits_{name}"] = float(hits[rows].mean())
         if jax.process_index() == 0:

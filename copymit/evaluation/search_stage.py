@@ -99,7 +99,7 @@ def _search_set(
 
 def _index(artefacts: Artefacts, name: str) -> epath.Path | None:
     """Is where a searcher is kept; ScaNN can only keep it on a local disk."""
-    path = artefacts.index(name)
+    path = artefacts.saved_search(name)
     return None if "://" in str(path) else path
 
 

@@ -323,7 +323,9 @@ def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
         if name in table:
             axes.plot(table["step"], table[name], line, color=color, label=label)
     if background is not None:
-        axes.axhline(background, color=GREY, linestyle=":", label="background similarity")
+        axes.axhline(
+            background, color=GREY, linestyle=":", label="background similarity"
+        )
     axes.set_xlabel("training step")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
     axes.legend()

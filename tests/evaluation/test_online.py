@@ -75,7 +75,13 @@ def test_without_an_interval_there_is_no_monitor(config, tmp_path):
 
 @pytest.mark.parametrize(
     ("num_duplicated", "total", "count", "expected"),
-    [(5, 100, 10, 5), (2, 100, 10, 2), (0, 100, 10, 0), (9, 12, 10, 7), (12, 12, 10, 10)],
+    [
+        (5, 100, 10, 5),
+        (2, 100, 10, 2),
+        (0, 100, 10, 0),
+        (9, 12, 10, 7),
+        (12, 12, 10, 10),
+    ],
 )
 def test_half_of_the_prompts_are_of_duplicated_images(
     num_duplicated, total, count, expected, rng
