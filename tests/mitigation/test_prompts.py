@@ -6,7 +6,17 @@ from scipy import stats
 
 from copymit.data.captions import make_caption_function
 from copymit.data.examples import Example
-from copymit.mitigation.prompts import multiple_captions
+from copymit.mitigation.prompts import (
+    in_turn,
+    insert_word,
+    multiple_captions,
+    random_caption,
+    random_numbers,
+    random_tokens,
+    rewritten,
+    with_probability,
+    word_repetition,
+)
 
 MANY = Example("many.png", b"", ("one", "two", "three", "four", "five"), None)
 SINGLE = Example("single.png", b"", ("only",), None)
@@ -33,3 +43,103 @@ def test_multiple_captions_leaves_a_single_caption_as_it_was(style, text):
     varied = multiple_captions(_caption(style))
     assert {varied(SINGLE, False, rng) for _ in range(20)} == {text}
     assert rng.random() == untouched.random()  # and draws nothing
+
+
+def spell(ids):
+    """Decodes ids so that every token can be told apart."""
+    return "+".join(f"<{i}>" for i in ids)
+
+
+REWRITES = {
+    "random tokens": (random_tokens(2, spell), 2),
+    "word repetition": (word_repetition(2), 2),
+    "random numbers": (random_numbers(4), 4),
+}
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_insertions_keep_the_words_in_order_and_have_their_number(name, rng):
+    rewrite, count = REWRITES[name]
+    words = [f"w{i}" for i in range(5)]
+    for _ in range(200):
+        found = rewrite(" ".join(words), rng).split(" ")
+        assert len(found) == len(words) + count
+        if name != "word repetition":
+            assert [w for w in found if w in words] == words
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_the_same_draw_gives_the_same_text(name):
+    rewrite, _ = REWRITES[name]
+    texts = {rewrite("a red apple", np.random.default_rng(7)) for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_a_word_is_inserted_at_every_gap_equally_often(rng):
+    places = [
+        insert_word("a b c d", "x", rng).split(" ").index("x") for _ in range(5000)
+    ]
+    counts = np.bincount(places, minlength=5)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_random_tokens_are_uniform_below_the_special_ones(rng):
+    rewrite = random_tokens(1, lambda ids: str(ids[0]))
+    found = np.array([int(rewrite("", rng)) for _ in range(5000)])
+    assert found.min() >= 0
+    assert found.max() < 49_400
+    assert stats.kstest(found / 49_400, "uniform").pvalue > 1e-3
+
+
+def test_random_numbers_are_uniform_below_a_hundred_thousand(rng):
+    found = np.array([int(random_numbers(1)("", rng)) for _ in range(5000)])
+    assert found.max() < 100_000
+    assert stats.kstest(found / 100_000, "uniform").pvalue > 1e-3
+
+
+def test_repeated_words_are_drawn_uniformly_from_the_original_ones(rng):
+    repeated = []
+    for _ in range(3000):
+        words = word_repetition(1)("a b c", rng).split(" ")
+        repeated += [word for word in "abc" if words.count(word) == 2]
+    counts = [repeated.count(word) for word in "abc"]
+    assert sum(counts) == 3000
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_a_random_caption_has_four_tokens_and_nothing_of_the_old_one(rng):
+    ids = random_caption(lambda ids: " ".join(map(str, ids)))("a red apple", rng)
+    assert len(ids.split(" ")) == 4
+    assert max(map(int, ids.split(" "))) < 49_400
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
+def test_a_share_of_the_captions_is_rewritten(probability, rng):
+    sometimes = with_probability(probability, lambda text, rng: "new")
+    count = sum(sometimes("old", rng) == "new" for _ in range(4000))
+    low, high = stats.binom(4000, probability).interval(0.9999)
+    assert low <= count <= high
+
+
+def test_without_strength_nothing_changes_and_nothing_is_drawn(rng):
+    untouched = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    rewrites = [
+        with_probability(0.0, lambda text, rng: "new"),
+        random_tokens(0, spell),
+        word_repetition(0),
+        random_numbers(0),
+        in_turn([]),
+    ]
+    assert {rewrite("a red apple", rng) for rewrite in rewrites} == {"a red apple"}
+    assert rng.random() == untouched.random()
+
+
+def test_rewrites_follow_one_another(rng):
+    both = in_turn([lambda text, _: text + "!", lambda text, _: text.upper()])
+    assert both("old", rng) == "OLD!"
+
+
+def test_an_empty_caption_stays_empty(rng):
+    changed = rewritten(_caption("unconditional"), random_tokens(2, spell))
+    assert changed(MANY, False, rng) == ""
