@@ -17,8 +17,9 @@ the data of a config:
 
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
 Run again, finished stages whose inputs did not change are reused. With --config, its
-`eval` section takes the place of the one that the run started with; configs/common.py
-lists the settings. Several hosts share the work, started as train.py's.
+sections `eval` and `mitigation.generate` take the place of those that the run started
+with; configs/common.py lists the settings. Several hosts share the work, started as
+train.py's.
 """
 
 from absl import app, flags
@@ -99,7 +100,7 @@ def _open_subject() -> Subject:
     if _MODEL.value:
         return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
-        return open_run(_WORKDIR.value, config.eval if config else None, _NAME.value)
+        return open_run(_WORKDIR.value, config, _NAME.value)
     return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 # trained parameters.
 _FREE_TO_CHANGE = (
     "eval.",
+    "mitigation.generate.",
     "mesh.",
     "data.cache_latents",
     "data.cache_embeddings",
@@ -23,6 +24,8 @@ _FREE_TO_CHANGE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.sample_every_steps",
+    "train.evaluate_every_steps",
+    "train.evaluate_prompts",
 )
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")

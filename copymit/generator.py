@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
 from copymit.diffusion.sampler import sample, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
+from copymit.mitigation.embeddings import add_gaussian_noise
 from copymit.models.assembly import DiffusionModel, ModelParams
 
 Generate = Callable[[ModelParams, Any, Any], UInt8[Array, "B H W 3"]]
@@ -27,6 +28,7 @@ class SamplingOptions(NamedTuple):
       timestep_spacing: None means the noise scheduler's own.
       guidance_scale: of classifier-free guidance; 1 means none.
       clip_latents: bound on every estimate of the clean latents, or None.
+      text_noise: deviation of the noise on the text embedding (GNI).
     """
 
     seed: int
@@ -35,11 +37,16 @@ class SamplingOptions(NamedTuple):
     timestep_spacing: TimestepSpacing | None
     guidance_scale: float
     clip_latents: float | None
+    text_noise: float = 0.0
 
 
-def sampling_options(config: ConfigDict) -> SamplingOptions:
+def sampling_options(
+    config: ConfigDict, mitigation: ConfigDict | None = None
+) -> SamplingOptions:
     """Reads the options from the `eval` section.
 
+    Args:
+      mitigation: the section `mitigation.generate`; None leaves all of it out.
     Raises:
       ValueError: for a sampler or a spacing that is not known.
     """
@@ -59,6 +66,7 @@ def sampling_options(config: ConfigDict) -> SamplingOptions:
         config.timestep_spacing or None,
         config.guidance_scale,
         config.clip_latents or None,
+        0.0 if mitigation is None else mitigation.gaussian_noise,
     )
 
 
@@ -97,10 +105,14 @@ def make_generate(
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
         noise = jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(keys)
         negative = jnp.broadcast_to(negative_ids, input_ids.shape)
+        # The original code adds its noise to both halves of the guided batch.
+        texts = [
+            _with_noise(model.encode_text(params, ids), keys, half, options.text_noise)
+            for half, ids in enumerate((input_ids, negative), 1)
+        ]
         denoise = with_guidance(
             lambda *inputs: model.predict(params, *inputs),
-            model.encode_text(params, input_ids),
-            model.encode_text(params, negative),
+            *texts,
             options.guidance_scale,
         )
         latents = sample(denoise, trajectory, noise, clip_latents=options.clip_latents)
@@ -108,3 +120,11 @@ def make_generate(
         return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
 
     return jax.jit(generate)
+
+
+def _with_noise(hidden_states, keys, half: int, strength: float):
+    """Adds noise that depends on the image alone, whichever batch it is in."""
+    if not strength:
+        return hidden_states
+    add = jax.vmap(lambda h, k: add_gaussian_noise(h[None], k, strength)[0])
+    return add(hidden_states, jax.vmap(lambda k: jax.random.fold_in(k, half))(keys))

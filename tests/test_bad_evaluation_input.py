@@ -78,7 +78,7 @@ def test_a_wrong_value_of_the_eval_section_is_named_before_anything_is_removed(
     earlier.write_bytes(b"made by an earlier evaluation")
     config.eval[name] = value
     with pytest.raises(ValueError, match=message):
-        run_stages(open_run(workdir, config.eval, None))
+        run_stages(open_run(workdir, config, None))
     assert earlier.exists()
 
 

@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.search": {"copymit"},
     "copymit.scores": {"copymit", "copymit.embedding", "copymit.search"},
     "copymit.report": {"copymit", "copymit.scores"},
+    "copymit.analysis": {"copymit", "copymit.data"} | _MEASURES,
     "copymit.evaluation": _COMPOSED | _MEASURES,
     "configs": {"copymit"},
     "launch": {"configs"},

@@ -1,18 +1,25 @@
 """The captions file of a folder: one JSON object, image path -> list of captions.
 
-In: the file and the ids of the images found. Out: the captions of each image, or one
-error that lists everything wrong with the file. Its paths are only compared with the
-ids; they are never opened.
+Or a parquet file with the columns `example_id` and `captions`. In: the file and the ids
+of the images found. Out: the captions of each image, or one error that lists everything
+wrong with the file. Its paths are only compared with the ids; they are never opened.
+And the other way: captions in, a file out.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 CAPTIONS_FORMATS = ("auto", "relative", "dcr")
 _NUM_LISTED = 10
 _LAYOUT = "it must be one object, image path -> list of captions"
+_SCHEMA = pa.schema([("example_id", pa.string()), ("captions", pa.list_(pa.string()))])
+_ROWS_PER_GROUP = 10_000
 
 
 def read_captions(
@@ -35,7 +42,8 @@ def read_captions(
             f"captions_format must be one of {', '.join(CAPTIONS_FORMATS)}, "
             f"got {captions_format!r}"
         )
-    entries = _read_json_object(path)
+    is_parquet = path.suffix == ".parquet"
+    entries = _read_parquet(path) if is_parquet else _read_json_object(path)
     matches = _match_paths(entries, example_ids, captions_format)
     found: dict[str, list[str]] = {}
     for key, ids in matches.items():
@@ -66,6 +74,46 @@ def read_captions(
             "entry and every entry one image: correct the file or the folder"
         )
     return [tuple(entries[found[example_id][0]]) for example_id in example_ids]
+
+
+def write_captions(
+    path: Path,
+    entries: Iterable[tuple[str, Sequence[str]]],
+    captions_format: str = "relative",
+    root: str = "",
+) -> None:
+    """Writes a captions file, whole or not at all, one entry after the other.
+
+    Args:
+      path: parquet if it ends in `.parquet`, else JSON.
+      entries: (id, captions) of each image.
+      captions_format: "relative": by id. "dcr": as the original code reads it, JSON by
+        the path of the image, which is `root` and the id.
+    Raises:
+      ValueError: for an unknown format, "dcr" as parquet, or a root without "dcr".
+    """
+    is_parquet = path.suffix == ".parquet"
+    if captions_format not in CAPTIONS_FORMATS[1:]:
+        raise ValueError(f"a captions file is relative or dcr, not {captions_format!r}")
+    if captions_format == "dcr" and is_parquet:
+        raise ValueError(f"{path}: the original code reads JSON, name it .json")
+    if captions_format == "relative" and root:
+        raise ValueError(f"root={root!r} needs the format dcr: ids have none")
+    prefix = root.rstrip("/") + "/" if root else ""
+    renamed = ((prefix + example_id, captions) for example_id, captions in entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    if is_parquet:
+        _write_parquet(unfinished, renamed)
+    else:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write("{")
+            for number, (key, captions) in enumerate(renamed):
+                texts = json.dumps(list(captions), ensure_ascii=False)
+                comma = "," if number else ""
+                file.write(f"{comma}\n{json.dumps(key, ensure_ascii=False)}: {texts}")
+            file.write("\n}\n")
+    unfinished.replace(path)
 
 
 def refuse(what: str, items: Iterable[str]) -> None:
@@ -108,6 +156,31 @@ def _match_paths(
         suffixes = ("/".join(parts[-2:]), parts[-1])
         matches[path] = next((by_suffix[s] for s in suffixes if s in by_suffix), [])
     return matches
+
+
+def _read_parquet(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"no captions file {str(path)!r}")
+    try:
+        table = pq.ParquetFile(path).read(columns=_SCHEMA.names).cast(_SCHEMA)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise ValueError(
+            f"captions file {str(path)!r} cannot be read ({error}): its columns must be "
+            "example_id (text) and captions (lists of texts)"
+        ) from error
+    ids = table["example_id"].to_pylist()
+    counts = Counter(ids)
+    repeated = [str(key) for key in counts if counts[key] > 1 or key is None]
+    refuse(f"ids are empty or occur twice in captions file {str(path)!r}", repeated)
+    return dict(zip(ids, table["captions"].to_pylist(), strict=True))
+
+
+def _write_parquet(path: Path, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+    rows = iter(entries)
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
+            ids, captions = zip(*group, strict=True)
+            writer.write_table(pa.table([ids, captions], schema=_SCHEMA))
 
 
 def _read_json_object(path: Path) -> dict:

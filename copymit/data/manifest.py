@@ -181,7 +181,7 @@ def _read_table(path: epath.Path, name: str) -> pa.Table:
     content = pa.BufferReader(path.read_bytes())
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(content)
+            return pq.read_table(content, use_threads=False)
         # As text: numbers that are none are then named, not guessed at.
         return pa.csv.read_csv(
             content,

@@ -1,4 +1,4 @@
-"""Where examples come from: the embedded set, or a folder of images.
+"""Where examples come from: the embedded set, a folder of images, a prepared data set.
 
 In: a name or a folder, and optionally a captions file. Out: an `ExampleSource`, and the
 indices of the examples that are selected from it.
@@ -20,6 +20,7 @@ from jaxtyping import Int
 from copymit.data.captions_file import is_text, listed, read_captions, refuse
 from copymit.data.examples import Example, ExampleSource
 from copymit.data.images import ImageError
+from copymit.data.record_source import RecordSource, is_begun
 
 FLUENT_EMOJI_FILE = Path(__file__).parent / "embedded" / "fluent_emoji_64.parquet"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -53,15 +54,25 @@ def load_source(
     captions_format: str = "auto",
     class_names: Mapping[str, str] | None = None,
 ) -> ExampleSource:
-    """Opens the embedded set by its name, `fluent_emoji`, or else a folder of images.
+    """Opens the embedded set by its name, `fluent_emoji`, or else a folder.
+
+    The folder holds images, or is what `python -m copymit.data.prepare` wrote, in which
+    case it may also be a `gs://` one.
 
     Args:
       captions: a captions file for a folder, see `FolderSource`.
     Raises:
       FileNotFoundError: if it is neither a known name nor a folder.
-      ValueError: if the embedded set is given captions or class names, or if the folder
-        or its captions file is not in order.
+      ValueError: if a set that has captions and class names is given others, or if the
+        folder or its captions file is not in order.
     """
+    if name_or_path != "fluent_emoji" and is_begun(name_or_path):
+        if captions is not None or class_names is not None:
+            raise ValueError(
+                f"the prepared data set {name_or_path!r} has captions and class names "
+                "of its own: give none, or prepare it with others"
+            )
+        return RecordSource(name_or_path)
     if name_or_path != "fluent_emoji":
         return FolderSource(
             name_or_path,

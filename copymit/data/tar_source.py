@@ -5,12 +5,13 @@ read once, images and texts when they are asked for. Nothing is extracted to dis
 members' names are texts, never paths.
 """
 
+import json
 import operator
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class _Sample(NamedTuple):
 
     image: _Member
     text: _Member | None
+    facts: _Member | None
 
 
 class TarSource:
@@ -89,10 +91,35 @@ class TarSource:
                 raise ValueError(f"{path}: text of {example_id!r}: {error}") from error
         return Example(example_id, self._read(sample.image), (caption,), None)
 
+    def metadata(self, index: SupportsIndex) -> Mapping[str, Any]:
+        """Returns the object in the `.json` beside an image, or nothing if none is.
+
+        Raises:
+          ValueError: if it is not one JSON object.
+        """
+        index = operator.index(index)
+        facts = self._samples[index].facts
+        return {} if facts is None else parse_metadata(self._read(facts))
+
     def _read(self, member: _Member) -> bytes:
         with self._paths[member.tar].open("rb") as file:
             file.seek(member.offset)
             return file.read(member.size)
+
+
+def parse_metadata(data: bytes) -> dict[str, Any]:
+    """Reads the `.json` that lies beside an image.
+
+    Raises:
+      ValueError: if it is not one JSON object.
+    """
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its .json is damaged: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"its .json holds a {type(entries).__name__}, not an object")
+    return entries
 
 
 def _index(path: Path, number: int) -> dict[str, dict[str, _Member]]:
@@ -139,10 +166,11 @@ def _as_sample(path: Path, key: str, members: dict[str, _Member]) -> _Sample | N
         return None
     if len(images) > 1:
         raise ValueError(f"{path}: {key!r} has {len(images)} images: keep one")
-    text = members.get("txt")
-    if images[0].size > _MAX_IMAGE_BYTES or (text and text.size > _MAX_TEXT_BYTES):
+    text, facts = members.get("txt"), members.get("json")
+    text_bytes = max(member.size if member else 0 for member in (text, facts))
+    if images[0].size > _MAX_IMAGE_BYTES or text_bytes > _MAX_TEXT_BYTES:
         raise ValueError(
             f"{path}: {key!r} has more than {_MAX_IMAGE_BYTES} bytes of image or "
             f"{_MAX_TEXT_BYTES} of text"
         )
-    return _Sample(images[0], text)
+    return _Sample(images[0], text, facts)

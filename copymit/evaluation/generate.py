@@ -54,7 +54,7 @@ def generate(
     make_images = make_generate(
         model,
         make_noise_scheduler(**config.diffusion),
-        sampling_options(config.eval),
+        sampling_options(config.eval, config.mitigation.generate),
         tokenizer.encode([config.eval.negative_prompt])[0],
     )
     for prompt in prompts:

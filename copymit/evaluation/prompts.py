@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from copymit.data.dataset import Dataset, make_captions
 from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import Tokenizer
+from copymit.mitigation.compose import generation_rewrite
 
 CAPTIONS = ("each", "random", "heldout")
 CHOICES = (*CAPTIONS, "file", *(f"file+{name}" for name in CAPTIONS))
@@ -71,11 +72,12 @@ def make_prompts(
         which = settings.prompts.removeprefix("file+")
         numbers = np.arange(len(texts), count)
         texts += _from_captions(config, dataset, tokenizer, which, numbers)
+    rewrite = generation_rewrite(config.mitigation, tokenizer.decode)
     return [
         Prompt(
             f"{number:06d}",
             text,
-            text,
+            rewrite(text, np.random.default_rng([settings.seed, number, 0x3A1F])),
             settings.seed,
             settings.guidance_scale,
             example_id,

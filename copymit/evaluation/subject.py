@@ -31,6 +31,7 @@ from copymit.embedding.image_set import (
 from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.stages import content_digest
 from copymit.metrics import read_metrics
+from copymit.mitigation.compose import with_mitigations
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.pretrained.trained import latest_step, load_trained
@@ -171,20 +172,22 @@ class Subject:
 
 
 def open_run(
-    workdir: epath.PathLike, eval_config: ConfigDict | None, name: str | None
+    workdir: epath.PathLike, settings: ConfigDict | None, name: str | None
 ) -> Subject:
     """Opens a trained run at its newest checkpoint.
 
     Args:
-      eval_config: the `eval` section to use; None takes the one the run started with.
+      settings: whose sections `eval` and `mitigation.generate` are used; None takes
+        those that the run started with.
       name: of the evaluation; None takes the step.
     Raises:
       FileNotFoundError, ValueError: if there is no run or no checkpoint.
     """
     workdir = epath.Path(workdir)
     config = read_config(workdir)
-    if eval_config is not None:
-        config.eval = eval_config
+    if settings is not None:
+        config.eval = settings.eval
+        config.mitigation.generate = with_mitigations(settings).mitigation.generate
     step = latest_step(workdir)
     load = functools.partial(load_trained, config, workdir, step)
     return _subject_of_run(
@@ -192,7 +195,11 @@ def open_run(
         title=describe_run(config),
         out=workdir / "eval" / (name or str(step)),
         settings=flatten(config.to_dict()) | {"step": step},
-        identity=[trained_settings(flatten(config.to_dict())), step],
+        identity=[
+            trained_settings(flatten(config.to_dict())),
+            config.mitigation.generate.to_dict(),
+            step,
+        ],
         duplication=pd.read_parquet(workdir / "duplication.parquet"),
     )
 
@@ -211,14 +218,18 @@ def open_model(
     """
     config = config.copy_and_resolve_references()
     config.model.pretrained = source
-    config = with_pretrained_settings(config)
+    config = with_mitigations(with_pretrained_settings(config))
     dataset = load_dataset(config.data, config.seed)
     return _subject_of_run(
         Run(config, dataset, functools.partial(load_networks, config.model), None),
         title=source,
         out=epath.Path(workdir) / "eval" / (name or "model"),
         settings=flatten(config.to_dict()),
-        identity=[trained_settings(flatten(config.to_dict())), source],
+        identity=[
+            trained_settings(flatten(config.to_dict())),
+            config.mitigation.generate.to_dict(),
+            source,
+        ],
         duplication=None,
     )
 
@@ -351,7 +362,9 @@ def describe_run(config: ConfigDict) -> str:
         title = "no duplication"
     else:
         title = f"{data.duplication} duplication x{data.duplication_factor}"
-    active = [name for name, value in config.mitigation.train.items() if value]
-    if active:
-        title += " with " + ", ".join(name.replace("_", " ") for name in active)
+    for section, when in (("train", "with"), ("generate", "generated with")):
+        settings = config.mitigation[section].items()
+        active = [n for n, value in settings if value and n != "num_insertions"]
+        if active:
+            title += f" {when} " + ", ".join(n.replace("_", " ") for n in active)
     return title

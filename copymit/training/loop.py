@@ -23,7 +23,11 @@ from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
-from copymit.mitigation.prompts import multiple_captions
+from copymit.mitigation.compose import (
+    check_captions_vary,
+    training_caption,
+    with_mitigations,
+)
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.sharding import batch_sharding, make_mesh
@@ -71,7 +75,7 @@ def train(
       Preempted: after SIGTERM; the same command goes on from there.
     """
     workdir = epath.Path(workdir)
-    config = with_pretrained_settings(config)
+    config = with_mitigations(with_pretrained_settings(config))
 
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
@@ -82,6 +86,7 @@ def train(
 
     # 2. Data.
     dataset = load_dataset(config.data, config.seed)
+    check_captions_vary(config, dataset.source.caption_counts[dataset.indices])
     draws = _make_draws(config, dataset)
     preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
@@ -198,8 +203,7 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
     )
     caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
-    if config.mitigation.train.multiple_captions:
-        caption = multiple_captions(caption)
+    caption = training_caption(caption, config.mitigation, tokenizer.decode)
     return Draws(
         load_images(dataset.source, dataset.indices, config.data.resolution),
         dataset.duplication.duplicated,

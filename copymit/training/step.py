@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import denoising_loss
+from copymit.mitigation.compose import training_embeddings
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
 from copymit.training.state import TrainState, make_learning_rate
@@ -31,16 +32,18 @@ def make_train_step(
     same however the batch is split over devices.
     """
     learning_rate = make_learning_rate(config.train)
+    perturb = training_embeddings(config.mitigation)
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         latents_key, noise_key = jax.random.split(step_key)
+        text_key = jax.random.fold_in(step_key, 2)
         moments = _moments(model, state.frozen, batch)
         latents = model.sample_latents(moments, latents_key)
 
         def loss_fn(params):
             networks = {**params, **state.frozen}
-            hidden_states = _hidden_states(model, networks, batch)
+            hidden_states = perturb(_hidden_states(model, networks, batch), text_key)
 
             def predict(noisy_latents, timesteps, encoder_hidden_states):
                 return model.predict(

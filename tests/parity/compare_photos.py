@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.parity import inputs, ours
 
-TOLERANCE = 1e-3  # relative; the published matrix square root is inexact
+TOLERANCE = 1e-3  # relative; see the test of the same photos in test_golden.py
 
 
 def main() -> None:

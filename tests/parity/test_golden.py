@@ -116,5 +116,5 @@ def test_the_fid_of_photos_is_the_published_code_s(make, protocol):
     count = inputs.PHOTO_COUNTS[0]
     expected = json.loads((GOLDEN / "photos.json").read_text())[str(count)][protocol]
     fid = ours.photo_fid(make(protocol), count)
-    # Their matrix square root of a singular product is inexact.
+    # Theirs is low by 6e-5: roots of the rounding errors of a singular product add up.
     assert fid == pytest.approx(expected, rel=1e-3)

@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiles_as_programs")]
 
 def open_with(run, **changes):
     """Opens a run with some settings of the `eval` section changed."""
-    config = tiny.get_config().eval
+    config = tiny.get_config()
     for key, value in changes.items():
-        config[key] = value
+        config.eval[key] = value
     return open_run(run.workdir, config, None)
 
 
@@ -152,3 +152,21 @@ def test_copies_are_found_in_folders_of_anyone(finished, tmp_path):
     (made / "copy 00.png").unlink()
     with pytest.raises(ValueError, match="needs what the embed stage makes"):
         run_stages(open_both(), ["report"])
+
+
+def test_prompts_are_generated_as_the_mitigation_changes_them(copied):
+    config = tiny.get_config()
+    config.mitigation.apply = ("RNA=3", "GNI")
+    subject = open_run(copied.workdir, config, "numbers")
+    run_stages(subject, ["generate"])
+    prompts = subject.prompts()
+    for row in prompts.itertuples():
+        words = row.prompt_used.split(" ")
+        assert len(words) == len(row.prompt.split(" ")) + 3
+        assert sum(word.isdigit() for word in words) >= 3
+    assert "generated with gaussian noise, random numbers" in subject.title
+    # Another strength is another set of images.
+    config.mitigation.apply = ("RNA=3", "GNI=0.2")
+    other = open_run(copied.workdir, config, "numbers")
+    with pytest.raises(ValueError, match="needs what the generate stage makes"):
+        run_stages(other, ["embed"])

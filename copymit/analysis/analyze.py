@@ -1,0 +1,291 @@
+"""Which duplicates a data set already has: a source in, a directory of findings out.
+
+    OUT/analysis.html       what was found, with pictures
+    OUT/figures/clusters.png  similarity of images against that of captions, by cluster
+    OUT/analysis.json       counts, thresholds, and how everything was measured
+    OUT/clusters.parquet    every example of every cluster
+    OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
+    OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+import copymit
+from copymit.analysis.captions import (
+    choose_caption_embedder,
+    make_caption_features,
+    normalise_caption,
+    store_captions,
+)
+from copymit.analysis.clusters import (
+    Cluster,
+    Side,
+    count_by_captions,
+    count_groups,
+    list_groups,
+    make_clusters,
+    make_manifest,
+    tabulate_clusters,
+)
+from copymit.analysis.listing import list_examples, list_faults, readable_rows
+from copymit.analysis.near import Near, find_near
+from copymit.analysis.page import Findings, write_page
+from copymit.data.examples import ExampleSource
+from copymit.data.images import decode_image
+from copymit.embedding.embed import embed
+from copymit.embedding.image_set import ImageSet, open_images
+from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
+from copymit.embedding.store import EmbeddingStore, load_embeddings
+from copymit.search.nearest import Backend
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """How duplicates are looked for.
+
+    Attributes:
+      embedder: that compares images.
+      weights: paths or hub ids by name, as `eval.weights`.
+      resolution: pixels to which images are resized and cropped to be compared.
+      threshold: least cosine of near duplicates; None calibrates it.
+      caption_embedder: `caption_ngrams` or a CLIP; "" is the CLIP whose weights are
+        given, if any.
+      caption_threshold: least cosine of captions that say nearly the same.
+      search: as `eval.search`.
+      recall_target: of scann and approx.
+      on_corrupt: `stop` or `skip`: what an unreadable image does.
+      batch_size: images embedded at a time.
+      gallery_size: clusters of each kind that are pictured in the page.
+    """
+
+    embedder: str = "efficientnet_lite0"
+    weights: Mapping[str, str] = {}
+    resolution: int = 224
+    threshold: float | None = None
+    caption_embedder: str = ""
+    caption_threshold: float = 0.8
+    search: Backend = "auto"
+    recall_target: float = 0.99
+    on_corrupt: str = "stop"
+    batch_size: int = 64
+    gallery_size: int = 40
+
+
+class Analysis(NamedTuple):
+    """What was found.
+
+    Attributes:
+      counts: what `analysis.json` holds.
+      clusters: of images and of captions.
+      table: the readable examples that the rows of clusters mean.
+      manifest: columns example_id and factor.
+    """
+
+    counts: dict[str, Any]
+    clusters: list[Cluster]
+    table: pd.DataFrame
+    manifest: pd.DataFrame
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuses settings that would fail only after a while.
+
+    Raises:
+      ValueError: names the setting and what it may be.
+    """
+    check_embedders([settings.embedder], "embedder")
+    choose_caption_embedder(settings.caption_embedder, settings.weights)
+    unknown = sorted(set(settings.weights) - set(WEIGHTS))
+    if unknown:
+        raise ValueError(
+            f"weights of {', '.join(unknown)} are not known: use {', '.join(WEIGHTS)}"
+        )
+    for name in ("threshold", "caption_threshold"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(
+                f"{name}={value} must be more than 0 and at most 1: it is the cosine "
+                "from which two are near duplicates"
+            )
+    if not 0 < settings.recall_target <= 1:
+        raise ValueError(f"recall_target={settings.recall_target} must be in (0, 1]")
+    choices = {"search": get_args(Backend), "on_corrupt": ("stop", "skip")}
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(
+                f"{name}={getattr(settings, name)!r} is not known: use "
+                f"{' or '.join(known)}"
+            )
+    for name, least in (("resolution", 1), ("batch_size", 1), ("gallery_size", 0)):
+        if getattr(settings, name) < least:
+            raise ValueError(
+                f"{name}={getattr(settings, name)} must be at least {least}"
+            )
+
+
+def analyze(
+    source: ExampleSource,
+    out: epath.PathLike,
+    settings: Settings | None = None,
+    *,
+    title: str = "data set",
+    fingerprint: str | None = None,
+) -> Analysis:
+    """Finds duplicates among images and among captions, and writes what it finds.
+
+    Args:
+      out: directory; made if absent.
+      fingerprint: changes when the source's files do, see `open_data`; with None they
+        are all read again.
+    Raises:
+      ValueError, FileNotFoundError: for bad settings, images that cannot be read, or
+        fewer than two.
+    """
+    settings = settings or Settings()
+    check_settings(settings)
+    out = epath.Path(out)
+    everything = list_examples(source, out / "listing", fingerprint)
+    table = readable_rows(everything, settings.on_corrupt)
+    if len(table) < 2:
+        raise ValueError(
+            f"{title} has {len(table)} images that can be read: duplicates need at "
+            "least two"
+        )
+    rows = table.index.to_numpy()  # in the source
+    table = table.reset_index(drop=True)
+    images, near_images = _compare_images(source, rows, table, out, settings)
+    captions, near_captions = _compare_captions(table, out, settings)
+    sides = {"image": images, "caption": captions}
+    clusters = [c for kind in sides for c in make_clusters(kind, table, images, captions)]
+    counts = {
+        "source": title,
+        "version": copymit.__version__,
+        "num_examples": len(everything),
+        "unreadable": list_faults(everything),
+        **_count(table, images, captions, clusters),
+        "image_clusters_by_captions": count_by_captions(
+            clusters, near_captions.threshold
+        ),
+        "image_threshold": near_images.threshold,
+        "image_threshold_is_calibrated": settings.threshold is None,
+        "caption_threshold": near_captions.threshold,
+        "protocol": {
+            "images": f"{images.embeddings.protocol}; first resized and cropped to "
+            f"{settings.resolution} px, so that what lies outside of the centre square "
+            "does not count",
+            "captions": f"{captions.embeddings.protocol}; the first caption of each "
+            "image",
+            "clusters": "connected components of pairs at or above the threshold; equal "
+            "pixels and equal normalised captions always belong together",
+        },
+        "search": {"image": near_images.facts, "caption": near_captions.facts},
+    }
+    manifest = make_manifest(everything, clusters)
+    _write(out, counts, tabulate_clusters(clusters, table, sides), manifest)
+    read = _reader(source, rows)
+    write_page(
+        out,
+        Findings(counts, clusters, table, near_images.nearest),
+        read,
+        settings.gallery_size,
+    )
+    return Analysis(counts, clusters, table, manifest)
+
+
+def _compare_images(
+    source: ExampleSource,
+    rows: np.ndarray,
+    table: pd.DataFrame,
+    out: epath.Path,
+    settings: Settings,
+) -> tuple[Side, Near]:
+    """Embeds every different picture once, by the name of its pixels."""
+    number, digests = pd.factorize(table["pixel_digest"])
+    first = np.unique(number, return_index=True)[1]
+    read = _reader(source, rows[first])
+    pictures = ImageSet("distinct images", list(digests), read)
+    store = EmbeddingStore(
+        out / "embeddings" / f"{settings.embedder}_{settings.resolution}px"
+    )
+    embed(
+        make_embedder(settings.embedder, settings.weights),
+        open_images("distinct images", pictures, settings.resolution),
+        store,
+        batch_size=settings.batch_size,
+        trusted=True,  # ids name the pixels, so equal ids are equal images
+    )
+    embeddings = load_embeddings(store)
+    near = find_near(
+        embeddings,
+        settings.threshold,
+        backend=settings.search,
+        recall_target=settings.recall_target,
+        index_dir=out / "index" / store.directory.name,
+    )
+    return Side(number, embeddings, near.groups), near
+
+
+def _compare_captions(
+    table: pd.DataFrame, out: epath.Path, settings: Settings
+) -> tuple[Side, Near]:
+    """Compares every different caption once."""
+    number, texts = pd.factorize(table["caption"].map(normalise_caption))
+    name = choose_caption_embedder(settings.caption_embedder, settings.weights)
+    features = make_caption_features(name, texts, settings.weights)
+    store = EmbeddingStore(out / "captions" / name)
+    store_captions(features, texts, store)
+    embeddings = load_embeddings(store)
+    near = find_near(
+        embeddings,
+        settings.caption_threshold,
+        backend=settings.search,
+        recall_target=settings.recall_target,
+        index_dir=out / "index" / name,
+    )
+    return Side(number, embeddings, near.groups), near
+
+
+def _count(
+    table: pd.DataFrame, images: Side, captions: Side, clusters: Sequence[Cluster]
+) -> dict[str, Any]:
+    files = pd.factorize(table["file_digest"])[0]
+    return {
+        "num_readable": len(table),
+        "exact_files": count_groups(list_groups(files)),
+        "exact_images": count_groups(list_groups(images.number)),
+        "near_images": count_groups([c.rows for c in clusters if c.kind == "image"]),
+        "exact_captions": count_groups(list_groups(captions.number)),
+        "near_captions": count_groups(
+            [c.rows for c in clusters if c.kind == "caption"]
+        ),
+    }
+
+
+def _reader(source: ExampleSource, rows: np.ndarray):
+    def read(position: int) -> np.ndarray:
+        example = source[int(rows[position])]
+        return np.asarray(decode_image(example.image, example.example_id))
+
+    return read
+
+
+def _write(
+    out: epath.Path,
+    counts: Mapping[str, Any],
+    clusters: pd.DataFrame,
+    manifest: pd.DataFrame,
+) -> None:
+    text = json.dumps(counts, indent=1, ensure_ascii=False) + "\n"
+    (out / "analysis.json").write_text(text)
+    with (out / "clusters.parquet").open("wb") as file:
+        clusters.to_parquet(file, index=False)
+    with (out / "deduplicated.csv").open("w") as file:
+        manifest.to_csv(file, index=False, lineterminator="\n")

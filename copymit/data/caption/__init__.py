@@ -1,0 +1,1 @@
+"""Captions made by a model, and captions files made for other programs."""

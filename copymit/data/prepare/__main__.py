@@ -1,0 +1,120 @@
+"""Turns images and captions into one data set that training reads at random.
+
+    python -m copymit.data.prepare folder IMAGES --output=DIR [--captions=FILE]
+    python -m copymit.data.prepare img2dataset FOLDER --output=DIR --num_examples=10000
+    python -m copymit.data.prepare huggingface FOLDER --output=DIR
+    python -m copymit.data.prepare imagenette --output=DIR --captions=FILE
+
+Then train with `--config.data.source=DIR`. DIR may be `gs://...`. Interrupted: run it
+again, it goes on. docs/data.md has the layouts and what becomes of bad input.
+"""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from copymit.console import explain_bad_input, set_up_logging
+from copymit.data.captions_file import CAPTIONS_FORMATS
+from copymit.data.examples import ExampleSource
+from copymit.data.prepare.huggingface import HuggingfaceSource
+from copymit.data.prepare.imagenette import CONFIGS, SPLITS, open_imagenette
+from copymit.data.prepare.img2dataset import Img2datasetSource
+from copymit.data.prepare.write import Settings, write_data_set
+from copymit.data.sources import FolderSource
+
+_logger = logging.getLogger("copymit.data.prepare")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one sub-command."""
+    arguments = _parser().parse_args(argv)
+    set_up_logging(arguments.debug)
+    with explain_bad_input(arguments.debug), contextlib.ExitStack() as stack:
+        settings = Settings(
+            num_examples=arguments.num_examples,
+            seed=arguments.seed,
+            on_corrupt=arguments.on_corrupt,
+            min_side=arguments.min_side,
+            shard_bytes=arguments.shard_mib * 2**20,
+        )
+        source = _open(arguments, stack)
+        summary = write_data_set(
+            source, arguments.output, settings, getattr(source, "skipped", ())
+        )
+        _logger.info(
+            "%d examples in %s, %d skipped",
+            *(summary.num_examples, arguments.output, len(summary.skipped)),
+        )
+
+
+def _open(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> ExampleSource:
+    match arguments.command:
+        case "folder":
+            return FolderSource(
+                arguments.source,
+                arguments.captions,
+                captions_format=arguments.captions_format,
+            )
+        case "img2dataset":
+            skip = arguments.on_corrupt == "skip"
+            return Img2datasetSource(arguments.source, skip_damaged=skip)
+        case "huggingface":
+            return HuggingfaceSource(
+                arguments.source,
+                split=arguments.split,
+                image_column=arguments.image_column,
+                caption_column=arguments.caption_column,
+            )
+    return stack.enter_context(
+        open_imagenette(
+            arguments.config,
+            archive=arguments.archive,
+            split=arguments.split,
+            captions=arguments.captions,
+            captions_format=arguments.captions_format,
+            download_dir=arguments.download_dir,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("--output", required=True, help="a new folder, or the one to go on with")
+    add("--num_examples", type=int, help="that many good ones, drawn; all by default")
+    add("--seed", type=int, default=0, help="of the draw")
+    add("--on_corrupt", choices=("stop", "skip"), default="stop")
+    add("--min_side", type=int, default=1, help="smaller images are bad")
+    add("--shard_mib", type=int, default=64, help="size of a file of records")
+    add("--debug", action="store_true", help="show where an error was found")
+    captions = argparse.ArgumentParser(add_help=False)
+    captions.add_argument("--captions", help="JSON: image path -> list of captions")
+    captions.add_argument("--captions_format", choices=CAPTIONS_FORMATS, default="auto")
+    parser = argparse.ArgumentParser(
+        prog="python -m copymit.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    folder = commands.add_parser("folder", parents=[shared, captions])
+    folder.add_argument("source", help="images, or folders of classes with images")
+    img2dataset = commands.add_parser("img2dataset", parents=[shared])
+    img2dataset.add_argument("source", help="its --output_folder")
+    huggingface = commands.add_parser("huggingface", parents=[shared])
+    huggingface.add_argument("source", help="a folder of .arrow or .parquet files")
+    huggingface.add_argument("--split", help="if there are several")
+    huggingface.add_argument("--image_column")
+    huggingface.add_argument("--caption_column")
+    imagenette = commands.add_parser("imagenette", parents=[shared, captions])
+    imagenette.add_argument("--config", choices=CONFIGS, default=CONFIGS[0])
+    imagenette.add_argument("--split", choices=tuple(SPLITS), default="train")
+    imagenette.add_argument(
+        "--archive", help="a tar file or folder that is there; fetched by default"
+    )
+    imagenette.add_argument("--download_dir", help="where tfds keeps what it fetches")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What img2dataset downloaded: a folder of shards, each a tar file or a folder.
+
+In: its output folder, in the format `webdataset` (`00000.tar`) or `files`
+(`00000/000000000.jpg`). Out: an `ExampleSource` with the same ids for both.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from copymit.data.captions_file import refuse
+from copymit.data.examples import Example
+from copymit.data.tar_source import TarSource, parse_metadata
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_MAX_IMAGE_BYTES = 2**28
+_MAX_TEXT_BYTES = 2**20
+_DEFAULT_CAPTION = "An image"
+
+
+class _Shard(Protocol):
+    example_ids: Sequence[str]
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def metadata(self, index: int) -> Mapping[str, Any]: ...
+
+
+class Img2datasetSource:
+    """The images of img2dataset's output folder, with the captions they came with.
+
+    Ids are "shard/key". Shards that cannot be used are refused, or left out and listed
+    in `skipped`: tar files that are cut off, or hold fewer images than their `.parquet`
+    says were downloaded, as an interrupted download leaves them.
+
+    Args:
+      skip_damaged: leaves them out.
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      ValueError: if it holds no shards, or one that cannot be used.
+    """
+
+    class_names: Sequence[str] = ()
+
+    def __init__(self, folder: str | os.PathLike, *, skip_damaged: bool = False):
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {str(folder)!r}")
+        self.skipped: list[tuple[str, str]] = []
+        self._shards: list[_Shard] = []
+        ids: list[str] = []
+        starts = [0]
+        for path in _shard_paths(root):
+            try:
+                shard = _open_shard(path)
+            except ValueError as error:
+                if not skip_damaged:
+                    raise
+                self.skipped.append((path.name, f"cannot be used ({error})"))
+                continue
+            ids.extend(f"{path.stem}/{key}" for key in shard.example_ids)
+            starts.append(len(ids))
+            self._shards.append(shard)
+        if not ids:
+            raise ValueError(
+                f"no images in {str(folder)!r}: give the --output_folder of img2dataset, "
+                "made with --output_format=webdataset or files"
+            )
+        self._starts = np.array(starts)
+        self.example_ids: Sequence[str] = ids
+        self.labels = np.full(len(ids), -1, np.int32)
+        self.caption_counts = np.ones(len(ids), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def __getitem__(self, index: int) -> Example:
+        shard, position = self._locate(index)
+        return shard[position]._replace(example_id=self.example_ids[index])
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        """Returns what img2dataset wrote of an image: url, similarity, ..."""
+        shard, position = self._locate(index)
+        return shard.metadata(position)
+
+    def _locate(self, index: int) -> tuple[_Shard, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._shards[number], index - int(self._starts[number])
+
+
+class _FilesShard:
+    """One folder of the format `files`: images, and texts of the same name."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        found: dict[str, Path] = {}
+        twice, leaving = [], []
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() not in _IMAGE_SUFFIXES or path.name.startswith("."):
+                continue
+            if path.is_symlink() or not path.is_file():
+                leaving.append(str(path))
+            if path.stem in found:
+                twice.append(str(path))
+            found[path.stem] = path
+        refuse("are links or no regular files: remove them", leaving)
+        refuse("images share a name with another: keep one", twice)
+        self.example_ids: Sequence[str] = list(found)
+        self._paths = list(found.values())
+
+    def __getitem__(self, index: int) -> Example:
+        path = self._paths[index]
+        image = _read(path, _MAX_IMAGE_BYTES)
+        caption = (_read_beside(path, ".txt") or b"").decode().strip()
+        return Example(path.stem, image, (caption or _DEFAULT_CAPTION,), None)
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        data = _read_beside(self._paths[index], ".json")
+        return {} if data is None else parse_metadata(data)
+
+
+def _shard_paths(root: Path) -> Iterator[Path]:
+    for path in sorted(root.iterdir()):
+        is_folder = (
+            path.is_dir() and not path.is_symlink() and path.name[:1] not in "._"
+        )
+        if path.suffix == ".tar" or is_folder:
+            yield path
+
+
+def _open_shard(path: Path) -> _Shard:
+    shard: _Shard = TarSource([path]) if path.suffix == ".tar" else _FilesShard(path)
+    downloaded = _downloaded(path.with_name(f"{path.stem}.parquet"))
+    if downloaded is not None and downloaded != len(shard.example_ids):
+        raise ValueError(
+            f"{path} holds {len(shard.example_ids)} images, but {downloaded} were "
+            "downloaded according to the .parquet beside it: run img2dataset again"
+        )
+    return shard
+
+
+def _downloaded(table: Path) -> int | None:
+    """Counts the images that a shard should hold, if its table says so."""
+    if not table.is_file():
+        return None
+    try:
+        status = pq.read_table(table, columns=["status"])["status"].to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise ValueError(
+            f"{table} cannot be read ({error}): remove it or run img2dataset again"
+        ) from error
+    return status.count("success")
+
+
+def _read(path: Path, most: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most} bytes")
+    return data
+
+
+def _read_beside(image: Path, suffix: str) -> bytes | None:
+    path = image.with_suffix(suffix)
+    if path.is_symlink() or not path.is_file():
+        return None
+    return _read(path, _MAX_TEXT_BYTES)

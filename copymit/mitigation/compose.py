@@ -1,0 +1,227 @@
+"""Which mitigations a config asks for, checked, and as functions for the data pipeline,
+the training step and the generator.
+
+In: the `mitigation` section. Out: caption functions and rewrites on the host, functions
+of text embeddings on the device. A mitigation that is off costs nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from copymit.data.captions import CaptionFunction
+from copymit.mitigation.embeddings import add_gaussian_noise, mix_embeddings
+from copymit.mitigation.prompts import (
+    Decode,
+    Rewrite,
+    in_turn,
+    multiple_captions,
+    random_caption,
+    random_numbers,
+    random_tokens,
+    rewritten,
+    with_probability,
+    word_repetition,
+)
+
+Perturb = Callable[[jax.Array, jax.Array], jax.Array]
+"""(encoder_hidden_states, key) -> encoder_hidden_states."""
+
+
+class Mitigation(NamedTuple):
+    """A mitigation by name.
+
+    Attributes:
+      setting: under `mitigation`, what switches it on.
+      strength: the paper's, where it is asked for without one.
+      largest: that makes sense, or None; 0 is off.
+      aliases: in the paper and in the original code.
+    """
+
+    setting: str
+    strength: float | int | bool
+    largest: float | None
+    aliases: tuple[str, ...]
+
+
+MITIGATIONS = {
+    "multiple_captions": Mitigation(
+        "train.multiple_captions", True, 1, ("MC", "allcaps")
+    ),
+    "gaussian_noise": Mitigation(
+        "train.gaussian_noise", 0.1, None, ("GN", "rand_noise_lam")
+    ),
+    "random_caption": Mitigation("train.random_caption", 0.1, 1, ("RC", "randrepl")),
+    "random_tokens": Mitigation("train.random_tokens", 0.1, 1, ("RT", "randwordadd")),
+    "word_repetition": Mitigation(
+        "train.word_repetition", 0.1, 1, ("CWR", "wordrepeat")
+    ),
+    "embedding_mixup": Mitigation(
+        "train.embedding_mixup", 0.1, None, ("mixup_noise_lam",)
+    ),
+    "generation_noise": Mitigation(
+        "generate.gaussian_noise", 0.1, None, ("GNI", "rand_noise_lam_inference")
+    ),
+    "generation_tokens": Mitigation(
+        "generate.random_tokens", 2, None, ("RTI", "rand_word_add")
+    ),
+    "generation_repetition": Mitigation(
+        "generate.word_repetition", 2, None, ("CWRI", "rand_word_repeat")
+    ),
+    "generation_numbers": Mitigation(
+        "generate.random_numbers", 2, None, ("RNA", "rand_numb_add")
+    ),
+}
+
+
+def with_mitigations(config: ConfigDict) -> ConfigDict:
+    """Resolves `mitigation.apply` into the settings that it stands for, and checks all.
+
+    Returns:
+      A config with `mitigation.apply` empty.
+    Raises:
+      ValueError: for an unknown name, a strength out of its range, or settings that
+        contradict each other.
+    """
+    config = config.copy_and_resolve_references()
+    for asked in config.mitigation.apply:
+        name, _, strength = str(asked).partition("=")
+        mitigation = _find(name)
+        section, key = mitigation.setting.split(".")
+        kind = type(config.mitigation[section][key])
+        try:
+            value = kind(float(strength)) if strength else kind(mitigation.strength)
+        except ValueError as error:
+            raise ValueError(
+                f"mitigation.apply: {asked!r}: {strength!r} is not a number"
+            ) from error
+        config.mitigation[section][key] = value
+    config.mitigation.apply = ()
+    _check(config)
+    return config
+
+
+def _find(name: str) -> Mitigation:
+    for known, mitigation in MITIGATIONS.items():
+        if name in (known, mitigation.setting, *mitigation.aliases):
+            return mitigation
+    names = "; ".join(
+        f"{known} ({', '.join(m.aliases)})" for known, m in MITIGATIONS.items()
+    )
+    raise ValueError(f"mitigation.apply: {name!r} is not known. Known are {names}")
+
+
+def _check(config: ConfigDict) -> None:
+    for mitigation in MITIGATIONS.values():
+        section, key = mitigation.setting.split(".")
+        value = config.mitigation[section][key]
+        if value < 0 or (mitigation.largest is not None and value > mitigation.largest):
+            above = "" if mitigation.largest is None else f" to {mitigation.largest}"
+            raise ValueError(
+                f"mitigation.{mitigation.setting}={value} is out of range: use 0 for "
+                f"none{above or ' or more'}"
+            )
+    train = config.mitigation.train
+    if train.num_insertions < 1:
+        raise ValueError(
+            f"mitigation.train.num_insertions={train.num_insertions} must be at least 1"
+        )
+    rewrites = [
+        name
+        for name in ("random_caption", "random_tokens", "word_repetition")
+        if train[name]
+    ]
+    if (
+        rewrites or train.multiple_captions
+    ) and config.data.caption_style != "instance":
+        raise ValueError(
+            f"mitigation.train.{(rewrites or ['multiple_captions'])[0]} changes captions "
+            f"of images, but data.caption_style={config.data.caption_style!r} does not "
+            "use them: set data.caption_style='instance'"
+        )
+    if rewrites and config.data.cache_embeddings:
+        raise ValueError(
+            f"mitigation.train.{rewrites[0]} makes captions up while training, so they "
+            "cannot be embedded before: set data.cache_embeddings=False"
+        )
+
+
+def check_captions_vary(config: ConfigDict, caption_counts: np.ndarray) -> None:
+    """Refuses multiple captions for images of which none has a second one.
+
+    Args:
+      caption_counts: of the training images.
+    Raises:
+      ValueError: says how to get more captions.
+    """
+    if config.mitigation.train.multiple_captions and caption_counts.max() < 2:
+        raise ValueError(
+            "mitigation.train.multiple_captions needs images with several captions, and "
+            f"each of the {len(caption_counts)} has one: make more with python -m "
+            "copymit.data.caption, or give a captions file"
+        )
+
+
+def training_caption(
+    caption: CaptionFunction, config: ConfigDict, decode: Decode
+) -> CaptionFunction:
+    """Returns the caption function of a training with its mitigations.
+
+    Args:
+      config: the `mitigation` section.
+      decode: token ids to text.
+    """
+    train = config.train
+    if train.multiple_captions:
+        caption = multiple_captions(caption)
+    rewrites = [
+        (train.random_caption, random_caption(decode)),
+        (train.random_tokens, random_tokens(train.num_insertions, decode)),
+        (train.word_repetition, word_repetition(train.num_insertions)),
+    ]
+    active = [with_probability(p, rewrite) for p, rewrite in rewrites if p]
+    return rewritten(caption, in_turn(active)) if active else caption
+
+
+def training_embeddings(config: ConfigDict) -> Perturb:
+    """Returns what a training does to text embeddings; `config` is `mitigation`."""
+    return functools.partial(
+        _perturb,
+        noise=config.train.gaussian_noise,
+        mixup=config.train.embedding_mixup,
+    )
+
+
+def _perturb(hidden, key, *, noise: float, mixup: float):
+    noise_key, mixup_key = jax.random.split(key)
+    hidden = mix_embeddings(hidden, mixup_key, mixup)
+    return add_gaussian_noise(hidden, noise_key, noise)
+
+
+def generation_rewrite(config: ConfigDict, decode: Decode) -> Rewrite:
+    """Returns what happens to a prompt before it is generated from.
+
+    Args:
+      config: the `mitigation` section.
+      decode: token ids to text.
+    """
+    generate = config.generate
+    return in_turn(
+        [
+            random_tokens(generate.random_tokens, decode),
+            word_repetition(generate.word_repetition),
+            random_numbers(generate.random_numbers),
+        ]
+    )
+
+
+def changes_prompts(config: ConfigDict) -> bool:
+    """Says whether `generation_rewrite` does anything; `config` is `mitigation`."""
+    generate = config.generate
+    return any(
+        (generate.random_tokens, generate.word_repetition, generate.random_numbers)
+    )

@@ -1,0 +1,300 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted import (
+    BOTH,
+    CAPTION_ONLY,
+    EXACT_FILE,
+    EXACT_PIXELS,
+    NEAR,
+    draw_picture,
+    plant,
+)
+
+from copymit.analysis import analyze as analyze_module
+from copymit.analysis.__main__ import main
+from copymit.analysis.analyze import Settings, analyze, check_settings
+from copymit.analysis.opening import open_data
+from copymit.data.examples import Example
+from copymit.data.sources import load_source
+
+PIXELS = Settings(embedder="pixels", resolution=64, threshold=0.93, gallery_size=5)
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
+
+
+class Listed:
+    """A source of the given examples."""
+
+    class_names = ()
+
+    def __init__(self, examples):
+        self._examples = examples
+        self.example_ids = [example.example_id for example in examples]
+        self.labels = np.full(len(examples), -1, np.int32)
+        self.caption_counts = np.ones(len(examples), np.int32)
+
+    def __len__(self):
+        return len(self._examples)
+
+    def __getitem__(self, index):
+        return self._examples[index]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    images, captions = plant(folder)
+    source, fingerprint = open_data(str(images), str(captions))
+    found = analyze(source, folder / "out", PIXELS, fingerprint=fingerprint)
+    return folder, found
+
+
+def ids_of(found, kind):
+    ids = found.table["example_id"]
+    return [set(ids.iloc[c.rows]) for c in found.clusters if c.kind == kind]
+
+
+def in_any_order(sets):
+    return sorted(map(sorted, sets))
+
+
+def test_every_planted_duplicate_of_an_image_is_found_and_nothing_else(planted):
+    _, found = planted
+    expected = [EXACT_FILE, EXACT_PIXELS, NEAR, BOTH]
+    assert in_any_order(ids_of(found, "image")) == in_any_order(expected)
+
+
+def test_the_calibrated_threshold_finds_the_same(planted):
+    folder, _ = planted
+    images, captions = folder / "images", folder / "captions.json"
+    source, fingerprint = open_data(str(images), str(captions))
+    settings = PIXELS._replace(threshold=None)
+    found = analyze(source, folder / "out", settings, fingerprint=fingerprint)
+    expected = [EXACT_FILE, EXACT_PIXELS, NEAR, BOTH]
+    assert in_any_order(ids_of(found, "image")) == in_any_order(expected)
+    assert found.counts["image_threshold_is_calibrated"]
+
+
+def test_captions_that_differ_in_case_and_punctuation_are_one(planted):
+    _, found = planted
+    expected = [CAPTION_ONLY, BOTH]
+    assert in_any_order(ids_of(found, "caption")) == in_any_order(expected)
+    assert found.counts["exact_captions"]["groups"] == 2
+
+
+def test_files_pixels_and_captions_are_counted_apart(planted):
+    _, found = planted
+    counts = found.counts
+    assert counts["exact_files"] == {
+        "groups": 1,
+        "examples": 2,
+        "surplus": 1,
+        "largest": 2,
+    }
+    assert counts["exact_images"]["examples"] == 4
+    assert counts["near_images"]["examples"] == 10
+    # The exact and the near ones have captions of their own.
+    by_captions = counts["image_clusters_by_captions"]
+    assert by_captions == {"same": 1, "similar": 0, "different": 3}
+
+
+def test_the_manifest_keeps_exactly_one_of_each_cluster(planted):
+    folder, found = planted
+    manifest = pd.read_csv(folder / "out" / "deduplicated.csv")
+    assert list(manifest.columns) == ["example_id", "factor"]
+    factors = dict(zip(manifest["example_id"], manifest["factor"], strict=True))
+    assert len(factors) == 66
+    clusters = ids_of(found, "image")
+    assert [sum(factors[i] for i in ids) for ids in clusters] == [1] * 4
+    alone = set(factors) - set().union(*clusters)
+    assert {factors[i] for i in alone} == {1}
+    assert factors["near_resized.png"] == 1  # the largest of them
+
+
+def test_the_table_of_clusters_says_what_is_in_them(planted):
+    folder, _ = planted
+    table = pd.read_parquet(folder / "out" / "clusters.parquet")
+    near = table[(table["kind"] == "image") & (table["cluster"] == 1)]
+    assert set(near["example_id"]) == NEAR
+    assert near["kept"].sum() == 1
+    assert (near["image_similarity_to_kept"] >= 0.9).all()
+    both = table[(table["kind"] == "image") & table["example_id"].isin(BOTH)]
+    np.testing.assert_allclose(both["caption_similarity"], 1, atol=1e-6)
+
+
+def test_a_second_run_reads_and_embeds_nothing(planted, monkeypatch):
+    folder, first = planted
+    source, fingerprint = open_data(
+        str(folder / "images"), str(folder / "captions.json")
+    )
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("an image was read or embedded again")
+
+    monkeypatch.setattr("copymit.analysis.listing.decode_image", refuse)
+    monkeypatch.setattr("copymit.embedding.embed._embed_shard", refuse)
+    monkeypatch.setattr("copymit.analysis.captions._make_ngrams", refuse_compute)
+    again = analyze(source, folder / "out", PIXELS, fingerprint=fingerprint)
+    assert again.counts == first.counts
+
+
+def refuse_compute(captions):
+    """Is `_make_ngrams` of which nothing may be computed."""
+    made = MAKE_NGRAMS(captions)
+
+    def compute(_texts):
+        raise AssertionError("captions were embedded again")
+
+    return made._replace(compute=compute)
+
+
+MAKE_NGRAMS = analyze_module.make_caption_features.__globals__["_make_ngrams"]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    images, captions = plant(tmp_path, count=8)
+    settings = PIXELS._replace(gallery_size=0)
+    found = run(images, captions, tmp_path / "out", settings)
+    assert {"06.png", "07.png"} not in ids_of(found, "image")
+    (images / "07.png").write_bytes((images / "06.png").read_bytes())
+    found = run(images, captions, tmp_path / "out", settings)
+    assert {"06.png", "07.png"} in ids_of(found, "image")
+
+
+def run(images, captions, out, settings):
+    source, fingerprint = open_data(str(images), str(captions))
+    return analyze(source, out, settings, fingerprint=fingerprint)
+
+
+def test_unreadable_images_stop_or_are_listed(tmp_path):
+    images, captions = plant(tmp_path, count=8)
+    (images / "06.png").write_bytes(b"no image")
+    settings = PIXELS._replace(gallery_size=0)
+    with pytest.raises(ValueError, match=r"1 of 14 .*06\.png.*--on_corrupt=skip"):
+        run(images, captions, tmp_path / "out", settings)
+    settings = settings._replace(on_corrupt="skip")
+    found = run(images, captions, tmp_path / "out", settings)
+    assert list(found.counts["unreadable"]) == ["06.png"]
+    factors = found.manifest.set_index("example_id")["factor"]
+    assert len(factors) == 14
+    assert factors["06.png"] == 0
+    assert factors["07.png"] == 1
+    assert in_any_order(ids_of(found, "image")) == in_any_order(
+        [EXACT_FILE, EXACT_PIXELS, NEAR, BOTH]
+    )
+
+
+def test_a_single_image_has_no_duplicates_to_look_for(tmp_path):
+    (tmp_path / "images").mkdir()
+    draw_picture(0).save(tmp_path / "images" / "a.png")
+    with pytest.raises(ValueError, match=r"1 images .* at least two"):
+        analyze(load_source(str(tmp_path / "images")), tmp_path / "out", PIXELS)
+
+
+def test_few_images_cannot_calibrate_a_threshold(tmp_path):
+    images, captions = plant(tmp_path, count=8)
+    with pytest.raises(ValueError, match="--threshold=0.9"):
+        run(images, captions, tmp_path / "out", PIXELS._replace(threshold=None))
+
+
+def test_images_that_are_all_the_same_are_one_cluster(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        draw_picture(0).save(tmp_path / "images" / f"{name}.png")
+    found = analyze(load_source(str(tmp_path / "images")), tmp_path / "out", PIXELS)
+    assert ids_of(found, "image") == [{"a.png", "b.png", "c.png"}]
+    assert found.manifest["factor"].tolist() == [1, 0, 0]
+    assert (tmp_path / "out" / "analysis.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedder": "sscd"}, "efficientnet_lite0"),
+        ({"threshold": 0.0}, "threshold=0.0 must be"),
+        ({"threshold": float("nan")}, "threshold=nan must be"),
+        ({"caption_threshold": 1.5}, "caption_threshold=1.5 must be"),
+        ({"caption_embedder": "bert"}, "caption_ngrams"),
+        ({"weights": {"sscd": "x"}}, "sscd_disc_mixup"),
+        ({"on_corrupt": "ignore"}, "stop or skip"),
+        ({"search": "faiss"}, "scann"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_bad_settings_name_the_way_out(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(Settings(**change))
+
+
+def test_tar_files_have_captions_of_their_own(tmp_path):
+    with pytest.raises(ValueError, match="leave out --captions"):
+        open_data(str(tmp_path / "a.tar"), "captions.json")
+
+
+def test_the_page_escapes_hostile_captions_and_ids(tmp_path):
+    from planted import png
+
+    examples = [
+        Example(f"{HOSTILE}{i}.png", png(draw_picture(0)), (HOSTILE,), None)
+        for i in range(2)
+    ]
+    analyze(Listed(examples), tmp_path, PIXELS, title=HOSTILE)
+    page = (tmp_path / "analysis.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;document.title=" in page
+    assert "script-src" not in page
+    assert "default-src 'none'" in page
+
+
+def test_half_a_character_in_a_caption_is_survived(tmp_path):
+    from planted import png
+
+    examples = [
+        Example(f"{i}.png", png(draw_picture(0)), ("half \ud800",), None)
+        for i in range(2)
+    ]
+    found = analyze(Listed(examples), tmp_path, PIXELS)
+    assert found.counts["exact_captions"]["groups"] == 1
+
+
+def test_the_command_writes_every_file(tmp_path):
+    images, captions = plant(tmp_path, count=8)
+    out = tmp_path / "out"
+    main(
+        [
+            f"--source={images}",
+            f"--captions={captions}",
+            f"--out={out}",
+            "--embedder=pixels",
+            "--threshold=0.93",
+        ]
+    )
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"analysis.html", "clusters.parquet", "deduplicated.csv"}
+    assert (out / "figures" / "clusters.png").stat().st_size > 0
+    counts = json.loads((out / "analysis.json").read_text())
+    assert counts["near_images"]["groups"] == 4
+    assert counts["image_threshold"] == 0.93
+
+
+def test_the_command_ends_in_one_line_on_bad_input(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*--source"):
+        main([f"--source={tmp_path / 'none.tar'}", "--captions=x", "--out=x"])
+
+
+def test_distinct_emoji_are_not_taken_for_duplicates(tmp_path):
+    whole = load_source("fluent_emoji")
+    twins = {"1f431", "1f63a"}  # one image under two names
+    rows = [
+        i
+        for i, name in enumerate(whole.example_ids)
+        if i % 25 == 0 or name in twins
+    ]
+    source = Listed([whole[i] for i in rows])
+    found = analyze(source, tmp_path, Settings(gallery_size=0))
+    assert len(rows) > 70
+    assert ids_of(found, "image") == [twins]
+    assert found.counts["image_threshold"] > 0.9

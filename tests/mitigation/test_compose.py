@@ -1,0 +1,142 @@
+"""Mitigations as a config asks for them: names, strengths, contradictions, and together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from copymit.data.captions import make_caption_function
+from copymit.data.examples import Example
+from copymit.mitigation.compose import (
+    MITIGATIONS,
+    check_captions_vary,
+    generation_rewrite,
+    training_caption,
+    training_embeddings,
+    with_mitigations,
+)
+
+MANY = Example("many.png", b"", ("one", "two words", "three more words"), None)
+
+
+@pytest.fixture
+def config():
+    return tiny.get_config()
+
+
+def spell(ids):
+    return "+".join(f"<{i}>" for i in ids)
+
+
+@pytest.mark.parametrize("name", MITIGATIONS)
+def test_every_name_and_alias_switches_its_own_setting_on(name, config):
+    mitigation = MITIGATIONS[name]
+    section, key = mitigation.setting.split(".")
+    for alias in (name, mitigation.setting, *mitigation.aliases):
+        config.mitigation.apply = (alias,)
+        resolved = with_mitigations(config)
+        assert resolved.mitigation[section][key] == mitigation.strength
+        assert resolved.mitigation.apply == ()
+        resolved.mitigation[section][key] = config.mitigation[section][key]
+        assert resolved.mitigation.train == config.mitigation.train
+        assert resolved.mitigation.generate == config.mitigation.generate
+
+
+def test_names_of_two_mitigations_never_meet():
+    names = [a for n, m in MITIGATIONS.items() for a in (n, m.setting, *m.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_strength_is_taken_as_given(config):
+    config.mitigation.apply = ("GN=0.25", "RNA=4")
+    resolved = with_mitigations(config).mitigation
+    assert resolved.train.gaussian_noise == 0.25
+    assert resolved.generate.random_numbers == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mitigation.apply": ("magic",)}, r"'magic' is not known.*GNI.*rand_numb_add"),
+        ({"mitigation.apply": ("GN=much",)}, "'much' is not a number"),
+        (
+            {"mitigation.train.random_caption": 1.5},
+            r"random_caption=1\.5 is out of range",
+        ),
+        ({"mitigation.train.gaussian_noise": -0.1}, "use 0 for none or more"),
+        (
+            {"mitigation.generate.random_numbers": -1},
+            "random_numbers=-1 is out of range",
+        ),
+        ({"mitigation.train.num_insertions": 0}, "num_insertions=0 must be at least 1"),
+        (
+            {"mitigation.apply": ("RC",), "data.caption_style": "fixed"},
+            "random_caption changes captions",
+        ),
+        (
+            {"mitigation.apply": ("CWR",), "data.cache_embeddings": True},
+            "word_repetition makes captions up",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message, config):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        with_mitigations(config)
+
+
+def test_multiple_captions_of_images_with_one_are_refused(config):
+    check_captions_vary(config, np.array([1, 1]))
+    config.mitigation.train.multiple_captions = True
+    check_captions_vary(config, np.array([1, 2]))
+    with pytest.raises(ValueError, match=r"each of the 2 has one: .*data\.caption"):
+        check_captions_vary(config, np.array([1, 1]))
+
+
+def plain():
+    return make_caption_function("instance", "none", (), decode=spell, seed=0)
+
+
+def test_without_mitigations_captions_prompts_and_embeddings_are_what_they_were(config):
+    caption = plain()
+    assert training_caption(caption, config.mitigation, spell) is caption
+    rng = np.random.default_rng(0)
+    assert (
+        generation_rewrite(config.mitigation, spell)("a red apple", rng)
+        == "a red apple"
+    )
+    hidden = jnp.ones((2, 3, 4))
+    perturb = training_embeddings(config.mitigation)
+    assert perturb(hidden, jax.random.key(0)) is hidden
+
+
+def test_mitigations_of_captions_work_together(config):
+    config.mitigation.apply = ("MC", "RT=1", "CWR=1")
+    mitigation = with_mitigations(config).mitigation
+    caption = training_caption(plain(), mitigation, lambda ids: "#")
+    rng = np.random.default_rng(0)
+    texts = [caption(MANY, False, rng).split(" ") for _ in range(300)]
+    # Two tokens and two words on top of one, two or three.
+    assert {len(words) for words in texts} == {5, 6, 7}
+    assert all("#" in words for words in texts)
+
+
+def test_equal_probabilities_do_not_hide_one_another(config):
+    config.mitigation.apply = ("RC=1", "RT=1")
+    caption = training_caption(
+        plain(),
+        with_mitigations(config).mitigation,
+        lambda ids: " ".join(["#"] * len(ids)),
+    )
+    assert caption(MANY, False, np.random.default_rng(0)) == " ".join(["#"] * 6)
+
+
+def test_noise_and_mixup_use_different_randomness(config):
+    config.mitigation.apply = ("GN=0.5", "embedding_mixup=2")
+    perturb = training_embeddings(with_mitigations(config).mitigation)
+    hidden = jax.random.normal(jax.random.key(3), (4, 5, 6))
+    changed = perturb(hidden, jax.random.key(0))
+    assert changed.shape == hidden.shape
+    assert not np.allclose(changed, hidden)
+    np.testing.assert_array_equal(changed, perturb(hidden, jax.random.key(0)))
