@@ -1,11 +1,11 @@
 """Which duplicates a data set already has: a source in, a directory of findings out.
 
-    OUT/analysis.html       what was found, with pictures
-    OUT/figures/clusters.png  similarity of images against that of captions, by cluster
-    OUT/analysis.json       counts, thresholds, and how everything was measured
-    OUT/clusters.parquet    every example of every cluster
-    OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
-    OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
+OUT/analysis.html       what was found, with pictures
+OUT/figures/clusters.png  similarity of images against that of captions, by cluster
+OUT/analysis.json       counts, thresholds, and how everything was measured
+OUT/clusters.parquet    every example of every cluster
+OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
+OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
 """
 
 import json
@@ -164,7 +164,9 @@ def analyze(
     images, near_images = _compare_images(source, rows, table, out, settings)
     captions, near_captions = _compare_captions(table, out, settings)
     sides = {"image": images, "caption": captions}
-    clusters = [c for kind in sides for c in make_clusters(kind, table, images, captions)]
+    clusters = [
+        c for kind in sides for c in make_clusters(kind, table, images, captions)
+    ]
     counts = {
         "source": title,
         "version": copymit.__version__,

@@ -22,8 +22,9 @@ from copymit.search.vectors import Vectors, rows_at
 
 logger = logging.getLogger(__name__)
 
-# Fewer nearest neighbours say too little about how similar different images are.
-MIN_CALIBRATION = 50
+# Among few images, families of similar ones stand out as copies do: of 60 random draws
+# of 400 emoji 9 had false ones above the calibrated threshold, of 1,000 emoji none.
+MIN_CALIBRATION = 500
 # Images that calibration lets pass by chance, expected over the whole data set.
 _EXPECTED_CHANCE = 0.05
 _FIRST_K = 16
@@ -75,9 +76,7 @@ def find_near(
     vectors = _unit_vectors(embeddings)
     rows, k = np.arange(count), min(_FIRST_K, count - 1)
     options: dict[str, Any] = {"backend": backend, "recall_target": recall_target}
-    found = search(
-        vectors, vectors, k, exclude=rows, index_dir=index_dir, **options
-    )
+    found = search(vectors, vectors, k, exclude=rows, index_dir=index_dir, **options)
     nearest = found.neighbours.similarities[:, 0]
     if threshold is None:
         threshold = calibrate_threshold(nearest)
@@ -118,17 +117,19 @@ def calibrate_threshold(nearest: Float[np.ndarray, " N"]) -> float:
     """Finds the cosine that different images hardly ever reach.
 
     Logarithms of the distance (1 - cosine) to the nearest other image are taken as
-    normal, with median and spread from the less similar half, which duplicates do not
-    disturb as long as they are a minority. The threshold lies where chance would bring
-    0.05 images of the whole data set.
+    normal, with their median, and the wider of the spreads of the two middle quarters:
+    families of similar images widen the lower one. Duplicates do not disturb it as long
+    as less than a quarter of the images have one; beyond, the threshold becomes too
+    high. It lies where chance would bring 0.05 images of the whole data set.
 
     Args:
       nearest: cosine of each distinct image to its nearest other.
     """
     distances = np.log(np.maximum(1 - nearest.astype(np.float64), _LEAST_DISTANCE))
-    median, upper = np.percentile(distances, [50, 75])
+    lower, median, upper = np.percentile(distances, [25, 50, 75])
     normal = statistics.NormalDist()
-    spread = max((upper - median) / normal.inv_cdf(0.75), _LEAST_SPREAD)
+    quarter = max(upper - median, median - lower)
+    spread = max(quarter / normal.inv_cdf(0.75), _LEAST_SPREAD)
     deviations = normal.inv_cdf(1 - _EXPECTED_CHANCE / len(nearest))
     return 1 - math.exp(median - deviations * spread)
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 import copymit.report
 from copymit.analysis.clusters import Cluster, caption_relation
 from copymit.analysis.figures import SHARED, Axis, plot_clusters, points_of
-from copymit.report.figures import plot_histogram, to_png
+from copymit.report.figures import plot_histogram
 from copymit.report.gallery import shorten
 from copymit.report.illustrations import EmbeddedFigure, write_figures
 from copymit.report.pictures import Limit, Picture, picture_maker
@@ -209,7 +209,7 @@ def _render(
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src 'sha256-{digest}'"
     )
-    totals = {kind: 0 for kind in shown}
+    totals = dict.fromkeys(shown, 0)
     for cluster in findings.clusters:
         totals[cluster.kind] += 1
     return environment.get_template("analysis.html.jinja").render(

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 
 import grain
 import numpy as np
+from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
 from copymit.data.captions import CaptionFunction
-from copymit.data.examples import ExampleSource
-from copymit.data.images import decode_image, resize_and_crop
+from copymit.data.examples import Example, ExampleSource
+from copymit.data.images import decode_resized
 from copymit.data.row_store import RowStore
 from copymit.data.schedule import Schedule, draw_generator, example_at
 
@@ -56,12 +57,17 @@ class Images:
     cache: UInt8[np.ndarray, "N H W 3"] | None
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        return self.pixels(index, self.example(index))
+
+    def example(self, index: int) -> Example:
+        """Reads the example, with its file still encoded."""
+        return self.source[int(self.indices[index])]
+
+    def pixels(self, index: int, example: Example) -> UInt8[np.ndarray, "H W 3"]:
+        """Decodes the image of an example that was read already."""
         if self.cache is not None:
             return self.cache[index]
-        example = self.source[int(self.indices[index])]
-        return resize_and_crop(
-            decode_image(example.image, example.example_id), self.resolution
-        )
+        return decode_resized(example.image, example.example_id, self.resolution)
 
 
 def load_images(
@@ -150,22 +156,24 @@ class Draws:
         # Drawn in this order whatever is switched on, so that two runs that differ in
         # one setting see the same numbers everywhere else.
         flip, drop = rng.random(2)
-        example = self.images.source[int(self.images.indices[index])]
+        example = self.images.example(index)
         caption = self.caption(example, bool(self.duplicated[index]), rng)
         if drop < self.caption_dropout:
             caption = ""
         mirrored = self.random_flip and bool(flip < 0.5)
         return Batch(
             example_index=np.int32(index),
-            **self._image(index, mirrored),  # type: ignore[typeddict-item]
+            **self._image(index, example, mirrored),  # type: ignore[typeddict-item]
             **self._text(caption),
         )
 
-    def _image(self, index: int, mirrored: bool) -> dict[str, np.ndarray]:
+    def _image(
+        self, index: int, example: Example, mirrored: bool
+    ) -> dict[str, np.ndarray]:
         if self.moments is not None:
             row = index * self.moments.views + int(mirrored)
             return {"moments": self.moments.rows[row]}
-        pixels = self.images[index]
+        pixels = self.images.pixels(index, example)
         flipped = pixels[:, ::-1] if mirrored else pixels
         return {"pixel_values": np.ascontiguousarray(flipped)}
 
@@ -197,6 +205,9 @@ def iterate_batches(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=8)
     )
     if num_workers:
+        # Grain reads absl's flags, which only a program has parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         iterator = iterator.mp_prefetch(options)
     return iter(iterator)

@@ -5,6 +5,7 @@ number of hosts or on what was drawn before, so a resumed run, or one on other h
 sees the same examples in the same order.
 """
 
+import functools
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -108,11 +109,18 @@ def example_at(schedule: Schedule, draw: int) -> int:
         ticket = int(draw_generator(schedule.seed, draw, "schedule").integers(total))
     else:
         epoch, position = divmod(draw, total)
-        epoch_seed = np.random.SeedSequence([schedule.seed, epoch]).generate_state(1)
         ticket = index_shuffle(
-            position, max_index=total - 1, seed=int(epoch_seed[0]), rounds=4
+            position,
+            max_index=total - 1,
+            seed=_epoch_seed(schedule.seed, epoch),
+            rounds=4,
         )
     return int(np.searchsorted(schedule.cumulative_weights, ticket, side="right"))
+
+
+@functools.lru_cache(maxsize=16)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def examples_of_step(

@@ -138,10 +138,16 @@ def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {word: index for index, word in enumerate(words)}, merges
 
 
-def _caption_ids(text: str) -> list[int]:
+def _caption_ids(text: str) -> tuple[int, ...]:
     if not isinstance(text, str):
         raise ValueError(f"caption {text!r} is not a string; use '' for no caption")
-    return _byte_pair_encoder().encode(text).ids
+    return _remembered_ids(text)
+
+
+# Captions come again in every epoch, and many images share one.
+@functools.lru_cache(maxsize=2**16)
+def _remembered_ids(text: str) -> tuple[int, ...]:
+    return tuple(_byte_pair_encoder().encode(text).ids)
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """Sampling: noise and text in, clean latents out, as one compiled loop."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Real
 
 from copymit.diffusion.noise_scheduler import predicted_latents_and_noise
 from copymit.diffusion.trajectory import Trajectory
@@ -12,9 +13,42 @@ from copymit.diffusion.trajectory import Trajectory
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """(noisy_latents, timesteps) -> model_pred, with text and guidance already inside."""
 
+Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(noisy_latents, timesteps, encoder_hidden_states) -> model_pred."""
+
+
+class Step(NamedTuple):
+    """Where a sampler stands before one of its steps.
+
+    Attributes:
+      index: 0 for the first step.
+      timestep: what the network is told.
+      signal: share of x0 in the latents.
+      sigma: share of the noise in them.
+      noisy_latents: the latents of the batch.
+    """
+
+    index: Int[Array, ""]
+    timestep: Real[Array, ""]
+    signal: Float[Array, ""]
+    sigma: Float[Array, ""]
+    noisy_latents: Float[Array, "B h w c"]
+
+    @property
+    def timesteps(self) -> Real[Array, " B"]:
+        """The timestep once for each example."""
+        return jnp.full(self.noisy_latents.shape[:1], self.timestep)
+
+
+StatefulDenoise = Callable[[Any, Step], tuple[Any, jax.Array]]
+"""(state, step) -> (state, model_pred): may remember what it saw in earlier steps."""
+
+Combine = Callable[[Any, Step, jax.Array, jax.Array], tuple[Any, jax.Array]]
+"""(state, step, unconditional, conditional) -> (state, model_pred): a guidance rule."""
+
 
 def with_guidance(
-    predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    predict: Predict,
     encoder_hidden_states: Float[Array, "B L D"],
     negative_hidden_states: Float[Array, "B L D"],
     guidance_scale: float,
@@ -28,18 +62,43 @@ def with_guidance(
     """
     if guidance_scale == 1.0:
         return lambda latents, t: predict(latents, t, encoder_hidden_states)
-    context = jnp.concatenate([negative_hidden_states, encoder_hidden_states])
+    predict_both = _predict_both(predict, encoder_hidden_states, negative_hidden_states)
 
     def denoise(noisy_latents, timesteps):
+        unconditional, conditional = predict_both(noisy_latents, timesteps)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    return denoise
+
+
+def with_combination(
+    predict: Predict,
+    encoder_hidden_states: Float[Array, "B L D"],
+    negative_hidden_states: Float[Array, "B L D"],
+    combine: Combine,
+) -> StatefulDenoise:
+    """Binds the text to the network, with any rule that mixes the two predictions."""
+    predict_both = _predict_both(predict, encoder_hidden_states, negative_hidden_states)
+
+    def denoise(state, step):
+        return combine(state, step, *predict_both(step.noisy_latents, step.timesteps))
+
+    return denoise
+
+
+def _predict_both(predict, encoder_hidden_states, negative_hidden_states):
+    """Returns (noisy_latents, timesteps) -> (unconditional, conditional)."""
+    context = jnp.concatenate([negative_hidden_states, encoder_hidden_states])
+
+    def predict_both(noisy_latents, timesteps):
         model_pred = predict(
             jnp.concatenate([noisy_latents] * 2),
             jnp.concatenate([timesteps] * 2),
             context,
         )
-        unconditional, conditional = jnp.split(model_pred, 2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return jnp.split(model_pred, 2)
 
-    return denoise
+    return predict_both
 
 
 def sample(
@@ -49,21 +108,41 @@ def sample(
     *,
     clip_latents: float | None = None,
 ) -> Float[Array, "B h w c"]:
-    """Follows a trajectory from pure noise to clean latents.
+    """Follows a trajectory from pure noise to clean latents; see `sample_with_state`."""
+
+    def stateless(state, step):
+        return state, denoise(step.noisy_latents, step.timesteps)
+
+    return sample_with_state(
+        stateless, (), trajectory, noise, clip_latents=clip_latents
+    )
+
+
+def sample_with_state(
+    denoise: StatefulDenoise,
+    state: Any,
+    trajectory: Trajectory,
+    noise: Float[Array, "B h w c"],
+    *,
+    clip_latents: float | None = None,
+) -> Float[Array, "B h w c"]:
+    """Follows a trajectory with a network that may remember the steps before.
 
     Args:
+      state: a pytree of arrays, what `denoise` is given at the first step.
       noise: standard normal.
       clip_latents: bound on the absolute value of every estimate of the clean latents;
         sensible where latents are pixels of a known range.
     Source: diffusers' `DDIMScheduler.step` for the clipping, with
       `use_clipped_model_output=True`.
     """
-    B = noise.shape[0]
 
-    def step(carry, now):
-        latents, previous_x0 = carry
-        timestep, signal, sigma, next_signal, next_sigma, extrapolation = now
-        model_pred = denoise(latents, jnp.full((B,), timestep))
+    def take(carry, now):
+        state, latents, previous_x0 = carry
+        index, timestep, signal, sigma, next_signal, next_sigma, extrapolation = now
+        state, model_pred = denoise(
+            state, Step(index, timestep, signal, sigma, latents)
+        )
         x0, noise = predicted_latents_and_noise(
             trajectory.prediction_type, model_pred, latents, signal, sigma
         )
@@ -71,15 +150,27 @@ def sample(
             x0 = jnp.clip(x0, -clip_latents, clip_latents)
             noise = (latents - signal * x0) / sigma
         latents = next_signal * x0 + next_sigma * noise
-        return (latents + extrapolation * (x0 - previous_x0), x0), None
+        return (state, latents + extrapolation * (x0 - previous_x0), x0), None
 
     signal, sigma = jnp.asarray(trajectory.signal), jnp.asarray(trajectory.sigma)
     steps = (
+        jnp.arange(len(trajectory.timesteps)),
         jnp.asarray(trajectory.timesteps),
         *(signal[:-1], sigma[:-1], signal[1:], sigma[1:]),
         jnp.asarray(trajectory.extrapolation),
     )
     # The first step has no estimate before it, and an extrapolation of 0.
-    start = (trajectory.noise_scale * noise, jnp.zeros_like(noise))
-    (latents, _), _ = jax.lax.scan(step, start, steps)
+    start = (state, trajectory.noise_scale * noise, jnp.zeros_like(noise))
+    (_, latents, _), _ = jax.lax.scan(take, start, steps)
     return latents
+
+
+def first_step(trajectory: Trajectory, noise: Float[Array, "B h w c"]) -> Step:
+    """Returns where a trajectory starts from this noise."""
+    return Step(
+        jnp.asarray(0),
+        jnp.asarray(trajectory.timesteps)[0],
+        jnp.asarray(trajectory.signal)[0],
+        jnp.asarray(trajectory.sigma)[0],
+        trajectory.noise_scale * noise,
+    )

@@ -33,6 +33,24 @@ class Skipped(NamedTuple):
     reason: str
 
 
+class StoredRows(Sequence[np.ndarray]):
+    """The features of shards on disk, each mapped only while it is used.
+
+    A map that is kept counts as memory of the process, page by page, as it is read.
+    """
+
+    def __init__(self, paths: Sequence[epath.Path]):
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index):  # type: ignore[override]
+        if isinstance(index, slice):
+            return StoredRows(self._paths[index])
+        return _read_rows(self._paths[index])
+
+
 class Shard(NamedTuple):
     """Consecutive images of a set.
 
@@ -109,17 +127,22 @@ class EmbeddingStore:
 
     def truncate(self, count: int) -> None:
         """Removes the shards from number `count` on, of a set that was larger."""
-        for index in self._numbers():
+        for index in self.numbers():
             if index >= count:
                 for path in reversed(self._paths(index)):
                     path.unlink(missing_ok=True)
 
     def shards(self) -> list[Shard]:
         """Reads all complete shards in their order; features stay on a local disk."""
-        found = (self.read(index) for index in self._numbers())
+        found = (self.read(index) for index in self.numbers())
         return [shard for shard in found if shard is not None]
 
-    def _numbers(self) -> list[int]:
+    def features_path(self, index: int) -> epath.Path:
+        """Is the file of a shard's features."""
+        return self._paths(index)[0]
+
+    def numbers(self) -> list[int]:
+        """Lists the shards that are there, in their order."""
         if not self.directory.exists():
             return []
         names = [path for path in self.directory.iterdir() if path.suffix == ".parquet"]
@@ -155,12 +178,13 @@ class Embeddings(NamedTuple):
 
     def rows(self, numbers: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
         """Reads some rows."""
-        ends = np.cumsum([len(shard) for shard in self.shards])
+        lengths = [len(shard) for shard in self.shards]
+        ends = np.cumsum(lengths)
         holders = np.searchsorted(ends, numbers, side="right")
         found = np.empty((len(numbers), self.shards[0].shape[1]), np.float32)
         for i in np.unique(holders):
             inside = holders == i
-            start = ends[i] - len(self.shards[i])
+            start = ends[i] - lengths[i]
             found[inside] = self.shards[i][numbers[inside] - start]
         return found
 
@@ -171,16 +195,20 @@ def load_embeddings(store: EmbeddingStore) -> Embeddings:
     Raises:
       FileNotFoundError: if there is nothing.
     """
-    shards = store.shards()
-    filled = [shard for shard in shards if shard.ids]
-    if not filled:
+    ids: list[str] = []
+    paths: list[epath.Path] = []
+    skipped: list[Skipped] = []
+    for index in store.numbers():
+        shard = store.read(index)
+        if shard is None:
+            continue
+        skipped += shard.skipped
+        if shard.ids:
+            ids += shard.ids
+            paths.append(store.features_path(index))
+    if not ids:
         raise FileNotFoundError(f"{store.directory} holds no embeddings")
-    return Embeddings(
-        [image_id for shard in filled for image_id in shard.ids],
-        [shard.features for shard in filled],
-        store.protocol() or "",
-        [image for shard in shards for image in shard.skipped],
-    )
+    return Embeddings(ids, StoredRows(paths), store.protocol() or "", skipped)
 
 
 def listing_digest(ids: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -49,12 +50,17 @@ def query_column(queries: str) -> str:
 
 def unit_vectors(embeddings: Embeddings, name: str) -> Vectors:
     """Sees features as unit vectors that are read shard by shard."""
+    shards = embeddings.shards
     return Vectors(
         name,
-        embeddings.shards[0].shape[1],
-        tuple(len(shard) for shard in embeddings.shards),
-        tuple(functools.partial(unit_rows, shard) for shard in embeddings.shards),
+        shards[0].shape[1],
+        tuple(len(shard) for shard in shards),
+        tuple(functools.partial(_unit_shard, shards, i) for i in range(len(shards))),
     )
+
+
+def _unit_shard(shards: Sequence[np.ndarray], index: int) -> np.ndarray:
+    return unit_rows(shards[index])
 
 
 def _search_set(

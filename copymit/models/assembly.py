@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from copymit.models.autoencoder import make_autoencoder
@@ -31,7 +31,8 @@ class DiffusionModel(NamedTuple):
         same at every visit of an image.
       sample_latents: (moments, key) -> latents.
       decode_latents: (params, latents) -> pixel_values.
-      predict: (params, noisy_latents, timesteps, encoder_hidden_states) -> model_pred.
+      predict: (params, noisy_latents, timesteps, encoder_hidden_states) -> model_pred; with
+        a fifth argument `control`, (model_pred, taps): see `attention_control`.
       encode_text: (params, input_ids) -> encoder_hidden_states.
     """
 
@@ -46,15 +47,7 @@ class DiffusionModel(NamedTuple):
     decode_latents: Callable[
         [ModelParams, Float[Array, "B h w c"]], Float[Array, "B H W 3"]
     ]
-    predict: Callable[
-        [
-            ModelParams,
-            Float[Array, "B h w c"],
-            Real[Array, " B"],
-            Float[Array, "B L D"],
-        ],
-        Float[Array, "B h w c"],
-    ]
+    predict: Callable[..., Any]
     encode_text: Callable[[ModelParams, Int[Array, "B L"]], Float[Array, "B L D"]]
 
 
@@ -91,10 +84,8 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
         vae = autoencoder.init(jax.random.fold_in(key, 2))
         return {**networks, "vae": vae} if vae else networks
 
-    def predict(params, noisy_latents, timesteps, encoder_hidden_states):
-        return apply_unet(
-            params["unet"], noisy_latents, timesteps, encoder_hidden_states
-        )
+    def predict(params, *inputs, **control):
+        return apply_unet(params["unet"], *inputs, **control)
 
     def encode_text(params, input_ids):
         return apply_text(params["text_encoder"], input_ids).last_hidden_state

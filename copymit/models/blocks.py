@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Real
 
 from copymit.models.attention import Implementation, attend
+from copymit.models.attention_control import Tap, attend_through, within
 from copymit.models.convolution import convolve, convolve_upsampled
 from copymit.models.normalization import GroupNorm
 
@@ -175,16 +176,23 @@ class Attention(nnx.Module):
         )
 
     def __call__(
-        self, hidden_states: Float[Array, "B P C"], context: Float[Array, "B L D"]
+        self,
+        hidden_states: Float[Array, "B P C"],
+        context: Float[Array, "B L D"],
+        tap: Tap | None = None,
     ) -> Float[Array, "B P C"]:
         def heads(x):
             return x.reshape(*x.shape[:2], self.num_heads, -1)
 
-        attended = attend(
+        attention = (
+            functools.partial(attend, implementation=self.implementation)
+            if tap is None
+            else functools.partial(attend_through, tap)
+        )
+        attended = attention(
             heads(self.to_q(hidden_states)),
             heads(self.to_k(context)),
             heads(self.to_v(context)),
-            implementation=self.implementation,
         )
         return self.to_out[0](attended.reshape(hidden_states.shape))
 
@@ -249,11 +257,14 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B P C"], context: Float[Array, "B L D"]
+        self,
+        x: Float[Array, "B P C"],
+        context: Float[Array, "B L D"],
+        tap: Tap | None = None,
     ) -> Float[Array, "B P C"]:
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn2(self.norm2(x), context, within(tap, "attn2"))
         return x + self.ff(self.norm3(x))
 
 
@@ -303,12 +314,15 @@ class Transformer2DModel(nnx.Module):
         self.proj_out = projection(zero=True)
 
     def __call__(
-        self, hidden_states: Float[Array, "B h w C"], context: Float[Array, "B L D"]
+        self,
+        hidden_states: Float[Array, "B h w C"],
+        context: Float[Array, "B L D"],
+        tap: Tap | None = None,
     ) -> Float[Array, "B h w C"]:
         B, h, w, C = hidden_states.shape
         x = self.proj_in(self.norm(hidden_states)).reshape(B, h * w, C)
-        for block in self.transformer_blocks:
-            x = block(x, context)
+        for i, block in enumerate(self.transformer_blocks):
+            x = block(x, context, within(tap, f"transformer_blocks.{i}"))
         return hidden_states + self.proj_out(x.reshape(B, h, w, C))
 
 

@@ -14,6 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Real
 
 from copymit.models.attention import Implementation
+from copymit.models.attention_control import (
+    AttentionTaps,
+    CrossAttentionControl,
+    Tap,
+    recorder,
+    within,
+)
 from copymit.models.blocks import (
     Downsample2D,
     Dtype,
@@ -129,12 +136,29 @@ class Level(nnx.Module):
         if upsampler is not None:
             self.upsamplers = nnx.List([upsampler])
 
-    def layer(self, index: int, hidden_states, time_embedding, context):
+    def layer(
+        self, index: int, hidden_states, time_embedding, context, tap: Tap | None = None
+    ):
         """Applies the residual block `index` and its transformer, if it has one."""
         hidden_states = self.resnets[index](hidden_states, time_embedding)
         if hasattr(self, "attentions") and index < len(self.attentions):
-            hidden_states = self.attentions[index](hidden_states, context)
+            tap = within(tap, f"attentions.{index}")
+            hidden_states = self.attentions[index](hidden_states, context, tap)
         return hidden_states
+
+    def tapped_layer(
+        self,
+        index: int,
+        name: str,
+        control: CrossAttentionControl,
+        hidden_states,
+        time_embedding,
+        context,
+    ):
+        """Applies `layer` under a control, and returns its attention as well."""
+        taps: AttentionTaps = {}
+        tap = within(recorder(control, taps), name)
+        return self.layer(index, hidden_states, time_embedding, context, tap), taps
 
 
 class UNet2DConditionModel(nnx.Module):
@@ -197,35 +221,50 @@ class UNet2DConditionModel(nnx.Module):
         noisy_latents: Float[Array, "B h w c"],
         timesteps: Real[Array, " B"],
         encoder_hidden_states: Float[Array, "B L D"],
-    ) -> Float[Array, "B h w c"]:
-        """Returns the model's prediction in float32."""
+        control: CrossAttentionControl | None = None,
+    ) -> Float[Array, "B h w c"] | tuple[Float[Array, "B h w c"], AttentionTaps]:
+        """Returns the model's prediction in float32.
+
+        Args:
+          control: changes the logits of every cross-attention layer; with one, the
+            attention probabilities of these layers are returned as well.
+        """
         context = encoder_hidden_states.astype(self.dtype)
         sinusoids = timestep_embedding(timesteps, self.config.block_out_channels[0])
         time_embedding = self.time_embedding(sinusoids.astype(self.dtype))
 
-        def layer(level, index, x):
-            call = checkpoint(functools.partial(level.layer, index), self.config.remat)
-            return call(x, time_embedding, context)
+        taps: AttentionTaps = {}
+
+        def layer(name, level, index, x):
+            if control is None:
+                call = functools.partial(level.layer, index)
+                return checkpoint(call, self.config.remat)(x, time_embedding, context)
+            call = functools.partial(level.tapped_layer, index, name, control)
+            call = checkpoint(call, self.config.remat)
+            x, found = call(x, time_embedding, context)
+            taps.update(found)
+            return x
 
         x = self.conv_in(noisy_latents.astype(self.dtype))
         skips = [x]
-        for level in self.down_blocks:
+        for i, level in enumerate(self.down_blocks):
             for index in range(len(level.resnets)):
-                x = layer(level, index, x)
+                x = layer(f"down_blocks.{i}", level, index, x)
                 skips.append(x)
             if hasattr(level, "downsamplers"):
                 x = level.downsamplers[0](x)
                 skips.append(x)
-        x = layer(self.mid_block, 0, x)
-        x = layer(self.mid_block, 1, x)
-        for level in self.up_blocks:
+        x = layer("mid_block", self.mid_block, 0, x)
+        x = layer("mid_block", self.mid_block, 1, x)
+        for i, level in enumerate(self.up_blocks):
             for index in range(len(level.resnets)):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = layer(level, index, x)
+                x = layer(f"up_blocks.{i}", level, index, x)
             if hasattr(level, "upsamplers"):
                 x = level.upsamplers[0](x)
         x = self.conv_out(nnx.silu(self.conv_norm_out(x)))
-        return x.astype(jnp.float32)
+        prediction = x.astype(jnp.float32)
+        return prediction if control is None else (prediction, taps)
 
 
 def _make_down(config: UNetConfig, resnet, transformer, dtype, rngs) -> list[Level]:

@@ -15,7 +15,6 @@ from copymit.scores.cmmd import clip_maximum_mean_discrepancy
 from copymit.scores.frechet import (
     density_coverage,
     frechet_distance,
-    gaussian_moments,
     kernel_distance,
     precision_recall,
     sample_size_warning,
@@ -64,12 +63,12 @@ def score_quality(
     if warning:
         scores["warnings"].append(warning)
     frechet, kernel = distance_names(embedder, references.protocol)
-    moments = gaussian_moments(generations.features)
-    scores[frechet] = frechet_distance(*gaussian_moments(references.features), *moments)
+    moments = moments_of(generations)
+    scores[frechet] = frechet_distance(*moments_of(references), *moments)
     heldout = embeddings.get("heldout")
     if heldout is not None and len(heldout.ids) > 1:
         scores[f"{frechet}_to_heldout"] = frechet_distance(
-            *gaussian_moments(heldout.features), *moments
+            *moments_of(heldout), *moments
         )
     rows = (_some_rows(references, seed), _some_rows(generations, seed))
     scores[kernel] = kernel_distance(*rows)
@@ -87,6 +86,20 @@ def distance_names(embedder: str, protocol: str) -> tuple[str, str]:
     if embedder in _FID_PROTOCOLS and _OTHER_WEIGHTS not in protocol:
         return "fid", "kid"
     return f"fd_{embedder}", f"kd_{embedder}"
+
+
+def moments_of(
+    embeddings: Embeddings,
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
+    """Is `gaussian_moments` of all features, with one shard in memory at a time."""
+    count = len(embeddings.ids)
+    total = sum(shard.sum(0, dtype=np.float64) for shard in embeddings.shards)
+    mean = np.asarray(total / count)
+    squares = np.zeros((len(mean), len(mean)))
+    for shard in embeddings.shards:
+        centred = shard - mean
+        squares += centred.T @ centred
+    return mean, squares / (count - 1)
 
 
 def _some_rows(embeddings: Embeddings, seed: int) -> Float[np.ndarray, "N D"]:

@@ -17,7 +17,7 @@ from copymit.search.approx import search_approx
 from copymit.search.exact import Neighbours, SearchResult, search_exact
 from copymit.search.recall import RECALL_QUERIES
 from copymit.search.scann_index import ScannSettings
-from copymit.search.scann_search import PART_ROWS, search_scann
+from copymit.search.scann_search import search_scann
 from copymit.search.vectors import Vectors, VectorsLike, as_vectors, open_vectors
 
 __all__ = [
@@ -48,7 +48,7 @@ def search(
     recall_target: float = 0.99,
     seed: int = 0,
     index_dir: epath.PathLike | None = None,
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
 ) -> SearchResult:
     """Finds the nearest references of each query with the backend that fits the size.
 

@@ -47,7 +47,9 @@ from copymit.search.vectors import (
 
 logger = logging.getLogger(__name__)
 
+# Of a part that nobody chose the size of: a million rows, or as many as are 2 GiB.
 PART_ROWS = 1_000_000
+PART_BYTES = 2**31
 
 
 def search_scann(
@@ -60,7 +62,7 @@ def search_scann(
     recall_target: float = 0.99,
     seed: int = 0,
     index_dir: epath.PathLike | None = None,
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
 ) -> SearchResult:
     """Finds the nearest references of each query with ScaNN, and measures its recall.
 
@@ -75,7 +77,8 @@ def search_scann(
       index_dir: local folder that keeps the parts. One whose rows and way of building
         are unchanged is used again, so after references are added at the end only the
         parts that hold them are built. One process may write to it at a time.
-      part_rows: references of a part; another number builds every part again.
+      part_rows: references of a part; another number builds every part again. None is
+        a million, or fewer where their rows would be more than 2 GiB.
     Raises:
       ValueError: as `search_exact`, or if settings, `part_rows` or `index_dir` are
         unusable.
@@ -84,6 +87,8 @@ def search_scann(
     queries = as_vectors(queries, "queries")
     references = as_vectors(references, "references")
     exclude = check_search(queries, references, k, exclude)
+    if part_rows is None:
+        part_rows = min(PART_ROWS, max(1, PART_BYTES // (4 * references.dim)))
     if part_rows < 1:
         raise ValueError(f"part_rows is {part_rows}: index at least one row at a time")
     scann = import_scann()

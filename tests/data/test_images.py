@@ -8,11 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from copymit.data import images
 from copymit.data.examples import Example
-from copymit.data.images import ImageError, check_images, decode_image, resize_and_crop
+from copymit.data.images import (
+    ImageError,
+    check_images,
+    decode_image,
+    decode_resized,
+    resize_and_crop,
+)
 
 SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -336,3 +343,44 @@ def test_real_photos_of_every_mode_decode():
                 break
     kept, _ = check_images(ListSource(files), range(len(files)), "stop")
     assert len(kept) == 51
+
+
+def test_a_large_jpeg_that_is_decoded_in_part_differs_by_less_than_a_level(shared_data):
+    """The half-size decoding of a 224 px photo against the full one, both to 64 px."""
+    with tarfile.open(shared_data / "imagenette2-224.tar") as tar:
+        names = [n for n in tar.getnames() if "/val/" in n and n.endswith("JPEG")]
+        files = [tar.extractfile(name).read() for name in sorted(names)[::10]]
+    fast = np.stack([decode_resized(data, "photo", 64) for data in files])
+    full = np.stack(
+        [resize_and_crop(decode_image(data, "photo"), 64) for data in files]
+    )
+    difference = np.abs(fast.astype(int) - full)
+    assert 0 < difference.mean() < 1
+    assert abs((fast.astype(int) - full).mean()) < 0.05
+    # A size of which there are not 1.5 times as many pixels is decoded in full.
+    same = np.stack([decode_resized(data, "photo", 100) for data in files[:5]])
+    whole = [resize_and_crop(decode_image(data, "photo"), 100) for data in files[:5]]
+    np.testing.assert_array_equal(same, np.stack(whole))
+
+
+def test_a_smooth_jpeg_that_is_decoded_in_part_differs_by_less_than_a_level(rng):
+    noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    noise.resize((512, 512), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    fast = decode_resized(buffer.getvalue(), "smooth", 64).astype(int)
+    full = resize_and_crop(decode_image(buffer.getvalue(), "smooth"), 64)
+    assert np.abs(fast - full).mean() < 1
+
+
+def test_the_resize_is_torchs_antialiased_bilinear(rng):
+    """torchvision's tensor transform is this call; files go through Pillow's twin."""
+    pixels = rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(
+        tensor, (64, 64), mode="bilinear", antialias=True, align_corners=False
+    )
+    found = resize_and_crop(Image.fromarray(pixels), 64).astype(np.float32)
+    difference = np.abs(found - expected[0].permute(1, 2, 0).numpy())
+    # Pillow rounds to whole levels after each of the two directions.
+    assert difference.mean() < 0.5
+    assert difference.max() <= 1.5

@@ -68,6 +68,7 @@ class HuggingfaceSource:
             schema, caption_column, _CAPTION_COLUMNS, where, "caption"
         )
         id_column = next((name for name in _ID_COLUMNS if name in schema.names), None)
+        self.class_names: Sequence[str]
         self.class_names, label = _classes(schema)
         # Read by columns: images are left where they are.
         wanted = [name for name in (id_column, label, self._caption) if name]

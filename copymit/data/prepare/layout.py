@@ -67,7 +67,7 @@ def write_shard(
         len(rows), sum(len(row.record) for row in rows), cursor, list(skipped)
     )
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(shard)})
-    table = pa.Table.from_pylist([row.index for row in rows], schema)
+    table = pa.Table.from_pylist([row.facts for row in rows], schema)
     _write_whole(_progress_file(folder, number), _parquet(table))
     return shard
 

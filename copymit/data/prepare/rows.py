@@ -44,10 +44,10 @@ class Described(Protocol):
 
 
 class Row(NamedTuple):
-    """A good example: what is stored of it, and what the index says."""
+    """A good example: what is stored of it, and the row of the index."""
 
     record: bytes
-    index: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def make_row(source: ExampleSource, position: int, min_side: int) -> Row | str:
@@ -72,7 +72,7 @@ def make_row(source: ExampleSource, position: int, min_side: int) -> Row | str:
     if not all(map(is_text, captions)):
         return "has a caption that is no valid text"
     example = example._replace(captions=captions)
-    index = {
+    facts = {
         "example_id": example.example_id,
         "label": -1 if example.label is None else example.label,
         "caption_count": len(captions),
@@ -80,7 +80,7 @@ def make_row(source: ExampleSource, position: int, min_side: int) -> Row | str:
         "height": image.height,
         **pick_metadata(described),
     }
-    return Row(encode_example(example), index)
+    return Row(encode_example(example), facts)
 
 
 def clean_caption(caption: str) -> str:

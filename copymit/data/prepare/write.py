@@ -8,9 +8,11 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -93,66 +95,91 @@ def write_data_set(
         pairs = [(entry["example_id"], entry["reason"]) for entry in listing]
         return Summary(len(RecordSource(folder)), pairs)
     shards = layout.read_shards(folder)
-    selector = Selector(len(source), wanted, settings.seed)
+    cursor, passed = _write_rest(source, folder, settings, shards)
+    everything = [*skipped, *(s for shard in shards for s in shard.skipped), *passed]
+    if cursor.kept < (wanted or 1):
+        raise ValueError(
+            _too_few(wanted or 1, cursor.kept, len(source), len(everything))
+        )
+    layout.finish(folder, shards, everything, source.class_names)
+    return Summary(cursor.kept, everything)
+
+
+def _write_rest(
+    source: ExampleSource,
+    folder: epath.Path,
+    settings: Settings,
+    shards: list[layout.Shard],
+) -> tuple[Cursor, list[layout.Skipped]]:
+    """Appends to the shards what is missing of them.
+
+    Returns:
+      Where the selection ended, and what was passed over after the last shard.
+    """
+    selector = Selector(len(source), settings.num_examples, settings.seed)
     cursor = shards[-1].cursor if shards else selector.first
     if cursor.kept:
         _logger.info("going on after %d examples", cursor.kept)
     rows: list[Row] = []
     passed: list[layout.Skipped] = []
     size = 0
-    for cursor, outcome in _outcomes(source, selector, cursor, settings.min_side):
-        if isinstance(outcome, Row):
-            rows.append(outcome)
-            size += len(outcome.record)
-        else:
-            passed.append(outcome)
+    for outcome in _outcomes(source, selector, cursor, settings.min_side):
+        cursor = outcome.cursor
+        if outcome.row is None:
             if settings.on_corrupt == "stop":
                 raise ValueError(
-                    f"{outcome[0]!r} {outcome[1]}: repair or remove it, or go on with "
-                    "--on_corrupt=skip"
+                    f"{outcome.name!r} {outcome.fault}: repair or remove it, or go on "
+                    "with --on_corrupt=skip"
                 )
-            _logger.warning("skipping %r: %s", *outcome)
+            _logger.warning("skipping %r: %s", outcome.name, outcome.fault)
+            passed.append((outcome.name, outcome.fault))
+            continue
+        rows.append(outcome.row)
+        size += len(outcome.row.record)
         if size >= settings.shard_bytes:
-            shards.append(layout.write_shard(folder, len(shards), rows, cursor, passed))
+            shard = layout.write_shard(folder, len(shards), rows, cursor, passed)
+            shards.append(shard)
             rows, passed, size = [], [], 0
-    everything = [*skipped, *(s for shard in shards for s in shard.skipped), *passed]
-    if cursor.kept < (wanted or 1):
-        raise ValueError(
-            _too_few(wanted or 1, cursor.kept, len(source), len(everything))
-        )
     if rows:
         shards.append(layout.write_shard(folder, len(shards), rows, cursor, passed))
-    layout.finish(folder, shards, everything, source.class_names)
-    return Summary(cursor.kept, everything)
+        passed = []
+    return cursor, passed
+
+
+class _Outcome(NamedTuple):
+    """An example that was tried: its row or else its fault, and where to go on."""
+
+    cursor: Cursor
+    name: str
+    row: Row | None
+    fault: str
 
 
 def _outcomes(
     source: ExampleSource, selector: Selector, cursor: Cursor, min_side: int
-) -> Iterator[tuple[Cursor, Row | layout.Skipped]]:
-    """Yields each example that is tried, as a row or as skipped, and where that is."""
+) -> Iterator[_Outcome]:
+    """Tries one example after the other until enough are good, and tells the rate."""
     total = selector.wanted or len(source)
-    started, reported, kept_before = time.monotonic(), time.monotonic(), cursor.kept
+    kept_before, started = cursor.kept, time.monotonic()
+    reported = started
     with ThreadPoolExecutor() as pool:
         while len(left := selector.rest(cursor)):
             for chunk in np.split(left, range(_READ_AHEAD, len(left), _READ_AHEAD)):
                 results = pool.map(lambda i: make_row(source, int(i), min_side), chunk)
                 for index, result in zip(chunk, results, strict=True):
-                    is_good = isinstance(result, Row)
-                    cursor = cursor._replace(
-                        tried=cursor.tried + 1, kept=cursor.kept + is_good
-                    )
-                    if isinstance(result, Row):
-                        yield cursor, result
-                    else:
-                        yield cursor, (source.example_ids[index], result)
+                    row = result if isinstance(result, Row) else None
+                    fault = result if isinstance(result, str) else ""
+                    kept = cursor.kept + (row is not None)
+                    cursor = cursor._replace(tried=cursor.tried + 1, kept=kept)
+                    yield _Outcome(cursor, source.example_ids[index], row, fault)
                 now = time.monotonic()
                 if now - reported >= _REPORT_SECS:
                     reported = now
                     rate = (cursor.kept - kept_before) / (now - started)
-                    left_secs = (total - cursor.kept) / rate if rate else float("inf")
+                    secs = (total - cursor.kept) / rate if rate else math.inf
                     _logger.info(
                         "%d of %d examples, %.0f a second, %.0f s left",
-                        *(cursor.kept, total, rate, left_secs),
+                        *(cursor.kept, total, rate, secs),
                     )
             cursor = selector.next_round(cursor)
 
