@@ -100,7 +100,8 @@ def _describe_training(run: EvaluatedRun) -> list[str]:
 
 def _describe_sampling(run: EvaluatedRun) -> list[str]:
     """Says how generations were made, if copymit made them."""
-    if run.prompts is None:
+    # Whose images were given has a setting that says where they lay.
+    if run.prompts is None or "generations" in run.settings:
         return ["The generations were not made by copymit."]
     value = _reader(run.settings)
     prompts = run.settings.get("eval.prompts")

@@ -47,6 +47,9 @@ def test_copies_are_found_and_the_result_is_one_table(pictures, tmp_path):
     assert table.loc["000002", "prompt"] == "=c"
     assert result.scores["tile_l2_below_0.15"] == 1
     assert result.report.exists()
+    card = (result.directory / "metrics_card.txt").read_text()
+    assert "were not made by copymit" in card
+    assert "sampler" not in card
 
 
 def test_generations_equal_to_the_references_have_no_distance(pictures, tmp_path):
