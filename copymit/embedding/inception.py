@@ -4,12 +4,12 @@ In: uint8 RGB images and the weights of 2015. Out: embedders of 2,048 features. 
 differ in how an image comes to 299 pixels, and that alone moves a FID by whole points.
 """
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
@@ -17,6 +17,7 @@ from PIL import Image
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.resizing import crop_centre, resize_short_side
 from copymit.models.inception import IMAGE_SIZE_PX, WEIGHTS_FILE, load_inception
+from copymit.pretrained.weight_files import hash_weights
 
 # Published files carry the beginning of their sha256 in their name.
 _PUBLISHED_SHA256 = "6726825d"
@@ -70,8 +71,7 @@ def make_inception(protocol: str, weights: str) -> Embedder:
 
 
 def _describe_file(path: str) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hash_weights([epath.Path(path)])
     published = digest.startswith(_PUBLISHED_SHA256)
     return f"sha256 {digest[:12]}{'' if published else ' (not the published file)'}"
 

@@ -5,19 +5,19 @@ about.
 """
 
 import functools
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import UInt8
 
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.resizing import crop_centre, resize_short_side, resize_to
 from copymit.models.sscd import load_sscd
+from copymit.pretrained.weight_files import hash_weights
 
 _PROJECT = "github.com/facebookresearch/sscd-copy-detection"
 
@@ -117,12 +117,7 @@ def make_sscd(protocol: str, weights: str) -> Embedder:
 
     text = (
         f"SSCD {steps.weights} ({steps.architecture}), weights sha256 "
-        f"{_short_digest(weights)}; {steps.resizing}; {steps.statistics.text}; float32; "
-        "cosine of the features"
+        f"{hash_weights([epath.Path(weights)])[:12]}; {steps.resizing}; "
+        f"{steps.statistics.text}; float32; cosine of the features"
     )
     return Embedder(protocol, text, steps.prepare, params, apply)
-
-
-def _short_digest(path: str) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
