@@ -2,9 +2,10 @@
 
 In: a CSV or parquet file with the columns `example_id`, `factor` and optionally
 `captions`, and a source. Out: the factors in the order of the source, and from them
-which images are trained on and how often. Everything is a column of numpy or Arrow: a
-million rows take 0.4 s and 130 MB at the peak, of which the run keeps 17 MB (weights,
-running totals and marks; measured with a 24-character id).
+which images are trained on and how often. Everything is a column of numpy or Arrow.
+Measured with a million rows and ids of 22 characters: 1.2 s of one slow core up to the
+first batch, half of it for reading; per process 235 MB at the peak (200 from parquet),
+of which 60 stay while training, without the ids, which are the source's.
 """
 
 from collections.abc import Sequence

@@ -169,7 +169,7 @@ def _read_index(path: epath.Path) -> pa.Table:
     columns = ["example_id", "label", "caption_count"]
     try:
         with (path / INDEX_FILE).open("rb") as file:
-            return pq.read_table(file, columns=columns)
+            return pq.ParquetFile(file).read(columns)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path / INDEX_FILE} cannot be read ({error}): prepare the data set again"

@@ -7,6 +7,7 @@ from scipy import stats
 from copymit.data.captions import (
     RANDOM_CAPTION_TOKENS,
     RANDOM_TOKEN_LIMIT,
+    VariedCaptions,
     check_captions,
     make_caption_function,
 )
@@ -56,6 +57,22 @@ def test_a_random_caption_is_four_tokens_that_belong_to_the_image():
     assert _texts(caption, OTHER, False, 1) != [text]
     assert _texts(_make("random", seed=1), EXAMPLE, False, 1) != [text]
     assert _texts(_make("random"), EXAMPLE, False, 1) == [text]
+
+
+def test_a_random_caption_of_the_original_code_is_the_one_it_lists():
+    listed = EXAMPLE._replace(captions=("[49406, 320, 7]", "second"))
+    assert set(_texts(_make("random"), listed, False, 5)) == {"49406 320 7"}
+    assert set(_texts(_make("instance"), listed, False, 5)) == {"[49406, 320, 7]"}
+
+
+@pytest.mark.parametrize("duplication", ["none", "full"])
+def test_varied_captions_vary_where_the_image_is_duplicated(duplication):
+    varied = EXAMPLE._replace(captions=VariedCaptions(EXAMPLE.captions))
+    texts = _texts(_make(duplication=duplication), varied, True, count=4000)
+    counts = [texts.count(caption) for caption in EXAMPLE.captions]
+    assert sum(counts) == len(texts)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert set(_texts(_make(duplication=duplication), varied, False)) == {"first"}
 
 
 def test_random_captions_use_all_tokens_evenly():

@@ -1,9 +1,13 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from copymit.data import captions_file
+from copymit.data.captions_file import read_captions
 from copymit.data.sources import FolderSource
 
 
@@ -176,3 +180,80 @@ def test_token_id_captions_are_kept_as_they_are(flat, tmp_path):
     captions = {f"/x/{i}.png": ["[49406, 320]"] for i in "abc"}
     source = FolderSource(flat, write_captions(tmp_path / "c.json", captions))
     assert source[0].captions == ("[49406, 320]",)
+
+
+TEXTS = {"owl/1.png": ["one", "uno"], "cat/2.png": ['"é"\n日本', "[3, 4]"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "captions_format", "root"),
+    [
+        ("c.json", "relative", ""),
+        ("c.parquet", "relative", ""),
+        ("c.json", "dcr", ""),
+        ("c.json", "dcr", "/fs/author/"),
+    ],
+)
+def test_what_is_written_is_read_again(tmp_path, name, captions_format, root):
+    path = tmp_path / "new" / name
+    captions_file.write_captions(path, TEXTS.items(), captions_format, root)
+    expected = [tuple(texts) for texts in TEXTS.values()]
+    assert read_captions(path, list(TEXTS), "auto") == expected
+    assert read_captions(path, list(TEXTS), captions_format) == expected
+    assert [p.name for p in path.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.parquet"])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("before")
+
+    def entries():
+        yield "a", ["x"]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        captions_file.write_captions(path, entries())
+    assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"example_id": ["a"], "caption": ["x"]},
+            r"c\.parquet' cannot be read .*columns",
+        ),
+        ({"example_id": ["a"], "captions": ["x"]}, r"cannot be read .*lists of texts"),
+        (
+            {"example_id": ["a", "a"], "captions": [["x"], ["y"]]},
+            r"occur twice .*: 'a'",
+        ),
+        ({"example_id": [None], "captions": [["x"]]}, r"ids are empty .*: 'None'"),
+        ({"example_id": ["a"], "captions": [None]}, r"not a list of texts: 'a'"),
+        ({"example_id": ["a"], "captions": [["x", None]]}, r"not a list of texts: 'a'"),
+        (
+            {"example_id": ["a"], "captions": [[]]},
+            r"images without captions: 'a'|cannot",
+        ),
+    ],
+)
+def test_faults_of_captions_in_parquet_are_named(tmp_path, columns, message):
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=message):
+        read_captions(path, ["a"], "auto")
+
+
+def test_captions_in_parquet_that_is_none_or_absent_are_named(tmp_path):
+    path = tmp_path / "c.parquet"
+    with pytest.raises(FileNotFoundError, match=r"no captions file '.*c\.parquet'"):
+        read_captions(path, ["a"], "auto")
+    path.write_bytes(b"PAR1 or not")
+    with pytest.raises(ValueError, match=r"c\.parquet' cannot be read"):
+        read_captions(path, ["a"], "auto")
+
+
+def test_an_unknown_format_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="relative or dcr, not 'auto'"):
+        captions_file.write_captions(tmp_path / "c.json", TEXTS.items(), "auto")

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from copymit.data.schedule import (
+    check_duplication_mode,
     draw_generator,
     example_at,
     examples_of_step,
@@ -125,3 +126,23 @@ def test_an_unknown_sampling_is_named_with_the_known_ones():
         ValueError, match=r"'shuffle' is not known.*epochs, replacement"
     ):
         make_schedule(WEIGHTS, "shuffle", seed=0)
+
+
+def test_an_epoch_longer_than_can_be_shuffled_is_refused():
+    weights = np.full(5000, 1_000_000)
+    with pytest.raises(ValueError, match=r"epoch of 5000000000 draws .*'replacement'"):
+        make_schedule(weights, "epochs", seed=0)
+    assert 0 <= example_at(make_schedule(weights, "replacement", seed=0), 7) < 5000
+
+
+def test_exact_counts_are_refused_where_draws_are_independent():
+    for mode, sampling in (
+        ("counts", "epochs"),
+        ("weights", "epochs"),
+        ("weights", "replacement"),
+    ):
+        check_duplication_mode(mode, sampling)
+    with pytest.raises(ValueError, match=r"'counts' promises .*set data\.sampling='ep"):
+        check_duplication_mode("counts", "replacement")
+    with pytest.raises(ValueError, match=r"'exact' is not known: .*weights, counts"):
+        check_duplication_mode("exact", "epochs")

@@ -24,6 +24,18 @@ from copymit.data.sources import load_source
 
 logger = logging.getLogger("copymit.data.caption")
 
+# What the captions depend on.
+_SETTINGS = (
+    "model",
+    "num_captions",
+    "top_p",
+    "min_length",
+    "max_length",
+    "seed",
+    "keep_original",
+    "captions",
+)
+
 
 def generate(source: ExampleSource, arguments: argparse.Namespace) -> None:
     """Captions every image of a source.
@@ -31,9 +43,7 @@ def generate(source: ExampleSource, arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: for a setting out of range; see also `load_blip`, `caption_source`.
     """
-    names = ("num_captions", "top_p", "min_length", "max_length", "seed")
-    settings = {name: getattr(arguments, name) for name in names}
-    settings |= {"model": arguments.model, "keep_original": arguments.keep_original}
+    settings = {name: getattr(arguments, name) for name in _SETTINGS}
     _check_ranges(arguments)
     try:
         from copymit.data.caption.blip import load_blip

@@ -27,7 +27,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 class Blip:
     """A captioning model with everything that it needs."""
 
-    model: BlipForConditionalGeneration
+    model: Any  # BlipForConditionalGeneration
     tokenizer: Any
     preprocess: BlipImageProcessorPil
     top_p: float
@@ -137,7 +137,7 @@ def load_blip(name: str, *, top_p: float, min_length: int, max_length: int) -> B
       OSError: if there is no such model.
       ValueError: if it is no BLIP for captions, or captions would be too long for it.
     """
-    config = AutoConfig.from_pretrained(name)
+    config: Any = AutoConfig.from_pretrained(name)
     if config.model_type != "blip":
         raise ValueError(
             f"--model={name} is a {config.model_type} model: use a BLIP for captions, "
@@ -148,9 +148,10 @@ def load_blip(name: str, *, top_p: float, min_length: int, max_length: int) -> B
         raise ValueError(
             f"--max_length={max_length} is more than the {longest} tokens of {name}"
         )
-    model, info = BlipForConditionalGeneration.from_pretrained(
+    loaded: Any = BlipForConditionalGeneration.from_pretrained(
         name, output_loading_info=True
     )
+    model, info = loaded
     if info["missing_keys"]:
         raise ValueError(
             f"--model={name} lacks {len(info['missing_keys'])} weights of a captioning "

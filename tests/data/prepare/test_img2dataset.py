@@ -60,7 +60,9 @@ def download(tmp_path, noise):
 
 
 @pytest.mark.parametrize("output_format", ["webdataset", "files"])
-def test_images_captions_and_metadata_are_kept(download, tmp_path, noise, output_format):
+def test_images_captions_and_metadata_are_kept(
+    download, tmp_path, noise, output_format
+):
     source = Img2datasetSource(download(output_format))
     write_data_set(source, tmp_path / "out", Settings())
     prepared = RecordSource(tmp_path / "out")
@@ -84,7 +86,9 @@ def test_a_drawn_part_has_the_number_asked_for(download, tmp_path):
     assert len(set(RecordSource(tmp_path / "out").example_ids)) == 4
 
 
-def test_a_half_downloaded_tar_file_is_refused_or_skipped_and_listed(download, tmp_path):
+def test_a_half_downloaded_tar_file_is_refused_or_skipped_and_listed(
+    download, tmp_path
+):
     root = download("webdataset")
     data = (root / "00001.tar").read_bytes()
     (root / "00001.tar").write_bytes(data[: len(data) // 3])
@@ -123,10 +127,13 @@ def test_texts_that_are_not_utf8_and_damaged_json_are_skipped_and_listed(
     (root / "00000" / "000000001.json").write_bytes(b"[1]")
     (root / "00000" / "000000002.txt").unlink()
     source = Img2datasetSource(root)
-    with pytest.raises(ValueError, match="'00000/000000000' cannot be read .*utf-8"):
+    with pytest.raises(ValueError, match=r"'00000/000000000' cannot be read .*utf-8"):
         write_data_set(source, tmp_path / "stop", Settings())
     summary = write_data_set(source, tmp_path / "out", Settings(on_corrupt="skip"))
-    assert [name for name, _ in summary.skipped] == ["00000/000000000", "00000/000000001"]
+    assert [name for name, _ in summary.skipped] == [
+        "00000/000000000",
+        "00000/000000001",
+    ]
     assert "not an object" in summary.skipped[1][1]
     assert RecordSource(tmp_path / "out")[0].captions == ("An image",)
 

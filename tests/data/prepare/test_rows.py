@@ -109,7 +109,12 @@ def test_captions_that_cannot_be_stored_have_a_reason(noise, captions, reason):
 
 
 def test_metadata_is_found_under_the_names_that_laion_uses(noise):
-    metadata = {"URL": "http://x", "similarity": 0.3, "AESTHETIC_SCORE": 5, "NSFW": "no"}
+    metadata = {
+        "URL": "http://x",
+        "similarity": 0.3,
+        "AESTHETIC_SCORE": 5,
+        "NSFW": "no",
+    }
     row = make_row(OneExample(noise(0), metadata=metadata), 0, 1)
     kept = {name: row.facts[name] for name in ("url", "similarity", "aesthetic_score")}
     assert kept == {"url": "http://x", "similarity": 0.3, "aesthetic_score": 5.0}
