@@ -124,12 +124,6 @@ def _open_manifest(config: ConfigDict, source: ExampleSource) -> Manifest:
             f"data.caption_style={config.caption_style!r} gives an image only one: use "
             "'instance', or 'first' in the manifest"
         )
-    if manifest.varied.any() and config.cache_embeddings:
-        raise ValueError(
-            f"data.manifest={config.manifest!r} varies captions ('any'), and "
-            "data.cache_embeddings holds only the first: set it to False, or use "
-            "'first' in the manifest"
-        )
     return manifest
 
 

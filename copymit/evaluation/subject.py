@@ -358,7 +358,9 @@ def _title(images: Any) -> str:
 def describe_run(config: ConfigDict) -> str:
     """Names a run by what the study varies."""
     data = config.data
-    if data.duplication == "none":
+    if data.manifest:
+        title = f"duplication by {Path(data.manifest).name}"
+    elif data.duplication == "none":
         title = "no duplication"
     else:
         title = f"{data.duplication} duplication x{data.duplication_factor}"

@@ -17,6 +17,8 @@ _COUNTS = {
     "num_references": "{} training images",
     "num_heldout": "{} images that were never trained on",
 }
+# Says how, and not whether, a mitigation is done.
+_NOT_ALONE = ("mitigation.train.num_insertions",)
 _PROMPTS = {
     "each": "every training image's caption in turn",
     "random": "captions of training images drawn at random",
@@ -82,6 +84,9 @@ def _describe_training(run: EvaluatedRun) -> list[str]:
         value("seed", "training seed {}"),
     ]
     duplication = run.settings.get("data.duplication")
+    if manifest := run.settings.get("data.manifest"):
+        facts.append(f"duplication as listed in {manifest}")
+        duplication = None
     if duplication == "none":
         facts.append("no duplication")
     elif duplication is not None:
@@ -91,7 +96,7 @@ def _describe_training(run: EvaluatedRun) -> list[str]:
     mitigations = [
         name.rpartition(".")[2].replace("_", " ")
         for name, on in sorted(run.settings.items())
-        if name.startswith("mitigation.") and on
+        if name.startswith("mitigation.") and on and name not in _NOT_ALONE
     ]
     if mitigations:
         facts.append("mitigation by " + _enumerate(mitigations))

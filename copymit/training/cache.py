@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
+from copymit.data.captions import VariedCaptions
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import CachedEmbeddings, CachedMoments, Images
 from copymit.data.row_store import RowStore
@@ -209,6 +210,7 @@ def every_caption(
     ):
         example = dataset.source[int(index)]
         texts.add(caption(example, False, rng))
-        if varies or (duplicated and config.data.duplication == "partial"):
+        listed = isinstance(example.captions, VariedCaptions)
+        if varies or (duplicated and (listed or config.data.duplication == "partial")):
             texts.update(example.captions)
     return sorted(texts)

@@ -231,7 +231,6 @@ def test_varied_captions_need_several_of_them(folder):
         ({"num_examples": 5}, r"data\.num_examples=5 contradicts"),
         ({"classes": ("x",)}, r"data\.classes=\('x',\) contradicts"),
         ({"caption_style": "fixed"}, r"varies captions \('any'\).*'fixed' gives an im"),
-        ({"cache_embeddings": True}, r"data\.cache_embeddings holds only the first"),
         (
             {"duplication_mode": "counts", "sampling": "replacement"},
             r"'counts' promises exact counts .*'replacement' draws at random",
