@@ -26,6 +26,7 @@ from copymit.analysis.captions import (
 )
 from copymit.analysis.clusters import (
     Cluster,
+    Kind,
     Side,
     count_by_captions,
     count_groups,
@@ -163,7 +164,7 @@ def analyze(
     table = table.reset_index(drop=True)
     images, near_images = _compare_images(source, rows, table, out, settings)
     captions, near_captions = _compare_captions(table, out, settings)
-    sides = {"image": images, "caption": captions}
+    sides: dict[Kind, Side] = {"image": images, "caption": captions}
     clusters = [
         c for kind in sides for c in make_clusters(kind, table, images, captions)
     ]

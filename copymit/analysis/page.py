@@ -199,7 +199,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = format_number
+    environment.filters |= {"number": format_number, "cosine": "{:.3f}".format}
     style = "".join(
         path.read_text("utf-8")
         for path in (_REPORT / "page.css", _FOLDER / "analysis.css")

@@ -40,6 +40,13 @@ def test_calibration_lies_above_different_images_and_below_copies(rng):
     assert np.sort(background)[-3] < threshold < 0.97
 
 
+def test_families_of_similar_images_raise_the_threshold(rng):
+    alone = 1 - np.exp(rng.normal(np.log(0.3), 0.2, 1500))
+    family = 1 - np.exp(rng.normal(np.log(0.05), 0.5, 500))
+    threshold = calibrate_threshold(np.concatenate([alone, family]))
+    assert threshold > calibrate_threshold(alone)
+
+
 def test_more_images_give_a_higher_threshold(rng):
     few = 1 - np.exp(rng.normal(np.log(0.3), 0.2, 1000))
     assert calibrate_threshold(np.tile(few, 100)) > calibrate_threshold(few)
