@@ -9,6 +9,10 @@ What a part of N references of D dimensions costs: building holds its float32 ro
 for each. One million of 512: 2.0 GiB of rows + 0.12 GiB of codes to search, 4.1 GiB to
 build. Ten million of 512 are ten such parts, one in memory at a time: 19.1 GiB of float32
 shards on disk, and 20.3 GiB of saved parts if `index_dir` is given.
+
+ScaNN takes no seed and trains in threads: two indexes of the same rows may miss other
+neighbours. A saved index is used again, so results are repeated while it is there; what
+must be the same on any machine is searched exactly.
 """
 
 import dataclasses

@@ -157,14 +157,14 @@ def test_float16_embeddings_are_searched():
 
 
 def test_auto_is_exact_for_few_queries_however_many_references(monkeypatch):
-    monkeypatch.setattr("copymit.search.nearest.EXACT_REFERENCES", 10)
+    monkeypatch.setattr("copymit.search.nearest.EXACT_PRODUCTS", 10)
     result = search(unit_rows(30, 8, 0), unit_rows(40, 8, 1), 2)
     assert result.backend == "exact"
 
 
 def test_auto_turns_to_scann_for_many_references_and_queries(monkeypatch):
     pytest.importorskip("scann", reason="ScaNN has wheels for Linux only")
-    monkeypatch.setattr("copymit.search.nearest.EXACT_REFERENCES", 10)
+    monkeypatch.setattr("copymit.search.nearest.EXACT_PRODUCTS", 10)
     monkeypatch.setattr("copymit.search.nearest.RECALL_QUERIES", 10)
     result = search(unit_rows(30, 8, 0), unit_rows(40, 8, 1), 2)
     assert result.backend == "scann"

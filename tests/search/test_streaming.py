@@ -126,7 +126,7 @@ def test_the_approximate_search_is_exact_off_tpus_and_says_what_it_measured():
 
 
 def test_auto_is_approximate_on_tpus(monkeypatch):
-    monkeypatch.setattr("copymit.search.nearest.EXACT_REFERENCES", 10)
+    monkeypatch.setattr("copymit.search.nearest.EXACT_PRODUCTS", 10)
     monkeypatch.setattr("copymit.search.nearest.RECALL_QUERIES", 5)
     monkeypatch.setattr("jax.default_backend", lambda: "tpu")
     assert search(unit_rows(30, 8, 0), unit_rows(40, 8, 1), 2).backend == "approx"
