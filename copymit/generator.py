@@ -1,5 +1,6 @@
 """Images from captions: text encoder, sampler and decoder as one compiled function."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -10,9 +11,15 @@ from jaxtyping import Array, Int, UInt8
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
-from copymit.diffusion.sampler import sample, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
+from copymit.mitigation.at_generation import (
+    GenerationMitigations,
+    Text,
+    check_mitigations,
+    sample_with_mitigations,
+)
 from copymit.mitigation.embeddings import add_gaussian_noise
+from copymit.mitigation.repulsion import Embed, References, flatten
 from copymit.models.assembly import DiffusionModel, ModelParams
 
 Generate = Callable[[ModelParams, Any, Any], UInt8[Array, "B H W 3"]]
@@ -29,6 +36,7 @@ class SamplingOptions(NamedTuple):
       guidance_scale: of classifier-free guidance; 1 means none.
       clip_latents: bound on every estimate of the clean latents, or None.
       text_noise: deviation of the noise on the text embedding (GNI).
+      mitigations: everything else that acts between the text and the decoder.
     """
 
     seed: int
@@ -38,6 +46,7 @@ class SamplingOptions(NamedTuple):
     guidance_scale: float
     clip_latents: float | None
     text_noise: float = 0.0
+    mitigations: GenerationMitigations = GenerationMitigations()
 
 
 def sampling_options(
@@ -46,7 +55,8 @@ def sampling_options(
     """Reads the options from the `eval` section.
 
     Args:
-      mitigation: the section `mitigation.generate`; None leaves all of it out.
+      mitigation: the section `mitigation.generate`; None leaves all of it out, and what
+        it does not mention is off.
     Raises:
       ValueError: for a sampler or a spacing that is not known.
     """
@@ -59,6 +69,8 @@ def sampling_options(
                 f"eval.{name}={config[name]!r} is not known: use one of "
                 f"{', '.join(value or repr('') for value in known)}"
             )
+    section = {} if mitigation is None else mitigation.to_dict()
+    known_fields = GenerationMitigations._fields
     return SamplingOptions(
         config.seed,
         config.sampler,
@@ -66,7 +78,10 @@ def sampling_options(
         config.timestep_spacing or None,
         config.guidance_scale,
         config.clip_latents or None,
-        0.0 if mitigation is None else mitigation.gaussian_noise,
+        section.get("gaussian_noise", 0.0),
+        GenerationMitigations(
+            **{k: v for k, v in section.items() if k in known_fields}
+        ),
     )
 
 
@@ -86,6 +101,8 @@ def make_generate(
     noise_scheduler: NoiseScheduler,
     options: SamplingOptions,
     negative_ids: Int[np.ndarray, " L"],
+    references: References | None = None,
+    embed: Embed = flatten,
 ) -> Generate:
     """Returns the compiled generator.
 
@@ -95,31 +112,66 @@ def make_generate(
     Args:
       negative_ids: token ids of the caption that guidance leads away from, usually the
         empty one.
+      references: training images that `options.mitigations` may repel from; best on the
+        devices already, replicated.
+      embed: of clean latents, what the references were made from.
     Raises:
-      ValueError: for a number of steps that the sampler cannot take.
+      ValueError: for a number of steps that the sampler cannot take, or mitigations that
+        cannot be.
     """
     trajectory = make_trajectory(noise_scheduler, options)
+    check_mitigations(
+        options.mitigations,
+        noise_scheduler.num_train_timesteps,
+        has_references=references is not None,
+    )
 
-    def generate(params: ModelParams, input_ids, image_ids):
+    def generate(params: ModelParams, input_ids, image_ids, references=None):
         key = jax.random.key(options.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
-        noise = jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(keys)
+
+        def make_noise(number: int):
+            # 1 and 2 are the keys of the texts' noise.
+            own = keys if not number else _folded(keys, 2 + number)
+            return jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(own)
+
         negative = jnp.broadcast_to(negative_ids, input_ids.shape)
         # The original code adds its noise to both halves of the guided batch.
         texts = [
             _with_noise(model.encode_text(params, ids), keys, half, options.text_noise)
             for half, ids in enumerate((input_ids, negative), 1)
         ]
-        denoise = with_guidance(
-            lambda *inputs: model.predict(params, *inputs),
-            *texts,
-            options.guidance_scale,
+        latents = sample_with_mitigations(
+            functools.partial(_predict, model, params),
+            trajectory,
+            Text(input_ids, *texts),
+            make_noise,
+            options.mitigations,
+            guidance_scale=options.guidance_scale,
+            num_train_timesteps=noise_scheduler.num_train_timesteps,
+            clip_latents=options.clip_latents,
+            references=references,
+            embed=embed,
         )
-        latents = sample(denoise, trajectory, noise, clip_latents=options.clip_latents)
         pixel_values = model.decode_latents(params, latents)
         return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
 
-    return jax.jit(generate)
+    compiled = jax.jit(generate)
+    if references is None:
+        return compiled
+    # An argument, since a table in the program would be a constant of its size.
+    return functools.partial(compiled, references=references)
+
+
+def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):
+    if control is None:
+        return model.predict(params, latents, timesteps, hidden_states)
+    model_pred, _ = model.predict(params, latents, timesteps, hidden_states, control)
+    return model_pred
+
+
+def _folded(keys, number: int):
+    return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
 
 
 def _with_noise(hidden_states, keys, half: int, strength: float):
@@ -127,4 +179,4 @@ def _with_noise(hidden_states, keys, half: int, strength: float):
     if not strength:
         return hidden_states
     add = jax.vmap(lambda h, k: add_gaussian_noise(h[None], k, strength)[0])
-    return add(hidden_states, jax.vmap(lambda k: jax.random.fold_in(k, half))(keys))
+    return add(hidden_states, _folded(keys, half))

@@ -21,14 +21,14 @@ class Step(NamedTuple):
     """Where a sampler stands before one of its steps.
 
     Attributes:
-      index: 0 for the first step.
+      number: 0 for the first step.
       timestep: what the network is told.
       signal: share of x0 in the latents.
       sigma: share of the noise in them.
       noisy_latents: the latents of the batch.
     """
 
-    index: Int[Array, ""]
+    number: Int[Array, ""]
     timestep: Real[Array, ""]
     signal: Float[Array, ""]
     sigma: Float[Array, ""]
@@ -62,7 +62,9 @@ def with_guidance(
     """
     if guidance_scale == 1.0:
         return lambda latents, t: predict(latents, t, encoder_hidden_states)
-    predict_both = _predict_both(predict, encoder_hidden_states, negative_hidden_states)
+    predict_both = with_both_texts(
+        predict, encoder_hidden_states, negative_hidden_states
+    )
 
     def denoise(noisy_latents, timesteps):
         unconditional, conditional = predict_both(noisy_latents, timesteps)
@@ -78,7 +80,9 @@ def with_combination(
     combine: Combine,
 ) -> StatefulDenoise:
     """Binds the text to the network, with any rule that mixes the two predictions."""
-    predict_both = _predict_both(predict, encoder_hidden_states, negative_hidden_states)
+    predict_both = with_both_texts(
+        predict, encoder_hidden_states, negative_hidden_states
+    )
 
     def denoise(state, step):
         return combine(state, step, *predict_both(step.noisy_latents, step.timesteps))
@@ -86,8 +90,15 @@ def with_combination(
     return denoise
 
 
-def _predict_both(predict, encoder_hidden_states, negative_hidden_states):
-    """Returns (noisy_latents, timesteps) -> (unconditional, conditional)."""
+def with_both_texts(
+    predict: Predict,
+    encoder_hidden_states: Float[Array, "B L D"],
+    negative_hidden_states: Float[Array, "B L D"],
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns (noisy_latents, timesteps) -> (unconditional, conditional).
+
+    The network sees one batch of both, the negative half first.
+    """
     context = jnp.concatenate([negative_hidden_states, encoder_hidden_states])
 
     def predict_both(noisy_latents, timesteps):
@@ -96,7 +107,8 @@ def _predict_both(predict, encoder_hidden_states, negative_hidden_states):
             jnp.concatenate([timesteps] * 2),
             context,
         )
-        return jnp.split(model_pred, 2)
+        unconditional, conditional = jnp.split(model_pred, 2)
+        return unconditional, conditional
 
     return predict_both
 
@@ -139,9 +151,9 @@ def sample_with_state(
 
     def take(carry, now):
         state, latents, previous_x0 = carry
-        index, timestep, signal, sigma, next_signal, next_sigma, extrapolation = now
+        number, timestep, signal, sigma, next_signal, next_sigma, extrapolation = now
         state, model_pred = denoise(
-            state, Step(index, timestep, signal, sigma, latents)
+            state, Step(number, timestep, signal, sigma, latents)
         )
         x0, noise = predicted_latents_and_noise(
             trajectory.prediction_type, model_pred, latents, signal, sigma

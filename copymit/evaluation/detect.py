@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from etils import epath
@@ -62,9 +63,11 @@ def detect_prompts(
       ValueError: for no prompts, two of the same id, or settings that cannot be.
     """
     _check_ids(prompts)
-    # Forward-mode derivatives pass through this formulation of attention only.
     config = config.copy_and_resolve_references()
-    config.model.unet.attention_implementation = "xla"
+    unet = config.model.unet
+    if jax.default_backend() == "tpu" or unet.attention_implementation == "flash":
+        # The backward pass of the TPU's kernel cannot be differentiated.
+        unet.attention_implementation = "xla"
     sampling = sampling_options(config.eval)
     options = (options or DetectionOptions())._replace(
         seed=sampling.seed,
@@ -227,7 +230,7 @@ def _write_results(
     for prompt in prompts:
         ids = tokenizer.encode([prompt.prompt_used])
         # From the first token after the start to the end token, without padding.
-        inner = slice(1, int(end_positions(ids)[0]) + 1)
+        inner = slice(1, int(end_positions(jnp.asarray(ids))[0]) + 1)
         tokens = [tokenizer.decode([token]) for token in ids[0][inner]]
         line = {
             "id": prompt.id,

@@ -239,9 +239,8 @@ class UNet2DConditionModel(nnx.Module):
             if control is None:
                 call = functools.partial(level.layer, index)
                 return checkpoint(call, self.config.remat)(x, time_embedding, context)
-            call = functools.partial(level.tapped_layer, index, name, control)
-            call = checkpoint(call, self.config.remat)
-            x, found = call(x, time_embedding, context)
+            tapped = functools.partial(level.tapped_layer, index, name, control)
+            x, found = checkpoint(tapped, self.config.remat)(x, time_embedding, context)
             taps.update(found)
             return x
 

@@ -1,0 +1,114 @@
+"""What each mitigation at inference costs: plain sampling over sampling with it.
+
+The small UNet of `benchmarks.unet`, two images of 32x32x4 latents with guidance; optimised
+prompts and noise take all their iterations, the most that they can cost.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import Row, best_of
+from benchmarks.unet import GUIDANCE_SCALE, SIZES
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.diffusion.trajectory import SAMPLERS
+from copymit.mitigation.at_generation import (
+    GenerationMitigations,
+    Text,
+    sample_with_mitigations,
+)
+from copymit.mitigation.repulsion import References, make_references
+from copymit.models.functional import init_params, make_apply
+from copymit.models.unet import UNet2DConditionModel, UNetConfig
+
+STEPS, IMAGES, REPEATS = 50, 2, 2
+SHAPE = (32, 32, 4)
+REFERENCE_COUNT = 10_000
+
+# A target that is never reached: every iteration is taken.
+_UNREACHED = 1e-6
+
+STRENGTHS: dict[str, dict[str, Any]] = {
+    "static transition": {"guidance_transition": 500},
+    "dynamic transition": {"dynamic_transition": True, "guidance_before": -2.0},
+    "prompt optimisation, 10 iterations": {"prompt_target": _UNREACHED},
+    "attention rescaling and masking": {"start_attention": 1.25, "mask_padding": True},
+    "best of 4 noises": {"noise_candidates": 4},
+    "noise optimisation, 10 iterations": {"noise_target": _UNREACHED},
+    f"repulsion from {REFERENCE_COUNT:,} images": {
+        "repulsion": 1.0,
+        "despecification": 13.0,
+    },
+}
+
+
+def run(steps: int = STEPS) -> list[Row]:
+    """Times every mitigation against the same sampling without it.
+
+    Args:
+      steps: of the sampling; fewer make the optimisations' share larger.
+    """
+    text, make_noise, references = _inputs()
+    params, predict = _network()
+
+    def seconds(strengths: dict[str, Any]) -> float:
+        @jax.jit
+        def generate(params, text: Text, references: References):
+            return sample_with_mitigations(
+                functools.partial(predict, params),
+                SAMPLERS["ddim"](make_noise_scheduler(), steps),
+                text,
+                make_noise,
+                GenerationMitigations(**strengths),
+                guidance_scale=GUIDANCE_SCALE,
+                num_train_timesteps=1000,
+                references=references,
+            )
+
+        return best_of(lambda: generate(params, text, references), REPEATS)
+
+    plain = seconds({})
+    shape = f"{steps} steps, {IMAGES}x{'x'.join(map(str, SHAPE))}"
+    return [
+        Row(f"{name}, {shape}", seconds(strengths), "no mitigation", plain)
+        for name, strengths in STRENGTHS.items()
+    ]
+
+
+def _network():
+    config = UNetConfig(sample_size=SHAPE[0], **SIZES["small"])
+
+    def make(rngs):
+        return UNet2DConditionModel(config, rngs=rngs)
+
+    apply = make_apply(make)
+    params = jax.jit(lambda key: init_params(make, key))(jax.random.key(0))
+    # A fresh network predicts zero, and has nothing to optimise.
+    params["conv_out.kernel"] += 0.1
+
+    def predict(params, latents, timesteps, hidden_states, control):
+        if control is None:
+            return apply(params, latents, timesteps, hidden_states)
+        return apply(params, latents, timesteps, hidden_states, control)[0]
+
+    return params, predict
+
+
+def _inputs():
+    rng = np.random.default_rng(0)
+    length = 77
+    input_ids = np.full((IMAGES, length), 49_407, np.int32)
+    input_ids[:, :10] = np.arange(10)
+    width = SIZES["small"]["cross_attention_dim"]
+    states = rng.standard_normal((2, IMAGES, length, width), np.float32)
+    text = Text(jnp.asarray(input_ids), *map(jnp.asarray, states))
+    images = rng.standard_normal((REFERENCE_COUNT, *SHAPE), np.float32)
+    references = jax.tree.map(jnp.asarray, make_references(images))
+
+    def make_noise(number: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(number), (IMAGES, *SHAPE))
+
+    return text, make_noise, references

@@ -1,0 +1,256 @@
+"""Strengths are checked, and the generator does with them what each promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.diffusion.sampler import sample, with_guidance
+from copymit.diffusion.trajectory import SAMPLERS, Trajectory
+from copymit.generator import SamplingOptions, make_generate, sampling_options
+from copymit.mitigation.at_generation import (
+    GenerationMitigations,
+    Text,
+    check_mitigations,
+    sample_with_mitigations,
+)
+from copymit.mitigation.repulsion import make_references, similarities
+from copymit.models.assembly import DiffusionModel
+
+OFF = GenerationMitigations()
+B, L, SHAPE = 3, 5, (4, 4, 3)
+D = 48
+IDS = np.array([[49_406, 7, 8, 49_407, 0], [49_406, 9, 49_407, 0, 0], [1, 2, 3, 4, 5]])
+NUMBERS = np.array([5, 0, 11], np.int32)
+EACH = {
+    "static": {"guidance_transition": 500},
+    "dynamic": {"dynamic_transition": True, "guidance_before": -2.0},
+    "prompt": {"prompt_target": 0.5},
+    "start token": {"start_attention": 1.25},
+    "padding": {"mask_padding": True},
+    "candidates": {"noise_candidates": 3},
+    "noise": {"noise_target": 0.5},
+    "repulsion": {"repulsion": 1.0, "clean_threshold": 0.0, "noisy_threshold": 0.0},
+    "despecification": {
+        "despecification": 5.0,
+        "clean_threshold": 0.0,
+        "noisy_threshold": 0.0,
+    },
+}
+WEIGHTS = np.random.default_rng(0).normal(size=(D, D)).astype(np.float32) / 7
+
+
+def toy_predict(params, latents, timesteps, hidden, control=None):
+    """Smooth, nonlinear, and attends to the tokens by how well they fit the latents."""
+    del params
+    flat = latents.reshape(len(latents), -1)
+    logits = jnp.einsum("bd,bld->bl", flat, hidden)[:, None, None] / 7
+    if control is not None:
+        logits = control("layer", logits)
+    text = jnp.einsum("bl,bld->bd", jax.nn.softmax(logits)[:, 0, 0], hidden)
+    wave = jnp.cos(timesteps / 300)[:, None]
+    pred = 0.3 * flat + jnp.tanh((flat + 2 * text) @ WEIGHTS) * wave
+    pred = pred.reshape(latents.shape)
+    return pred if control is None else (pred, {})
+
+
+def toy_controlled(latents, timesteps, hidden, control):
+    pred = toy_predict({}, latents, timesteps, hidden, control)
+    return pred if control is None else pred[0]
+
+
+def toy_text(params, input_ids):
+    key = jax.random.key(3)
+    table = jax.random.normal(key, (64, D))
+    return table[input_ids % 64] + jnp.linspace(0, 0.1, input_ids.shape[1])[:, None]
+
+
+MODEL = DiffusionModel(
+    SHAPE,
+    lambda key: {},
+    lambda params, x: x,
+    lambda moments, key: moments,
+    lambda params, latents: jnp.tanh(latents / 3),
+    toy_predict,
+    toy_text,
+)
+NEGATIVE = np.array([49_406, 49_407, 0, 0, 0])
+REFERENCES = make_references(np.random.default_rng(1).normal(size=(20, *SHAPE)))
+
+
+SCHEDULER = make_noise_scheduler("cosine", "v_prediction", timestep_spacing="trailing")
+# These programs run once or twice each.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+@functools.cache
+def compiled(scale, mitigations):
+    """One program for the trajectories of all samplers."""
+
+    def run(numbers, input_ids, keys, references):
+        def make_noise(number):
+            own = jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
+            return jax.vmap(lambda k: jax.random.normal(k, SHAPE))(own)
+
+        texts = (
+            toy_text({}, ids) for ids in (input_ids, NEGATIVE[None] + 0 * input_ids)
+        )
+        return sample_with_mitigations(
+            toy_controlled,
+            Trajectory(*numbers, "v_prediction"),
+            Text(input_ids, *texts),
+            make_noise,
+            mitigations,
+            guidance_scale=scale,
+            num_train_timesteps=1000,
+            references=references,
+        )
+
+    return jax.jit(run, compiler_options=FAST_COMPILE)
+
+
+def make_latents(ids=IDS, numbers=NUMBERS, sampler="ddim", scale=3.0, **strengths):
+    *table, _ = SAMPLERS[sampler](SCHEDULER, 6)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(numbers)
+    run = compiled(scale, OFF._replace(**strengths))
+    return np.asarray(run(table, ids, keys, REFERENCES))
+
+
+# Programs with float32 sums in another order, through 6 steps.
+ALMOST = {"rtol": 1e-3, "atol": 1e-3}
+
+
+def test_everything_off_is_the_plain_sampling_bit_for_bit():
+    trajectory = SAMPLERS["ddim"](make_noise_scheduler(), 4)
+    hidden, negative = toy_text({}, IDS), toy_text({}, IDS[::-1])
+    noise = jax.random.normal(jax.random.key(0), (B, *SHAPE))
+
+    def mitigated(noise):
+        return sample_with_mitigations(
+            toy_controlled,
+            trajectory,
+            Text(IDS, hidden, negative),
+            lambda number: noise,
+            OFF,
+            guidance_scale=7.5,
+            num_train_timesteps=1000,
+        )
+
+    def plain(noise):
+        denoise = with_guidance(
+            lambda *inputs: toy_predict({}, *inputs), hidden, negative, 7.5
+        )
+        return sample(denoise, trajectory, noise)
+
+    np.testing.assert_array_equal(jax.jit(mitigated)(noise), jax.jit(plain)(noise))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_each_changes_the_latents_of_every_sampler(name):
+    for sampler in SAMPLERS:
+        plain = make_latents(sampler=sampler)
+        changed = make_latents(sampler=sampler, **EACH[name])
+        # The third text has no padding, and the first candidate may be the best.
+        assert (np.abs(changed - plain).max(axis=(1, 2, 3)) > 0.01).sum() >= 1
+        assert np.isfinite(changed).all()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_latents_are_the_same_again_whatever_else_is_in_the_batch(name):
+    latents = make_latents(**EACH[name])
+    np.testing.assert_array_equal(make_latents(**EACH[name]), latents)
+    ids, numbers = IDS.copy(), NUMBERS.copy()
+    ids[1:, 1:3], numbers[1:] = 30, numbers[1:] + 1
+    neighbours = make_latents(ids[::-1], numbers[::-1], **EACH[name])[::-1]
+    np.testing.assert_allclose(neighbours[0], latents[0], **ALMOST)
+    assert np.abs(neighbours[1:] - latents[1:]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "strengths",
+    [
+        {"start_attention": 1.0, "noise_candidates": 1},
+        {"guidance_transition": 999},
+        {"repulsion": 1.0, "clean_threshold": 1.0, "noisy_threshold": 1.0},
+        {"prompt_target": 1e6, "noise_target": 1e6},
+    ],
+)
+def test_strengths_that_ask_for_nothing_change_nothing(strengths):
+    np.testing.assert_allclose(make_latents(**strengths), make_latents(), **ALMOST)
+
+
+def test_a_scale_of_one_can_be_repelled_too():
+    without = make_latents(scale=1.0)
+    repelled = make_latents(scale=1.0, **EACH["repulsion"])
+    before, after = (similarities(REFERENCES, x) for x in (without, repelled))
+    assert (after < before).all()
+
+
+def test_before_its_transition_a_sampling_has_no_prompt():
+    late = make_latents(guidance_transition=1)
+    np.testing.assert_allclose(late, make_latents(scale=0.0), **ALMOST)
+
+
+def test_the_generator_composes_all_of_them():
+    strengths = {
+        k: v for name in EACH if name != "static" for k, v in EACH[name].items()
+    }
+    images = []
+    for mitigations in (OFF, OFF._replace(**strengths)):
+        options = SamplingOptions(
+            0, "dpmsolver++", 4, None, 3.0, None, 0.1, mitigations
+        )
+        generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE, REFERENCES)
+        images.append(np.asarray(generate({}, IDS, NUMBERS)).astype(int))
+    assert images[1].std(axis=(1, 2, 3)).min() > 10
+    assert np.abs(images[1] - images[0]).max(axis=(1, 2, 3)).min() > 10
+
+
+@pytest.mark.parametrize(
+    ("strengths", "message"),
+    [
+        ({"repulsion": -1.0}, r"repulsion=-1.0 must lie between 0 and 100, 0 for none"),
+        ({"prompt_target": float("nan")}, "prompt_target=nan must lie"),
+        ({"prompt_iterations": 0}, "prompt_iterations=0 must lie between 1"),
+        ({"clean_threshold": 1.5}, "clean_threshold=1.5 must lie between -1 and 1"),
+        ({"guidance_transition": 1000}, "1000 is above every timestep .* below 1000"),
+        (
+            {"guidance_transition": 500, "dynamic_transition": True},
+            "guidance_transition=500 and dynamic_transition=True both",
+        ),
+        ({"guidance_before": -2.0}, "guidance_before=-2.0 .* add dynamic_transition"),
+    ],
+)
+def test_a_strength_that_cannot_be_is_named_with_the_way_out(strengths, message):
+    with pytest.raises(
+        ValueError, match=rf"mitigation\.generate\..*{message}|{message}"
+    ):
+        check_mitigations(OFF._replace(**strengths), 1000)
+
+
+@pytest.mark.parametrize("name", ["repulsion", "despecification"])
+def test_repulsion_without_training_images_is_refused(name):
+    strengths = OFF._replace(**{name: 1.0})
+    check_mitigations(strengths, 1000)
+    with pytest.raises(ValueError, match=rf"{name}=1.0 keeps away .*`references`"):
+        check_mitigations(strengths, 1000, has_references=False)
+
+
+def test_what_the_config_does_not_mention_is_off():
+    config = common.get_config()
+    options = sampling_options(config.eval, ConfigDict({"gaussian_noise": 0.1}))
+    assert options.text_noise == 0.1
+    assert options.mitigations == OFF
+
+
+def test_what_the_config_mentions_arrives():
+    config = common.get_config()
+    section = ConfigDict({"dynamic_transition": True, "random_tokens": 2})
+    options = sampling_options(config.eval, section)
+    assert options.mitigations == OFF._replace(dynamic_transition=True)
+    assert options.text_noise == 0.0
