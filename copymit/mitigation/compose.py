@@ -217,11 +217,3 @@ def generation_rewrite(config: ConfigDict, decode: Decode) -> Rewrite:
             random_numbers(generate.random_numbers),
         ]
     )
-
-
-def changes_prompts(config: ConfigDict) -> bool:
-    """Says whether `generation_rewrite` does anything; `config` is `mitigation`."""
-    generate = config.generate
-    return any(
-        (generate.random_tokens, generate.word_repetition, generate.random_numbers)
-    )
