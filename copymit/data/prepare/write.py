@@ -162,6 +162,9 @@ def _outcomes(
     total = selector.wanted or len(source)
     kept_before, started = cursor.kept, time.monotonic()
     reported = started
+    if not len(selector.rest(cursor)):
+        # The last shard was closed by the last example of its round.
+        cursor = selector.next_round(cursor)
     with ThreadPoolExecutor() as pool:
         while len(left := selector.rest(cursor)):
             for chunk in np.split(left, range(_READ_AHEAD, len(left), _READ_AHEAD)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from copymit.data.prepare import layout
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource
 from copymit.data.sources import FolderSource, load_source
@@ -119,9 +120,38 @@ def test_settings_out_of_range_are_named(wrong):
         Settings(**wrong)
 
 
+def test_interrupted_after_any_shard_the_bytes_are_the_same(
+    tmp_path, noise, monkeypatch
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(16):
+        (folder / f"{i:02d}.png").write_bytes(b"bad" if i % 12 == 5 else noise(i))
+    source = FolderSource(folder)
+    # Of the 13 drawn first one is bad, so that a round ends before enough are good.
+    settings = Settings(num_examples=13, on_corrupt="skip", shard_bytes=1)
+    write_data_set(source, tmp_path / "at once", settings)
+    write_shard = layout.write_shard
+
+    def interrupted(folder, number, *rest):
+        if number == last:
+            raise KeyboardInterrupt
+        return write_shard(folder, number, *rest)
+
+    for last in range(13):
+        output = tmp_path / f"interrupted before {last}"
+        monkeypatch.setattr(layout, "write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_data_set(source, output, settings)
+        monkeypatch.setattr(layout, "write_shard", write_shard)
+        write_data_set(source, output, settings)
+        assert files(output) == files(tmp_path / "at once")
+
+
 _KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
+from copymit.data.prepare import layout
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.sources import FolderSource
 
