@@ -15,6 +15,10 @@ the data of a config:
 
     python evaluate.py --workdir=runs/audit --config=configs/laion10k.py --model=2-1
 
+Which prompts are memorised, by eight detectors that look into the model:
+
+    python evaluate.py --workdir=runs/demo --stages=detect,report
+
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
 Run again, finished stages whose inputs did not change are reused. With --config, its
 sections `eval` and `mitigation.generate` take the place of those that the run started
@@ -36,7 +40,7 @@ from copymit.console import (
 )
 from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.run import run_stages
-from copymit.evaluation.stages import STAGES
+from copymit.evaluation.stages import DEFAULT_STAGES
 from copymit.evaluation.subject import (
     Subject,
     open_finished,
@@ -54,7 +58,9 @@ _WORKDIR = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
     "name", None, "Name of this evaluation; the step by default, or `folders`."
 )
-_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
+_STAGES = flags.DEFINE_list(
+    "stages", list(DEFAULT_STAGES), "Stages to run; also `detect`, before the report."
+)
 _GENERATIONS = flags.DEFINE_string(
     "generations", None, "Generated images: a folder, tar files or an .npz file."
 )

@@ -1,6 +1,7 @@
 """Every setting there is, with its default and meaning; the other configs change some.
 
-Those of the evaluation are in copymit/settings.py, since the Python API knows them too.
+Those of mitigations and of the evaluation are in copymit/settings.py, since the Python
+API and the report know them too.
 
 Not a run by itself. A config file calls `get_config()` here, changes what it needs and
 returns the result; single values change on the command line, as in
@@ -9,7 +10,7 @@ returns the result; single values change on the command line, as in
 
 from ml_collections import ConfigDict
 
-from copymit.settings import evaluation_settings
+from copymit.settings import evaluation_settings, mitigation_settings
 
 
 def get_config() -> ConfigDict:
@@ -131,24 +132,7 @@ def get_config() -> ConfigDict:
     train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
     train.evaluate_prompts = 64  # captions of training images generated for that
 
-    config.mitigation = mitigation = ConfigDict()
-    # Names, or the paper's and the original code's, each with its strength there or one
-    # given: ("GN", "RT=0.2"). They are resolved into the settings below.
-    mitigation.apply = ()
-    mitigation.train = ConfigDict()
-    mitigation.train.multiple_captions = False  # MC: any caption of the image
-    mitigation.train.gaussian_noise = 0.0  # GN: deviation of noise on the embedding
-    mitigation.train.random_caption = 0.0  # RC: share of captions made random
-    mitigation.train.random_tokens = 0.0  # RT: share with random tokens inserted
-    mitigation.train.word_repetition = 0.0  # CWR: share with words repeated
-    mitigation.train.num_insertions = 2  # of RT and CWR
-    mitigation.train.embedding_mixup = 0.0  # Beta(this, 1) mixes embeddings of a batch
-    mitigation.generate = ConfigDict()
-    mitigation.generate.gaussian_noise = 0.0  # GNI: as GN
-    mitigation.generate.random_tokens = 0  # RT: tokens inserted into the prompt
-    mitigation.generate.word_repetition = 0  # CWR: words of the prompt repeated
-    mitigation.generate.random_numbers = 0  # RNA: random numbers inserted
-
+    config.mitigation = mitigation_settings()
     config.mesh = ConfigDict()  # devices along each axis; -1 = the rest
     config.mesh.data = -1
     config.mesh.fsdp = 1

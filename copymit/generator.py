@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,15 @@ from copymit.mitigation.at_generation import (
     check_mitigations,
     sample_with_mitigations,
 )
+from copymit.mitigation.compose import generation_mitigations
 from copymit.mitigation.embeddings import add_gaussian_noise
 from copymit.mitigation.repulsion import Embed, References, flatten
 from copymit.models.assembly import DiffusionModel, ModelParams
 
-Generate = Callable[[ModelParams, Any, Any], UInt8[Array, "B H W 3"]]
-"""(params, input_ids "B L", image_ids "B") -> images; host or device arrays."""
+Generate = Callable[..., UInt8[Array, "B H W 3"]]
+"""(params, input_ids "B L", image_ids "B"[, references]) -> images; host or device
+arrays. The `References` are those that the mitigations repel from, if they do; best on
+the devices already, replicated."""
 
 
 class SamplingOptions(NamedTuple):
@@ -55,8 +58,7 @@ def sampling_options(
     """Reads the options from the `eval` section.
 
     Args:
-      mitigation: the section `mitigation.generate`; None leaves all of it out, and what
-        it does not mention is off.
+      mitigation: the section `mitigation.generate`; None leaves all of it out.
     Raises:
       ValueError: for a sampler or a spacing that is not known.
     """
@@ -69,8 +71,6 @@ def sampling_options(
                 f"eval.{name}={config[name]!r} is not known: use one of "
                 f"{', '.join(value or repr('') for value in known)}"
             )
-    section = {} if mitigation is None else mitigation.to_dict()
-    known_fields = GenerationMitigations._fields
     return SamplingOptions(
         config.seed,
         config.sampler,
@@ -78,10 +78,8 @@ def sampling_options(
         config.timestep_spacing or None,
         config.guidance_scale,
         config.clip_latents or None,
-        section.get("gaussian_noise", 0.0),
-        GenerationMitigations(
-            **{k: v for k, v in section.items() if k in known_fields}
-        ),
+        mitigation.get("gaussian_noise", 0.0) if mitigation else 0.0,
+        generation_mitigations(mitigation),
     )
 
 
@@ -101,7 +99,6 @@ def make_generate(
     noise_scheduler: NoiseScheduler,
     options: SamplingOptions,
     negative_ids: Int[np.ndarray, " L"],
-    references: References | None = None,
     embed: Embed = flatten,
 ) -> Generate:
     """Returns the compiled generator.
@@ -112,21 +109,18 @@ def make_generate(
     Args:
       negative_ids: token ids of the caption that guidance leads away from, usually the
         empty one.
-      references: training images that `options.mitigations` may repel from; best on the
-        devices already, replicated.
       embed: of clean latents, what the references were made from.
     Raises:
       ValueError: for a number of steps that the sampler cannot take, or mitigations that
         cannot be.
     """
     trajectory = make_trajectory(noise_scheduler, options)
-    check_mitigations(
-        options.mitigations,
-        noise_scheduler.num_train_timesteps,
-        has_references=references is not None,
-    )
+    check_mitigations(options.mitigations, noise_scheduler.num_train_timesteps)
 
-    def generate(params: ModelParams, input_ids, image_ids, references=None):
+    # The references are an argument: in the program they would be a constant.
+    def generate(
+        params: ModelParams, input_ids, image_ids, references: References | None = None
+    ):
         key = jax.random.key(options.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
 
@@ -156,11 +150,7 @@ def make_generate(
         pixel_values = model.decode_latents(params, latents)
         return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
 
-    compiled = jax.jit(generate)
-    if references is None:
-        return compiled
-    # An argument, since a table in the program would be a constant of its size.
-    return functools.partial(compiled, references=references)
+    return jax.jit(generate)
 
 
 def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):

@@ -16,6 +16,9 @@ from copymit.diffusion.noise_scheduler import (
 Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(noisy_latents, timesteps, encoder_hidden_states) -> model_pred."""
 
+Keep = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(model_pred, noisy_latents, timesteps) -> which examples count, bool (B,)."""
+
 
 def denoising_loss(
     predict: Predict,
@@ -25,10 +28,13 @@ def denoising_loss(
     key: jax.Array,
     *,
     min_snr_gamma: float | None = None,
+    keep: Keep | None = None,
 ) -> Float[Array, " B"]:
     """Computes the mean squared error of each example at a uniformly drawn timestep.
 
     Args:
+      keep: examples that do not count have loss 0, and the others more, so that the mean
+        of the batch is that of those that count; None counts all.
       min_snr_gamma: weights each example by `min_snr_weights`; None weights all alike.
     Raises:
       ValueError: if `min_snr_gamma` is not positive.
@@ -44,10 +50,13 @@ def denoising_loss(
     target = training_target(noise_scheduler, latents, noise, timesteps)
     model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
     losses = jnp.mean((model_pred - target) ** 2, axis=(1, 2, 3))
-    if min_snr_gamma is None:
-        return losses
-    weights = min_snr_weights(noise_scheduler, min_snr_gamma)
-    return losses * jnp.asarray(weights)[timesteps]
+    if min_snr_gamma is not None:
+        weights = min_snr_weights(noise_scheduler, min_snr_gamma)
+        losses *= jnp.asarray(weights)[timesteps]
+    if keep is not None:
+        kept = keep(model_pred, noisy_latents, timesteps)
+        losses *= kept / jnp.maximum(jnp.mean(kept), 1 / len(kept))
+    return losses
 
 
 def min_snr_weights(

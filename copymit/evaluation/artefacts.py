@@ -5,6 +5,7 @@ OUT/embeddings/EMBEDDER/SET/          one store per embedder and set of images
 OUT/matches.parquet                   nearest references by the headline embedder
 OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
+OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
 OUT/report.html, figures/ ...         what people look at
 """
 
@@ -74,6 +75,21 @@ class Artefacts(NamedTuple):
         """Is where a searcher of the references is kept, if one is built."""
         return self.out / "index" / embedder
 
+    @property
+    def detection(self) -> epath.Path:
+        """Is the table of prompts and their detectors."""
+        return self.out / "detection.parquet"
+
+    @property
+    def detection_summary(self) -> epath.Path:
+        """Is the file that says how good the detectors are."""
+        return self.out / "detection.json"
+
+    @property
+    def tokens(self) -> epath.Path:
+        """Is what each token of the prompts contributes."""
+        return self.out / "tokens.jsonl"
+
     def of_stage(
         self, stage: str, embedders: Sequence[str], all_embedders: Sequence[str]
     ) -> list[epath.Path]:
@@ -93,6 +109,7 @@ class Artefacts(NamedTuple):
             "search": [self.matches(name, "generations") for name in embedders]
             + [self.search_facts(name) for name in embedders],
             "score": [self.out / "scores.json", self.out / "measured.parquet"],
+            "detect": [self.detection, self.detection_summary, self.tokens],
             "report": [self.out / "report.html"],
         }[stage]
 

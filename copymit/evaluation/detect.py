@@ -1,10 +1,9 @@
 """Detection of memorised prompts: a model and prompts in, a table of detectors out.
 
-Writes `detection.parquet`, one row a prompt and one column a detector, and
-`tokens.jsonl`, what each token contributes. A prompt's numbers depend on the parameters,
-its text, the settings and its own id alone, so what was interrupted goes on, and more
-prompts cost only themselves: finished batches are kept in `detection.parts/`, under a
-digest of all settings.
+Writes `tokens.jsonl`, what each token contributes. A prompt's numbers depend on the
+parameters, its text, the settings and its own id alone, so what was interrupted goes on,
+and more prompts cost only themselves: finished batches are kept in `detection.parts/`,
+under a digest of all settings.
 """
 
 import hashlib
@@ -26,14 +25,13 @@ from ml_collections import ConfigDict
 
 from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.evaluation.artefacts import write_table
 from copymit.evaluation.prompts import Prompt
 from copymit.generator import make_trajectory, sampling_options
 from copymit.metrics import format_duration
 from copymit.mitigation.detection import DETECTORS, end_positions
 from copymit.mitigation.detector import Detect, DetectionOptions, make_detector
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
-from copymit.scores.detection import Roc, compute_roc, detection_summary
+from copymit.scores.detection import detection_summary
 from copymit.scores.similarity import Scores
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 
@@ -103,8 +101,8 @@ def detect_prompts(
             _write_part(parts, rows)
     table = _table_of(prompts, measured)
     if jax.process_index() == 0:
-        _write_results(out, table, prompts, measured, tokenizer)
-    wait_for_all("detection is written")
+        _write_tokens(out, prompts, measured, tokenizer)
+    wait_for_all("tokens are written")
     return table
 
 
@@ -122,17 +120,6 @@ def summarise(
     return {
         name: detection_summary(table[name].to_numpy(), memorised, seed=seed)
         for name in DETECTORS
-        if name in table
-    }
-
-
-def roc_curves(
-    table: pd.DataFrame, memorised: Bool[np.ndarray, " Q"]
-) -> dict[str, Roc]:
-    """Computes the curve of every detector of a table, by title, for `plot_roc`."""
-    return {
-        title: compute_roc(table[name].to_numpy(), memorised)
-        for name, title in DETECTORS.items()
         if name in table
     }
 
@@ -218,14 +205,12 @@ def _table_of(prompts: Sequence[Prompt], measured: dict[str, dict]) -> pd.DataFr
     return pd.DataFrame(about | columns)
 
 
-def _write_results(
+def _write_tokens(
     out: epath.Path,
-    table: pd.DataFrame,
     prompts: Sequence[Prompt],
     measured: dict[str, dict],
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes both files, each at once or not at all."""
     lines = []
     for prompt in prompts:
         ids = tokenizer.encode([prompt.prompt_used])
@@ -240,9 +225,6 @@ def _write_results(
         }
         lines.append(json.dumps(line, ensure_ascii=False))
     _replace(out / "tokens.jsonl", "\n".join(lines) + "\n")
-    partial = out / f"detection.{os.getpid()}.partial"
-    write_table(partial, table)
-    partial.replace(out / "detection.parquet")
 
 
 def _replace(path: epath.Path, text: str) -> None:

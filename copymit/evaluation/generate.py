@@ -6,6 +6,7 @@ checkpoint, its prompt, the seed and its own number, so a stage that was interru
 makes what is missing, and any batch size gives the same pictures.
 """
 
+import functools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from copymit.data.dataset import Dataset
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.prompts import make_prompts
+from copymit.evaluation.references import encode_references
 from copymit.generator import make_generate, sampling_options
 from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
@@ -51,10 +53,11 @@ def generate(
     prompts = make_prompts(config, dataset, tokenizer)
     mesh = make_mesh()
     model = make_model(config.model, config.data.resolution, config.train.dtype)
+    options = sampling_options(config.eval, config.mitigation.generate)
     make_images = make_generate(
         model,
         make_noise_scheduler(**config.diffusion),
-        sampling_options(config.eval, config.mitigation.generate),
+        options,
         tokenizer.encode([config.eval.negative_prompt])[0],
     )
     for prompt in prompts:
@@ -73,6 +76,9 @@ def generate(
     if not missing:
         return
     params = load_params(model, mesh)
+    if options.mitigations.repels:
+        references = encode_references(config, dataset, model, params, mesh)
+        make_images = functools.partial(make_images, references=references)
     # Every batch is full: one compilation, and no image depends on how many there are.
     devices = mesh.devices.size
     size = -(-config.eval.batch_size // devices) * devices

@@ -116,13 +116,14 @@ def _from_captions(
     return texts
 
 
-def read_prompts(path: epath.PathLike) -> list[str]:
+def read_prompts(path: epath.PathLike, setting: str = "eval.prompts_file") -> list[str]:
     """Reads prompts: one a line, or of JSON lines the value of `prompt` or `caption`.
 
     Empty lines are left out.
 
     Args:
       path: JSON lines if it ends in `.jsonl`.
+      setting: that holds the path, for errors.
     Raises:
       FileNotFoundError, ValueError: for a missing or empty file, or a line that is not
         what it should be; names it.
@@ -131,7 +132,7 @@ def read_prompts(path: epath.PathLike) -> list[str]:
         raise ValueError("eval.prompts='file' needs a file: set eval.prompts_file")
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"eval.prompts_file={str(path)!r} does not exist")
+        raise FileNotFoundError(f"{setting}={str(path)!r} does not exist")
     try:
         lines = path.read_text().splitlines()
     except UnicodeDecodeError as error:

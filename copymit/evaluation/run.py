@@ -1,8 +1,8 @@
 """The evaluation program: its stages in order, each from the artefacts of the one before.
 
-generate -> embed -> search -> score -> report
+generate -> embed -> search -> score [-> detect] -> report
 
-Several processes share the first two; the first process does the rest.
+Several processes share what runs on devices; the first process does the rest.
 """
 
 import json
@@ -13,28 +13,38 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 from etils import epath
 
 from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.artefacts import Artefacts
+from copymit.evaluation.detect_stage import run_detect
 from copymit.evaluation.embed_stage import embedder_names, run_embed
 from copymit.evaluation.generate import generate
 from copymit.evaluation.score_stage import run_score
 from copymit.evaluation.search_stage import QUERIES, run_search
 from copymit.evaluation.settings import check_settings, stage_settings
-from copymit.evaluation.stages import STAGES, StageRecord, check_stages, compute_digest
+from copymit.evaluation.stages import (
+    DEFAULT_STAGES,
+    OPTIONAL_STAGES,
+    STAGES,
+    StageRecord,
+    check_stages,
+    compute_digest,
+)
 from copymit.evaluation.subject import Subject
-from copymit.report.page import EvaluatedRun, write_report
+from copymit.report.evaluated_run import Detection, EvaluatedRun
+from copymit.report.page import write_report
 from copymit.sharding import wait_for_all
 
 logger = logging.getLogger(__name__)
 
-_SHARED_STAGES = ("generate", "embed")
+_SHARED_STAGES = ("generate", "embed", "detect")
 
 
 def run_stages(
     subject: Subject,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = DEFAULT_STAGES,
     compared: Sequence[Subject] = (),
 ) -> epath.Path:
     """Runs the stages that are asked for and not finished; returns the directory.
@@ -56,15 +66,19 @@ def run_stages(
         "embed": lambda: run_embed(subject, artefacts, digest),
         "search": lambda: run_search(subject, artefacts),
         "score": lambda: run_score(subject, artefacts),
+        "detect": lambda: run_detect(subject, artefacts),
         "report": lambda: _report(subject, compared),
     }
     digest = compute_digest(subject.identity)
     unfinished = ""  # the first stage whose artefacts the later ones lack
     for stage in STAGES[1:] if subject.run is None else STAGES:
-        digest = compute_digest([digest, stage, stage_settings(subject.eval, stage)])
-        finished = _is_finished(subject, artefacts, stage, digest)
+        inputs = compute_digest([digest, stage, stage_settings(subject.eval, stage)])
+        finished = _is_finished(subject, artefacts, stage, inputs)
+        if stage not in OPTIONAL_STAGES:
+            digest = inputs
         if stage not in stages:
-            unfinished = unfinished or ("" if finished else stage)
+            if stage not in OPTIONAL_STAGES and not finished:
+                unfinished = unfinished or stage
             continue
         if unfinished:
             raise ValueError(
@@ -76,7 +90,7 @@ def run_stages(
         if finished and stage != "report":
             logger.info("%s: nothing changed, reused", stage)
             continue
-        _run_stage(subject.out, stage, digest, work[stage])
+        _run_stage(subject.out, stage, inputs, work[stage])
     return subject.out
 
 
@@ -134,7 +148,19 @@ def load_evaluated_run(subject: Subject) -> EvaluatedRun:
         prompts=subject.prompts(),
         duplication=subject.duplication,
         metrics=subject.metrics(),
+        detection=_detection(artefacts),
     )
+
+
+def _detection(artefacts: Artefacts) -> Detection | None:
+    """Reads what the detect stage made, if it ran since the scores were made."""
+    if not StageRecord(artefacts.out).has("detect"):
+        return None
+    with artefacts.detection.open("rb") as file:
+        table = pd.read_parquet(file)
+    lines = artefacts.tokens.read_text().splitlines()
+    summary = json.loads(artefacts.detection_summary.read_text())
+    return Detection(table, summary, [json.loads(line) for line in lines])
 
 
 def _top1(artefacts: Artefacts, embedder: str, queries: str) -> np.ndarray:

@@ -42,6 +42,7 @@ _OF_STAGE = {
         "seed",
     ),
     "score": ("seed", "tile_l2_candidates"),
+    "detect": ("seed",),
     "report": ("gallery_size", "blur"),
 }
 
@@ -51,6 +52,10 @@ def stage_settings(config: ConfigDict, stage: str) -> list:
     settings: list[Any] = [[name, config[name]] for name in _OF_STAGE[stage]]
     if stage == "generate" and config.prompts_file:
         settings.append(["read", read_prompts(config.prompts_file)])
+    if stage == "detect":
+        settings.append(config.detection.to_dict())
+        if path := config.detection.memorised_prompts:
+            settings.append(["read", read_prompts(path)])
     if stage == "embed":
         settings += [[k, _identity(v)] for k, v in sorted(config.weights.items()) if v]
     return settings
@@ -87,6 +92,14 @@ def check_settings(config: ConfigDict) -> None:
         if config[name] < least:
             raise ValueError(f"eval.{name}={config[name]} must be at least {least}")
     list_tiles(config.tiles)
+    detection = config.detection
+    for name, least in (("num_prompts", 1), ("memorised_similarity", 0)):
+        if detection[name] < least:
+            raise ValueError(
+                f"eval.detection.{name}={detection[name]} must be at least {least}"
+            )
+    if detection.memorised_prompts:
+        read_prompts(detection.memorised_prompts, "eval.detection.memorised_prompts")
 
 
 def _identity(weights: str) -> list:

@@ -13,7 +13,10 @@ from typing import Any
 
 from etils import epath
 
-STAGES = ("generate", "embed", "search", "score", "report")
+STAGES = ("generate", "embed", "search", "score", "detect", "report")
+OPTIONAL_STAGES = ("detect",)
+"""Run only where they are asked for; no other stage needs them."""
+DEFAULT_STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL_STAGES)
 
 
 class StageRecord:
@@ -28,6 +31,10 @@ class StageRecord:
     def is_done(self, stage: str, digest: str) -> bool:
         """Says whether the stage finished with these inputs."""
         return self._done.get(stage) == digest
+
+    def has(self, stage: str) -> bool:
+        """Says whether the stage finished, and none before it began since."""
+        return stage in self._done
 
     def begin(self, stage: str) -> None:
         """Forgets the stage and all after it, whose artefacts are now out of date."""

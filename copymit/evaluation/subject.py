@@ -36,7 +36,11 @@ from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.pretrained.trained import latest_step, load_trained
 from copymit.scores.compute import Provenance
-from copymit.settings import evaluation_settings
+from copymit.settings import (
+    changed_mitigations,
+    evaluation_settings,
+    mitigation_settings,
+)
 
 
 class Run(NamedTuple):
@@ -184,7 +188,7 @@ def open_run(
       FileNotFoundError, ValueError: if there is no run or no checkpoint.
     """
     workdir = epath.Path(workdir)
-    config = read_config(workdir)
+    config = _completed(read_config(workdir))
     if settings is not None:
         config.eval = settings.eval
         config.mitigation.generate = with_mitigations(settings).mitigation.generate
@@ -202,6 +206,18 @@ def open_run(
         ],
         duplication=pd.read_parquet(workdir / "duplication.parquet"),
     )
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """Adds settings that an older copymit did not know, at their defaults."""
+    for name, defaults in (
+        ("eval", evaluation_settings()),
+        ("mitigation", mitigation_settings()),
+    ):
+        with defaults.unlocked():
+            defaults.update(config[name])
+        config[name] = defaults
+    return config
 
 
 def open_model(
@@ -364,9 +380,10 @@ def describe_run(config: ConfigDict) -> str:
         title = "no duplication"
     else:
         title = f"{data.duplication} duplication x{data.duplication_factor}"
+    changed = changed_mitigations(flatten({"mitigation": config.mitigation.to_dict()}))
     for section, when in (("train", "with"), ("generate", "generated with")):
-        settings = config.mitigation[section].items()
-        active = [n for n, value in settings if value and n != "num_insertions"]
+        prefix = f"mitigation.{section}."
+        active = [n.removeprefix(prefix) for n in changed if n.startswith(prefix)]
         if active:
             title += f" {when} " + ", ".join(n.replace("_", " ") for n in active)
     return title

@@ -146,15 +146,10 @@ _SWITCHES = (
 
 
 def check_mitigations(
-    mitigations: GenerationMitigations,
-    num_train_timesteps: int,
-    *,
-    has_references: bool = True,
+    mitigations: GenerationMitigations, num_train_timesteps: int
 ) -> None:
     """Refuses strengths out of range and settings that contradict each other.
 
-    Args:
-      has_references: whether there are training images to repel.
     Raises:
       ValueError: names the setting and the way out.
     """
@@ -183,14 +178,6 @@ def check_mitigations(
             "comes before a transition that is not set: add dynamic_transition=True or "
             "a guidance_transition",
         )
-    if m.repels and not has_references:
-        name = "repulsion" if m.repulsion else "despecification"
-        raise _error(
-            name,
-            getattr(m, name),
-            "keeps away from training images, of which none were given: pass "
-            "`references`, or set it to 0",
-        )
 
 
 def _error(name: str, value, problem: str) -> ValueError:
@@ -216,6 +203,8 @@ def sample_with_mitigations(
       make_noise: number of a candidate -> standard normal noise; 0 is that of a sampling
         without mitigations.
       embed: of clean latents, what `references` were made from.
+    Raises:
+      ValueError: if the mitigations repel and there are no references.
     """
     m = mitigations
     control = functools.partial(_controlled, predict, text.input_ids, m)
@@ -244,6 +233,14 @@ def sample_with_mitigations(
         denoise = with_guidance(both if guided else alone, *texts, guidance_scale)
         return sample(denoise, trajectory, noise, clip_latents=clip_latents)
 
+    if m.repels and references is None:
+        name = "repulsion" if m.repulsion else "despecification"
+        raise _error(
+            name,
+            getattr(m, name),
+            "keeps away from training images, of which none were given: pass "
+            "`references`, or set it to 0",
+        )
     schedule = _schedule(m, guidance_scale, len(trajectory.timesteps))
     combine = _combine(schedule, m, references, trajectory, num_train_timesteps, embed)
     if guided:
@@ -344,10 +341,8 @@ def _combine(
         def guided(scales):
             return unconditional + per_row(scales, difference) * difference
 
-        if not m.repels:
+        if not m.repels or references is None:
             return state, guided(scales)
-        if references is None:
-            raise ValueError("repulsion needs references")
         return state, repel(
             repulsion,
             references,

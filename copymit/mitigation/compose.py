@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from copymit.data.captions import CaptionFunction
+from copymit.mitigation.at_generation import GenerationMitigations, check_mitigations
 from copymit.mitigation.embeddings import add_gaussian_noise, mix_embeddings
 from copymit.mitigation.prompts import (
     Decode,
@@ -63,6 +64,7 @@ MITIGATIONS = {
     "embedding_mixup": Mitigation(
         "train.embedding_mixup", 0.1, None, ("mixup_noise_lam",)
     ),
+    "skipping": Mitigation("train.skip_above", 3.0, None, ("Wen", "hard_threshold")),
     "generation_noise": Mitigation(
         "generate.gaussian_noise", 0.1, None, ("GNI", "rand_noise_lam_inference")
     ),
@@ -75,6 +77,24 @@ MITIGATIONS = {
     "generation_numbers": Mitigation(
         "generate.random_numbers", 2, None, ("RNA", "rand_numb_add")
     ),
+    "static_transition": Mitigation(
+        "generate.guidance_transition", 500, None, ("STP",)
+    ),
+    "dynamic_transition": Mitigation("generate.dynamic_transition", True, 1, ("DTP",)),
+    "opposite_guidance": Mitigation("generate.guidance_before", -2.0, None, ("OG",)),
+    "prompt_optimisation": Mitigation(
+        "generate.prompt_target", 3.0, None, ("PO", "optim_target_loss")
+    ),
+    "attention_rescaling": Mitigation(
+        "generate.start_attention", 1.25, None, ("CAR", "c1")
+    ),
+    "padding_mask": Mitigation(
+        "generate.mask_padding", True, 1, ("cross_attn_mask", "miti_mem")
+    ),
+    "noise_selection": Mitigation("generate.noise_candidates", 8, None, ()),
+    "noise_optimisation": Mitigation("generate.noise_target", 8.2, None, ("SAIL",)),
+    "repulsion": Mitigation("generate.repulsion", 1.0, None, ("AMG", "gd")),
+    "despecification": Mitigation("generate.despecification", 13.0, None, ("gs",)),
 }
 
 
@@ -116,9 +136,15 @@ def _find(name: str) -> Mitigation:
 
 
 def _check(config: ConfigDict) -> None:
+    check_mitigations(
+        generation_mitigations(config.mitigation.generate),
+        config.diffusion.num_train_timesteps,
+    )
     for mitigation in MITIGATIONS.values():
         section, key = mitigation.setting.split(".")
         value = config.mitigation[section][key]
+        if key in GenerationMitigations._fields:
+            continue  # checked together, above
         if value < 0 or (mitigation.largest is not None and value > mitigation.largest):
             above = "" if mitigation.largest is None else f" to {mitigation.largest}"
             raise ValueError(
@@ -200,6 +226,18 @@ def _perturb(hidden, key, *, noise: float, mixup: float):
     noise_key, mixup_key = jax.random.split(key)
     hidden = mix_embeddings(hidden, mixup_key, mixup)
     return add_gaussian_noise(hidden, noise_key, noise)
+
+
+def generation_mitigations(config: ConfigDict | None) -> GenerationMitigations:
+    """Reads what acts between the text and the decoder.
+
+    Args:
+      config: the section `mitigation.generate`; what it does not mention is off, as all
+        of it is for None.
+    """
+    section = {} if config is None else config.to_dict()
+    known = GenerationMitigations._fields
+    return GenerationMitigations(**{k: v for k, v in section.items() if k in known})
 
 
 def generation_rewrite(config: ConfigDict, decode: Decode) -> Rewrite:

@@ -8,28 +8,28 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from copymit.report.figures import _COLORS, GREY, VERMILLION, _new_figure, _styled
+from copymit.report.figures import COLORS, GREY, VERMILLION, new_figure, styled
 from copymit.scores.detection import Roc
 
 _LINES = ("-", "--", "-.", ":")
 _MAX_TOKENS = 40
 
 
-@_styled
+@styled
 def plot_roc(curves: Mapping[str, Roc]) -> Figure:
     """Draws the ROC curve of every detector, with 1 % false positives and chance.
 
     Args:
       curves: by the detector's title, one or more.
     """
-    figure, (axes,) = _new_figure(4.6 + 0.2 * len(curves))
+    figure, (axes,) = new_figure(4.6 + 0.2 * len(curves))
     for i, (title, roc) in enumerate(curves.items()):
         # Prompts of equal score are called together, so points are joined straight.
         axes.plot(
             roc.false_positive_rates,
             roc.true_positive_rates,
-            _LINES[i // len(_COLORS) % len(_LINES)],
-            color=_COLORS[i % len(_COLORS)],
+            _LINES[i // len(COLORS) % len(_LINES)],
+            color=COLORS[i % len(COLORS)],
             linewidth=1.7,
             label=textwrap.shorten(title, 60, placeholder="…"),
         )
@@ -45,7 +45,7 @@ def plot_roc(curves: Mapping[str, Roc]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_tokens(tokens: Sequence[str], attribution: Float[np.ndarray, " L"]) -> Figure:
     """Draws how much each token of a prompt makes it memorised, as bars.
 
@@ -61,7 +61,7 @@ def plot_tokens(tokens: Sequence[str], attribution: Float[np.ndarray, " L"]) -> 
             "each, and at least one"
         )
     shown = list(tokens)[:_MAX_TOKENS]
-    figure, (axes,) = _new_figure(0.8 + 0.2 * len(shown))
+    figure, (axes,) = new_figure(0.8 + 0.2 * len(shown))
     axes.barh(range(len(shown)), attribution[: len(shown)], 0.7, color=VERMILLION)
     labels = [textwrap.shorten(token, 24, placeholder="…") for token in shown]
     axes.set_yticks(range(len(shown)), labels)

@@ -16,6 +16,23 @@ from jaxtyping import Float, UInt8
 ReadImage = Callable[[str], UInt8[np.ndarray, "H W 3"]]
 
 
+class Detection(NamedTuple):
+    """What detectors say of prompts.
+
+    Attributes:
+      table: columns id, prompt, kind ("prompted", "unseen"), similarity, memorised, and
+        one a detector.
+      summary: `truth` in words, `titles` of the detectors, `num_*` of each kind; under
+        `unmemorised` and `unseen`, by detector, how well it tells memorised prompts
+        from those.
+      tokens: `prompt`, its `tokens` and the `attribution` of each, a prompt an entry.
+    """
+
+    table: pd.DataFrame
+    summary: Mapping[str, Any]
+    tokens: Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class EvaluatedRun:
     """Everything about one run that a report shows.
@@ -37,6 +54,7 @@ class EvaluatedRun:
       metrics: columns step, loss, ... of the training, or None.
       measured: column generation, and numbers of each generation besides similarity,
         such as tile_l2; or None.
+      detection: of memorised prompts, or None.
     """
 
     title: str
@@ -51,6 +69,7 @@ class EvaluatedRun:
     duplication: pd.DataFrame | None
     metrics: pd.DataFrame | None
     measured: pd.DataFrame | None = None
+    detection: Detection | None = None
 
 
 class Generation(NamedTuple):

@@ -48,13 +48,13 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
 }
-_COLORS = (VERMILLION, BLUE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", GREY)
+COLORS = (VERMILLION, BLUE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", GREY)
 _MARKERS = "oDs^vPX*"
 _WIDTH = 5.7  # inches
 _MAX_POINTS = 1500  # drawn of one group; the box is of all
 _BINS = 40
 _LOG_FROM = 4  # times the least loss, from which the axis is logarithmic
-_styled = matplotlib.style.context(["default", _STYLE])
+styled = matplotlib.style.context(["default", _STYLE])
 
 
 class Panel(NamedTuple):
@@ -70,7 +70,7 @@ class Panel(NamedTuple):
     is_share: bool = False
 
 
-@_styled
+@styled
 def to_png(figure: Figure) -> bytes:
     """Renders a figure; the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -78,7 +78,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@_styled
+@styled
 def plot_histogram(
     similarities: Mapping[str, Float[np.ndarray, " Q"]], embedder: str
 ) -> Figure:
@@ -87,7 +87,7 @@ def plot_histogram(
     Args:
       similarities: by set: `generations`, `background`, `heldout`; finite.
     """
-    figure, (axes,) = _new_figure(3.7)
+    figure, (axes,) = new_figure(3.7)
     every = np.concatenate(list(similarities.values()))
     margin = 1e-6 + 0.01 * float(np.ptp(every))
     bins = np.linspace(every.min() - margin, every.max() + margin, _BINS + 1)
@@ -115,7 +115,7 @@ def plot_histogram(
     return figure
 
 
-@_styled
+@styled
 def plot_split(
     groups: Mapping[str, Float[np.ndarray, " Q"]],
     means: Mapping[str, Estimate],
@@ -129,7 +129,7 @@ def plot_split(
       means: mean and interval by the same name, where known.
       baseline: mean similarity of training images to each other.
     """
-    figure, (axes,) = _new_figure(0.9 + 1.05 * len(groups))
+    figure, (axes,) = new_figure(0.9 + 1.05 * len(groups))
     colors = (VERMILLION, BLUE, GREEN)
     for y, (name, values) in enumerate(groups.items()):
         rng = np.random.default_rng(0)
@@ -175,10 +175,10 @@ def plot_split(
     return figure
 
 
-@_styled
+@styled
 def plot_hits(hits: Mapping[str, Estimate]) -> Figure:
     """Draws shares of prompted images that came back, as bars with intervals."""
-    figure, (axes,) = _new_figure(0.9 + 0.62 * len(hits))
+    figure, (axes,) = new_figure(0.9 + 0.62 * len(hits))
     colors = {"duplicated": VERMILLION, "not duplicated": BLUE}
     for y, (name, estimate) in enumerate(hits.items()):
         axes.barh(y, estimate.value, 0.56, color=colors.get(name, GREY), alpha=0.85)
@@ -203,12 +203,12 @@ def plot_hits(hits: Mapping[str, Estimate]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_comparison(titles: Sequence[str], panels: Sequence[Panel]) -> Figure:
     """Draws each score of the titled runs in a panel of its own."""
     rows = len(titles)
     wrapped = [textwrap.shorten(title, 30, placeholder="…") for title in titles]
-    figure, every_axes = _new_figure(len(panels) * (0.72 + 0.36 * rows), len(panels))
+    figure, every_axes = new_figure(len(panels) * (0.72 + 0.36 * rows), len(panels))
     for axes, panel in zip(every_axes, panels, strict=True):
         for y, estimate in enumerate(panel.estimates):
             if estimate is not None:
@@ -225,7 +225,7 @@ def plot_comparison(titles: Sequence[str], panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_tradeoff(
     titles: Sequence[str],
     similarities: Sequence[Estimate | None],
@@ -238,9 +238,7 @@ def plot_tradeoff(
       similarities: 95th percentile of each run.
       panels: what each run is traded off against, one panel a score.
     """
-    figure, every_axes = _new_figure(
-        0.35 * len(titles) + 2.7 * len(panels), len(panels)
-    )
+    figure, every_axes = new_figure(0.35 * len(titles) + 2.7 * len(panels), len(panels))
     for axes, panel in zip(every_axes, panels, strict=True):
         for i, title in enumerate(titles):
             x, y = similarities[i], panel.estimates[i]
@@ -252,7 +250,7 @@ def plot_tradeoff(
                 xerr=_error_bars(x),
                 yerr=_error_bars(y),
                 fmt=_MARKERS[i % len(_MARKERS)],
-                color=_COLORS[i % len(_COLORS)],
+                color=COLORS[i % len(COLORS)],
                 markersize=8,
                 linewidth=1.6,
                 capsize=3,
@@ -278,14 +276,14 @@ COPYING = {
 }
 
 
-@_styled
+@styled
 def plot_loss(losses: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     """Draws the loss of each run over steps, and a moving mean where it is long.
 
     Args:
       losses: titles of runs, and columns step and loss, finite, two rows or more.
     """
-    figure, (axes,) = _new_figure(3.4)
+    figure, (axes,) = new_figure(3.4)
     styles = [(VERMILLION, "-"), (BLUE, "--"), (GREEN, "-."), (GREY, ":")]
     for i, (title, table) in enumerate(losses):
         color, line = styles[i % len(styles)]
@@ -309,7 +307,7 @@ def plot_loss(losses: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
     """Draws how much a run copied at each step at which that was measured.
 
@@ -317,7 +315,7 @@ def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
       table: columns step, and some of `COPYING`.
       background: dataset similarity of training images to each other, or None.
     """
-    figure, (axes,) = _new_figure(3.4)
+    figure, (axes,) = new_figure(3.4)
     styles = [(VERMILLION, "-o"), (BLUE, "--s"), (GREEN, "-.^")]
     for (name, label), (color, line) in zip(COPYING.items(), styles, strict=True):
         if name in table:
@@ -332,7 +330,7 @@ def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
     return figure
 
 
-def _new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False)
     return figure, list(axes[:, 0])

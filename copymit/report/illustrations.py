@@ -15,11 +15,25 @@ from matplotlib.figure import Figure
 
 from copymit.report import figures
 from copymit.report.comparison import comparison_panels, tradeoff_panels
+from copymit.report.detection import draw_detection
 from copymit.report.evaluated_run import EvaluatedRun, Generation, duplicated_weights
 from copymit.report.verdict import Estimate, read_estimate
 from copymit.scores.bootstrap import finite_vector
 
-_NAMES = ("histogram", "split", "hits", "comparison", "tradeoff", "loss", "copying")
+_NAMES = (
+    "histogram",
+    "split",
+    "hits",
+    "comparison",
+    "tradeoff",
+    "loss",
+    "copying",
+    "roc",
+    "tokens_1",
+    "tokens_2",
+    "tokens_3",
+    "tokens_4",
+)
 _HITS = {
     "prompted_image_hits": "all",
     "prompted_image_hits_duplicated": "duplicated",
@@ -100,7 +114,7 @@ def draw_figures(
             "Dataset similarity, and shares of prompted images that come back, over "
             "training steps.",
         )
-    return drawn
+    return drawn | (draw_detection(run.detection) if run.detection else {})
 
 
 def _draw_comparison(

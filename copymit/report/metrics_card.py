@@ -11,14 +11,13 @@ import copymit
 from copymit.report.evaluated_run import EvaluatedRun
 from copymit.report.verdict import format_number, quality_key
 from copymit.scores.bootstrap import bootstrap_ci
+from copymit.settings import changed_mitigations
 
 _COUNTS = {
     "num_generations": "{} generations",
     "num_references": "{} training images",
     "num_heldout": "{} images that were never trained on",
 }
-# Says how, and not whether, a mitigation is done.
-_NOT_ALONE = ("mitigation.train.num_insertions",)
 _PROMPTS = {
     "each": "every training image's caption in turn",
     "random": "captions of training images drawn at random",
@@ -95,8 +94,8 @@ def _describe_training(run: EvaluatedRun) -> list[str]:
         facts.append(f"{duplication} duplication{factor}{share}")
     mitigations = [
         name.rpartition(".")[2].replace("_", " ")
-        for name, on in sorted(run.settings.items())
-        if name.startswith("mitigation.") and on and name not in _NOT_ALONE
+        + ("" if value is True else f" {format_number(value)}")
+        for name, value in sorted(changed_mitigations(run.settings).items())
     ]
     if mitigations:
         facts.append("mitigation by " + _enumerate(mitigations))

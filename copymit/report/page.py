@@ -27,6 +27,7 @@ from copymit.report.comparison import (
     list_doubts,
     make_strip,
 )
+from copymit.report.detection import tabulate_detectors
 from copymit.report.evaluated_run import EvaluatedRun, Generation, list_generations
 from copymit.report.gallery import REASONS, Card, choose_generations, make_cards
 from copymit.report.generation_table import (
@@ -180,6 +181,7 @@ def _facts(
         "pair_differences": pairs,
         "differing": differing_settings(runs) if compared else [],
         "doubts": list_doubts(runs) if compared else [],
+        "detectors": tabulate_detectors(run.detection) if run.detection else [],
         "groups": tabulate_scores(run.scores),
         "settings": sorted((k, str(v)) for k, v in run.settings.items()),
         "warnings": [str(w) for w in run.scores.get("warnings") or ()],

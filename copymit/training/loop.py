@@ -114,7 +114,13 @@ def train(
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     train_step = make_train_step(
-        model, noise_scheduler, optimizer, config, shardings, mesh
+        model,
+        noise_scheduler,
+        optimizer,
+        config,
+        shardings,
+        mesh,
+        draws.encode([""])[0],
     )
     train_step = _compile(train_step, abstract, draws, mesh)
 
@@ -334,7 +340,8 @@ def _report(
     """
     fetched = jax.device_get(recent)
     values = {name: float(value) for name, value in fetched[-1].items()}
-    values["loss"] = float(np.mean([scalars["loss"] for scalars in fetched]))
+    for name in {"loss", "skipped_share"} & values.keys():
+        values[name] = float(np.mean([scalars[name] for scalars in fetched]))
     # Also the norm of the new parameters: a checkpoint of them must be a good one.
     finite = np.isfinite([list(scalars.values()) for scalars in fetched]).all(axis=1)
     if not finite.all():

@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import denoising_loss
 from copymit.mitigation.compose import training_embeddings
+from copymit.mitigation.skipping import keep_unremembered
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
 from copymit.training.state import TrainState, make_learning_rate
@@ -25,14 +28,19 @@ def make_train_step(
     config: ConfigDict,
     shardings: TrainState,
     mesh: Mesh,
+    empty_ids: Int[np.ndarray, " L"],
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Scalars]]:
     """Returns the compiled step; the state passed in is consumed.
 
     Noise and timesteps are functions of (seed, step, position in the global batch), the
     same however the batch is split over devices.
+
+    Args:
+      empty_ids: token ids of the empty caption.
     """
     learning_rate = make_learning_rate(config.train)
     perturb = training_embeddings(config.mitigation)
+    skip_above = config.mitigation.train.skip_above
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -50,6 +58,12 @@ def make_train_step(
                     networks, noisy_latents, timesteps, encoder_hidden_states
                 )
 
+            def keep(model_pred, noisy_latents, timesteps):
+                empty = model.encode_text(networks, jnp.asarray(empty_ids)[None])
+                empty = jnp.broadcast_to(empty, hidden_states.shape)
+                unconditional = predict(noisy_latents, timesteps, empty)
+                return keep_unremembered(model_pred, unconditional, skip_above)
+
             losses = denoising_loss(
                 predict,
                 noise_scheduler,
@@ -57,10 +71,12 @@ def make_train_step(
                 hidden_states,
                 noise_key,
                 min_snr_gamma=config.train.min_snr_gamma or None,
+                keep=keep if skip_above else None,
             )
-            return jnp.mean(losses)
+            return jnp.mean(losses), jnp.mean(losses == 0)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, skipped), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = state._replace(
@@ -75,6 +91,8 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
+        if skip_above:
+            scalars["skipped_share"] = skipped
         return new_state, scalars
 
     return jax.jit(

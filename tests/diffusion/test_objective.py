@@ -181,3 +181,35 @@ def test_every_example_is_weighted_by_its_own_timestep(latents, text, key):
 def test_a_gamma_that_is_not_positive_is_refused(gamma):
     with pytest.raises(ValueError, match=rf"min_snr_gamma={gamma} must be above 0"):
         min_snr_weights(make_noise_scheduler(), gamma)
+
+
+def test_examples_that_do_not_count_leave_the_mean_to_the_others(latents, text, key):
+    scheduler = make_noise_scheduler("scaled_linear", "epsilon")
+    seen = []
+
+    def keep(model_pred, noisy_latents, timesteps):
+        seen.append((model_pred.shape, noisy_latents.shape, timesteps.shape))
+        return jnp.arange(B) % 3 == 0
+
+    def predict(x, t, c):
+        return 0.1 * x
+
+    every = denoising_loss(predict, scheduler, latents, text, key)
+    some = denoising_loss(predict, scheduler, latents, text, key, keep=keep)
+    assert seen == [(latents.shape, latents.shape, (B,))]
+    assert np.flatnonzero(some).tolist() == [0, 3]
+    # The rounding of one product.
+    np.testing.assert_allclose(jnp.mean(some), jnp.mean(every[::3]), rtol=1e-6)
+
+
+def test_a_batch_of_which_nothing_counts_has_no_loss(latents, text, key):
+    scheduler = make_noise_scheduler("scaled_linear", "epsilon")
+    losses = denoising_loss(
+        lambda x, t, c: x,
+        scheduler,
+        latents,
+        text,
+        key,
+        keep=lambda x, y, t: jnp.zeros(B, bool),
+    )
+    assert losses.tolist() == [0.0] * B

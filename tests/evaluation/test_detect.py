@@ -11,7 +11,7 @@ from etils import epath
 from configs import tiny
 from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation import detect as detect_module
-from copymit.evaluation.detect import detect_prompts, roc_curves, summarise
+from copymit.evaluation.detect import detect_prompts, summarise
 from copymit.evaluation.prompts import Prompt
 from copymit.mitigation.detection import DETECTORS
 
@@ -61,7 +61,6 @@ def test_every_prompt_gets_a_row_and_its_tokens(config, batches, tmp_path):
     assert table["id"].tolist() == [p.id for p in prompts]
     assert table["prompt"].tolist() == [p.prompt_used for p in prompts]
     assert table["sharpness"].tolist() == [i + 0.5 for i in range(6)]
-    pd.testing.assert_frame_equal(pd.read_parquet(out / "detection.parquet"), table)
     # Every batch is full, the last one with repetitions.
     sizes = {len(batch) for batch in batches}
     assert len(sizes) == 1
@@ -88,7 +87,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     monkeypatch.setattr(detect_module, "_write_part", stopping)
     with pytest.raises(KeyboardInterrupt):
         detect_prompts(config, no_params, prompts, out, "d")
-    assert not (out / "detection.parquet").exists()
+    assert not (out / "tokens.jsonl").exists()
     monkeypatch.setattr(detect_module, "_write_part", write)
     batches.clear()
     table = detect_prompts(config, no_params, prompts, out, "d")
@@ -139,8 +138,6 @@ def test_the_summary_tells_good_detectors_from_bad_ones(config, batches, tmp_pat
     assert summary["sharpness"]["auc"] == 1.0
     assert summary["sharpness"]["tpr_at_1_percent_fpr"] == 1.0
     assert summary["text_stability"]["auc"] == 0.0
-    curves = roc_curves(table, memorised)
-    assert list(curves) == list(DETECTORS.values())
 
 
 def test_the_real_detector_fills_the_table_with_finite_numbers(config, tmp_path):

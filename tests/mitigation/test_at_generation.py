@@ -205,8 +205,8 @@ def test_the_generator_composes_all_of_them():
         options = SamplingOptions(
             0, "dpmsolver++", 4, None, 3.0, None, 0.1, mitigations
         )
-        generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE, REFERENCES)
-        images.append(np.asarray(generate({}, IDS, NUMBERS)).astype(int))
+        generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE)
+        images.append(np.asarray(generate({}, IDS, NUMBERS, REFERENCES)).astype(int))
     assert images[1].std(axis=(1, 2, 3)).min() > 10
     assert np.abs(images[1] - images[0]).max(axis=(1, 2, 3)).min() > 10
 
@@ -235,10 +235,11 @@ def test_a_strength_that_cannot_be_is_named_with_the_way_out(strengths, message)
 
 @pytest.mark.parametrize("name", ["repulsion", "despecification"])
 def test_repulsion_without_training_images_is_refused(name):
-    strengths = OFF._replace(**{name: 1.0})
-    check_mitigations(strengths, 1000)
+    mitigations = OFF._replace(**{name: 1.0})
+    options = SamplingOptions(0, "ddim", 4, None, 3.0, None, 0.0, mitigations)
+    generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE)
     with pytest.raises(ValueError, match=rf"{name}=1.0 keeps away .*`references`"):
-        check_mitigations(strengths, 1000, has_references=False)
+        generate({}, IDS, NUMBERS)
 
 
 def test_what_the_config_does_not_mention_is_off():

@@ -33,6 +33,8 @@ def spell(ids):
 def test_every_name_and_alias_switches_its_own_setting_on(name, config):
     mitigation = MITIGATIONS[name]
     section, key = mitigation.setting.split(".")
+    # Opposite guidance alone would have no end.
+    config.mitigation.generate.dynamic_transition = name == "opposite_guidance"
     for alias in (name, mitigation.setting, *mitigation.aliases):
         config.mitigation.apply = (alias,)
         resolved = with_mitigations(config)

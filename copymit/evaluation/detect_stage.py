@@ -1,0 +1,161 @@
+"""The detect stage: a scored run in, how well each detector finds its memorised prompts.
+
+Writes `detection.parquet`, a row a prompt: its kind, the similarity of its generations,
+whether it is memorised, every detector; `detection.json`, AUC and TPR at 1 % FPR; and
+what `detect_prompts` keeps. Prompts are taken as given, before any mitigation.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from copymit.data.tokenizer import make_tokenizer
+from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.detect import detect_prompts, summarise
+from copymit.evaluation.prompts import Prompt, make_prompts, read_prompts
+from copymit.evaluation.stages import compute_digest
+from copymit.evaluation.subject import Run, Subject
+from copymit.mitigation.detection import DETECTORS
+from copymit.mitigation.detector import DetectionOptions
+
+UNSEEN = "unseen"
+_OPTIONS = (
+    "num_seeds",
+    "text_noise",
+    "num_text_noises",
+    "entropy_layer",
+    "entropy_steps",
+)
+
+
+def run_detect(subject: Subject, artefacts: Artefacts) -> None:
+    """Measures the prompts of the evaluation and captions of held-out images.
+
+    Raises:
+      ValueError: if there is no model to look at, or settings that cannot be.
+    """
+    if subject.run is None:
+        raise ValueError(
+            "the detect stage looks into a model, and there are only images: give "
+            "--workdir of a training, or --model"
+        )
+    prompts = list_prompts(subject)
+    settings = subject.eval.detection
+    measured = detect_prompts(
+        subject.run.config,
+        subject.run.load_params,
+        list(prompts),
+        subject.out,
+        compute_digest([subject.identity, subject.eval.use_ema]),
+        DetectionOptions(**{name: settings[name] for name in _OPTIONS}),
+    )
+    if jax.process_index() == 0:
+        measured.insert(2, "kind", list(prompts.values()))
+        table, truth = with_truth(measured, subject, artefacts)
+        summary = {"truth": truth} | summarise_kinds(table, subject.eval.seed)
+        write_table(artefacts.detection, table)
+        text = json.dumps(summary, indent=1, sort_keys=True)
+        artefacts.detection_summary.write_text(text + "\n")
+
+
+def list_prompts(subject: Subject) -> dict[Prompt, str]:
+    """Lists distinct prompts with their kinds: those generated from, then unseen ones."""
+    assert subject.run is not None
+    run, most = subject.run, subject.eval.detection.num_prompts
+    generated = subject.prompts()
+    assert generated is not None
+    chosen: dict[str, Prompt] = {}
+    for row in generated.to_dict("records"):
+        if len(chosen) < most:
+            text = row["prompt"]
+            given = Prompt(**{k: row[k] for k in Prompt._fields})
+            chosen.setdefault(text, given._replace(prompt_used=text))
+    listed = dict.fromkeys(chosen.values(), "prompted")
+    for prompt in _heldout_prompts(run, most):
+        if prompt.prompt not in chosen:
+            number = len(generated) + len(listed)
+            unseen = prompt._replace(id=f"{number:06d}", prompt_used=prompt.prompt)
+            chosen[prompt.prompt] = unseen
+            listed[unseen] = UNSEEN
+    return listed
+
+
+def _heldout_prompts(run: Run, most: int) -> list[Prompt]:
+    """Is a caption of each held-out image, where captions name single images."""
+    if not len(run.dataset.heldout):
+        return []
+    config = run.config.copy_and_resolve_references()
+    config.eval.prompts = "heldout"
+    config.eval.num_generations = min(most, len(run.dataset.heldout))
+    text = config.model.text_encoder
+    tokenizer = make_tokenizer(text.max_length, text.pad_token_id)
+    prompts = make_prompts(config, run.dataset, tokenizer)
+    return [prompt for prompt in prompts if prompt.example_id is not None]
+
+
+def with_truth(
+    measured: pd.DataFrame, subject: Subject, artefacts: Artefacts
+) -> tuple[pd.DataFrame, str]:
+    """Adds `similarity`, of a prompt's generations, and `memorised`.
+
+    The similarity is the mean of the similarities of all generations of the prompt to
+    their nearest training images. Unseen prompts have no generations.
+
+    Returns:
+      The table, and how it was decided what is memorised.
+    """
+    matches = artefacts.read_matches(artefacts.headline, "generations")
+    nearest = matches[matches["rank"] == 0].set_index("generation")["similarity"]
+    prompts = subject.prompts()
+    assert prompts is not None
+    similarity = prompts["id"].map(nearest).groupby(prompts["prompt"]).mean()
+    table = measured.copy()
+    prompted = table["kind"] != UNSEEN
+    table.insert(3, "similarity", table["prompt"].map(similarity).where(prompted))
+    if path := subject.eval.detection.memorised_prompts:
+        memorised = table["prompt"].isin(set(read_prompts(path)))
+        truth = f"prompts listed in {path}"
+    else:
+        threshold = subject.eval.detection.memorised_similarity
+        of = artefacts.headline
+        truth = f"generations more similar than {threshold:.3f} on average, by {of}"
+        if not threshold:
+            background = artefacts.read_matches(of, "background")
+            values = background.loc[background["rank"] == 0, "similarity"]
+            threshold = float(np.percentile(values, 95))
+            truth = (
+                f"generations more similar on average ({threshold:.3f} by {of}) than 95 % "
+                "of the training images are to each other"
+            )
+        memorised = table["similarity"] > threshold
+    table.insert(4, "memorised", memorised & prompted)
+    return table, truth
+
+
+def summarise_kinds(table: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Tells memorised prompts from others, and from unseen ones, by every detector.
+
+    Returns:
+      `num_*` of each kind, `titles` of the detectors, and of each comparison that has
+      both kinds the scores of `summarise`: `unmemorised`, `unseen`.
+    """
+    memorised = table["memorised"].to_numpy(bool)
+    unseen = (table["kind"] == UNSEEN).to_numpy()
+    kinds: Mapping[str, np.ndarray] = {
+        "unmemorised": ~memorised & ~unseen,
+        "unseen": unseen,
+    }
+    summary: dict[str, Any] = {
+        "titles": DETECTORS,
+        "num_memorised": int(memorised.sum()),
+    }
+    for name, others in kinds.items():
+        summary[f"num_{name}"] = int(others.sum())
+        if memorised.any() and others.any():
+            compared = memorised | others
+            summary[name] = summarise(table[compared], memorised[compared], seed)
+    return summary

@@ -1,0 +1,56 @@
+"""The training images as latents, for a sampling that keeps away from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from copymit.data.dataset import Dataset
+from copymit.data.pipeline import load_images
+from copymit.mitigation.repulsion import References, make_references
+from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.sharding import batch_sharding, replicated
+
+
+def encode_references(
+    config: ConfigDict,
+    dataset: Dataset,
+    model: DiffusionModel,
+    params: ModelParams,
+    mesh: Mesh,
+) -> References:
+    """Encodes every training image, upright; the table is on every device.
+
+    Of an autoencoder with a posterior, one draw of it: its deviation is small beside the
+    distance of two images. A table takes `4 h w c` bytes an image on each device.
+    """
+    images = load_images(dataset.source, dataset.indices, config.data.resolution)
+    sharding = batch_sharding(mesh)
+    devices = mesh.devices.size
+    size = -(-config.eval.batch_size // devices) * devices
+
+    def encode(params, batch, numbers):
+        moments = model.encode_images(params, batch.astype(jnp.float32) / 127.5 - 1)
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(numbers)
+        sample = jax.vmap(lambda m, key: model.sample_latents(m[None], key)[0])
+        return sample(moments, keys)
+
+    compiled = jax.jit(encode, out_shardings=replicated(mesh))
+    parts = []
+    for first in range(0, len(dataset.indices), size):
+        wanted = np.arange(first, min(first + size, len(dataset.indices)), dtype="i4")
+        numbers = np.resize(wanted, size)
+        batch = np.stack([images[int(i)] for i in numbers])
+        inputs = [
+            jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+            for array in (batch, numbers)
+        ]
+        parts.append(np.asarray(compiled(params, *inputs))[: len(wanted)])
+    table = make_references(np.concatenate(parts))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(
+            x.shape, replicated(mesh), x.__getitem__
+        ),
+        table,
+    )
