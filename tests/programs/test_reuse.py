@@ -110,8 +110,21 @@ def test_stages_run_alone_in_several_calls(copied):
     shutil.rmtree(copied.out)
     for stage in STAGES:
         run_stages(open_run(copied.workdir, None, None), [stage])
-    assert (copied.out / "report.html").exists()
+    assert 'id="detection"' in (copied.out / "report.html").read_text()
     assert (copied.out / "scores.json").read_text() == scores
+
+
+def test_the_generator_keeps_away_from_the_training_images_when_told_to(copied):
+    before = copied.pictures()
+    config = tiny.get_config()
+    # Everything is too similar, so that every image is turned away.
+    config.mitigation.generate.update(
+        repulsion=50.0, clean_threshold=-1.0, noisy_threshold=-1.0
+    )
+    run_stages(open_run(copied.workdir, config, "repelled"), ["generate"])
+    after = copied.pictures("repelled")
+    assert after.keys() == before.keys()
+    assert all((after[name] != image).any() for name, image in before.items())
 
 
 def test_two_runs_are_shown_side_by_side(copied, finished):
