@@ -1,6 +1,6 @@
 """Runs the benchmarks and prints one table: `make bench`, or one by name.
 
-    python -m benchmarks.run [convolution unet data embedding search]
+    python -m benchmarks.run [convolution unet data embedding mitigation search]
 
 Results are also written to benchmarks/results/TIME.json with the machine they hold for.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-BENCHMARKS = ("convolution", "unet", "data", "embedding", "search")
+BENCHMARKS = ("convolution", "unet", "data", "embedding", "mitigation", "search")
 
 
 def main(names: list[str]) -> None:

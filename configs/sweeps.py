@@ -1,0 +1,288 @@
+"""Every figure and table of the paper as a family of trials.
+
+    python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/sweeps
+    python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=gs://BUCKET/sweeps \\
+        --preset=full --backend=tpu ...
+
+A sweep is a function `(preset, seeds) -> iterator of Trial`; write your own beside these or
+in a file of your own. Preset `full` is the paper's recipe (configs/imagenette.py and
+laion10k.py; about a day of an A6000 for each training); `small` is the demo shrunk further:
+12 emoji, about a minute of two CPU cores for each training. Sweeps in one directory share
+the trainings that they have in common. docs/sweeps.md has the list and what was seen.
+The sweeps of mitigations are in sweeps_mitigations.py.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from configs.sweeps_base import (
+    BACKGROUND,
+    CLIP,
+    HITS,
+    QUALITY,
+    SIMILARITY,
+    Setting,
+    datasets,
+    expand,
+    first_dataset,
+)
+from configs.sweeps_mitigations import (
+    known_prompts,
+    mitigations,
+    mitigations_once,
+    table_inference_mitigations,
+    table_train_mitigations,
+)
+from configs.sweeps_types import Bars, Clusters, Curves, Score, Trial, draws
+
+__all__ = [
+    "caption_specificity",
+    "complexity",
+    "dataset_size",
+    "fig2",
+    "fig3",
+    "fig4",
+    "fig5",
+    "known_prompts",
+    "mitigations",
+    "mitigations_once",
+    "table_inference_mitigations",
+    "table_train_mitigations",
+    "text_encoder",
+    "training_length",
+    "unconditional",
+]
+
+_FACTORS = (1, 5, 10, 20)
+_STYLES = {
+    "fixed": "fixed",
+    "class": "class",
+    "captions": "instance",
+    "random": "random",
+}
+_COMPLEXITY = {
+    "entropy": "complexity_entropy_pearson",
+    "JPEG size": "complexity_jpeg_bytes_pearson",
+    "total variation": "complexity_total_variation_pearson",
+    "entropy x JPEG size": "complexity_entropy_jpeg_pearson",
+}
+
+
+@draws(Clusters(series="model"))
+def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Figure 2: are matches of generations duplicated in image, caption, or both?"""
+    if preset == "full":
+        for model in ("stable-diffusion-v1-4", "stable-diffusion-2-1"):
+            yield from expand(
+                preset,
+                seeds,
+                "configs/laion100k.py",
+                Setting({"model": model}, model=model),
+                analysis={
+                    "source": "data/laion100k",
+                    "captions": "data/laion100k_captions.json",
+                    "embedder": "sscd_dcr",
+                    "weights": "sscd_disc_large=weights/sscd_disc_large.torchscript.pt",
+                },
+            )
+        return
+    # Hands and people come in six skin tones with nearly one caption: duplicates of the
+    # data set's own.
+    yield from expand(
+        preset,
+        seeds,
+        "configs/demo.py",
+        Setting(
+            {"model": "people & body"},
+            {
+                "data.classes": ("people & body",),
+                "data.num_examples": 48,
+                "data.duplication": "none",
+            },
+        ),
+        analysis={"source": "fluent_emoji", "resolution": 64},
+    )
+
+
+@draws(
+    Curves(
+        "factor",
+        SIMILARITY,
+        "duplication factor",
+        series="data",
+        baseline=BACKGROUND,
+        log=True,
+    ),
+    Curves("factor", QUALITY, "duplication factor", series="data", log=True),
+)
+def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Figure 3: similarity and quality over how often images are duplicated."""
+    for data, config in datasets(preset).items():
+        for factor in _FACTORS:
+            labels = {"data": data, "factor": factor}
+            yield from expand(
+                preset, seeds, config, Setting(labels, duplicated(factor, "full"))
+            )
+
+
+@draws(
+    Bars(
+        "captions", SIMILARITY, "captions", series="text encoder", baseline=BACKGROUND
+    ),
+    Bars("captions", QUALITY, "captions", series="text encoder"),
+)
+def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Figure 4: styles of captions (left), and training the text encoder (right)."""
+    yield from _text_encoders(preset, seeds, _STYLES)
+
+
+@draws(
+    Curves(
+        "factor",
+        SIMILARITY,
+        "duplication factor",
+        series="duplication",
+        baseline=BACKGROUND,
+        log=True,
+    ),
+    Curves("factor", QUALITY, "duplication factor", series="duplication", log=True),
+)
+def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Figure 5: images duplicated with their captions (full) or with others (partial)."""
+    config = datasets(preset).get("LAION-10k", first_dataset(preset))
+    for duplication in ("full", "partial"):
+        for factor in _FACTORS:
+            labels = {"duplication": duplication, "factor": factor}
+            yield from expand(
+                preset, seeds, config, Setting(labels, duplicated(factor, duplication))
+            )
+
+
+@draws(
+    Bars("captions", SIMILARITY, "captions", series="text encoder"),
+    Bars("captions", CLIP, "captions", series="text encoder"),
+    Bars("captions", HITS, "captions", series="text encoder"),
+)
+def text_encoder(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Whether the text encoder is trained, too, on captions of the images."""
+    yield from _text_encoders(preset, seeds, {"captions": "instance"})
+
+
+@draws(
+    Curves(
+        "images",
+        SIMILARITY,
+        "training images",
+        series="duplication",
+        baseline=BACKGROUND,
+        log=True,
+    ),
+    Curves("images", QUALITY, "training images", series="duplication", log=True),
+)
+def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """The same number of steps on more and more images."""
+    config = "configs/laion100k.py" if preset == "full" else "configs/demo.py"
+    sizes = (1_000, 10_000, 100_000) if preset == "full" else (6, 12, 24, 48)
+    for duplication in ("none", "full"):
+        for images in sizes:
+            changes = {
+                "data.num_examples": images,
+                "data.duplication": duplication,
+            }
+            labels = {"duplication": duplication, "images": images}
+            yield from expand(preset, seeds, config, Setting(labels, changes))
+
+
+@draws(
+    Curves("steps", SIMILARITY, "training steps", baseline=BACKGROUND, log=True),
+    Curves("steps", QUALITY, "training steps", log=True),
+)
+def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """The same images for more and more steps."""
+    lengths = (25_000, 50_000, 100_000, 200_000)
+    for steps in lengths if preset == "full" else (300, 600, 1_200, 2_400):
+        changes = {"train.steps": steps}
+        yield from expand(
+            preset, seeds, first_dataset(preset), Setting({"steps": steps}, changes)
+        )
+
+
+@draws(
+    Bars("captions", SIMILARITY, "captions, ever more specific", baseline=BACKGROUND),
+    Bars("captions", HITS, "captions, ever more specific"),
+    Bars("captions", QUALITY, "captions, ever more specific"),
+)
+def caption_specificity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """From one caption for all images to one for each."""
+    styles = {name: _STYLES[name] for name in ("fixed", "class", "captions", "random")}
+    for name, style in styles.items():
+        yield from expand(
+            preset,
+            seeds,
+            first_dataset(preset),
+            Setting({"captions": name}, {"data.caption_style": style}),
+        )
+
+
+@draws(
+    *(
+        Bars("data", Score(f"correlation with {name}", (key,)), "training data")
+        for name, key in _COMPLEXITY.items()
+    ),
+    columns=(
+        SIMILARITY,
+        *(
+            Score(f"correlation with {name}", (key,))
+            for name, key in _COMPLEXITY.items()
+        ),
+    ),
+)
+def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Are simple training images copied more? Correlations over generations."""
+    for data, config in datasets(preset).items():
+        changes = {"data.duplication": "none"}
+        yield from expand(preset, seeds, config, Setting({"data": data}, changes))
+
+
+@draws(
+    Bars("duplication", SIMILARITY, "duplication", series="text", baseline=BACKGROUND),
+    Bars("duplication", QUALITY, "duplication", series="text"),
+)
+def unconditional(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Models that know captions against models that know none."""
+    for text, style in (("none", "unconditional"), ("captions", "instance")):
+        for factor in (1, 10):
+            labels = {"text": text, "duplication": f"x{factor}"}
+            changes = {**duplicated(factor, "full"), "data.caption_style": style}
+            yield from expand(
+                preset,
+                seeds,
+                first_dataset(preset),
+                # A model without captions has nothing to be guided by.
+                Setting(labels, changes, {"eval.guidance_scale": 1.0}),
+            )
+
+
+def duplicated(factor: int, duplication: str) -> dict[str, object]:
+    """Returns the settings of a duplication; 1 is none of either kind."""
+    if factor == 1:
+        return {"data.duplication": "none"}
+    return {"data.duplication": duplication, "data.duplication_factor": factor}
+
+
+def _text_encoders(
+    preset: str, seeds: Sequence[int], styles: dict[str, str]
+) -> Iterator[Trial]:
+    config = first_dataset(preset)
+    for trained in (False, True):
+        for name, style in styles.items():
+            changes = {
+                "data.caption_style": style,
+                "model.text_encoder.train": trained,
+            }
+            if preset == "full":
+                changes["data.cache_embeddings"] = not trained
+            labels = {
+                "text encoder": "trained" if trained else "frozen",
+                "captions": name,
+            }
+            yield from expand(preset, seeds, config, Setting(labels, changes))

@@ -1,0 +1,107 @@
+"""What the sweeps have in common: data sets and costs of each preset, scores, seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from configs.sweeps_types import Score, Trial
+
+SIMILARITY = Score("dataset similarity (95th percentile)", ("dataset_similarity",))
+BACKGROUND = Score("training images, to each other", ("background_dataset_similarity",))
+QUALITY = Score("FID (or Frechet distance)", ("fid", "fd_efficientnet_lite0"))
+CLIP = Score("CLIP score", ("clip_score",))
+HITS = Score("prompted image is the nearest", ("prompted_image_hits",), percent=True)
+MEMORISED = Score(
+    "mean similarity, memorised prompts",
+    ("prompted_duplicated_similarity_mean", "similarity_mean"),
+)
+
+_DATASETS = {
+    "small": {"emoji": "configs/demo.py"},
+    "full": {"Imagenette": "configs/imagenette.py", "LAION-10k": "configs/laion10k.py"},
+}
+_TRAIN: dict[str, dict[str, Any]] = {
+    "small": {
+        "data.num_examples": 12,
+        "data.num_heldout": 12,
+        "model.unet.block_out_channels": (32, 64),
+        "model.unet.norm_num_groups": 8,
+        "model.text_encoder.max_length": 8,
+        "train.steps": 1_200,
+        "train.learning_rate": 4e-3,
+        "train.checkpoint_every_steps": 400,
+        "train.evaluate_every_steps": 0,
+    },
+    "full": {},
+}
+_EVALUATE: dict[str, dict[str, Any]] = {
+    "small": {"eval.num_generations": 48, "eval.gallery_size": 12},
+    "full": {
+        "eval.embedders": ("sscd_dcr",),
+        "eval.quality_embedders": ("inception_clean",),
+        "eval.clip_score": "clip_vit_b16_dcr",
+        "eval.weights.sscd_disc_large": "weights/sscd_disc_large.torchscript.pt",
+        "eval.weights.inception": "weights/pt_inception-2015-12-05-6726825d.pth",
+    },
+}
+
+
+class Setting(NamedTuple):
+    """A point of a sweep, without its seed.
+
+    Attributes:
+      labels: what the table and the figures know it by.
+      train, evaluate: settings that differ from the preset's.
+      model: a published model, evaluated as it is.
+    """
+
+    labels: Mapping[str, Any]
+    train: Mapping[str, Any] = {}
+    evaluate: Mapping[str, Any] = {}
+    model: str = ""
+
+
+def datasets(preset: str) -> Mapping[str, str]:
+    """Returns the config file of each data set by name."""
+    return _DATASETS[preset]
+
+
+def first_dataset(preset: str) -> str:
+    """Returns the config of sweeps that the paper makes on Imagenette."""
+    return next(iter(_DATASETS[preset].values()))
+
+
+def expand(
+    preset: str,
+    seeds: Sequence[int],
+    config: str,
+    setting: Setting,
+    analysis: Mapping[str, Any] | None = None,
+) -> Iterator[Trial]:
+    """Yields a trial of a setting for each seed.
+
+    A seed chooses the images, which of them are duplicated, and the initial weights. Of
+    a published model it chooses prompts and noise.
+    """
+    name = "_".join(f"{key}-{value}" for key, value in setting.labels.items())
+    for seed in seeds:
+        train = {**_TRAIN[preset], **setting.train}
+        evaluate = {**_EVALUATE[preset], **setting.evaluate}
+        if setting.model:
+            evaluate["eval.seed"] = seed
+        else:
+            train["seed"] = seed
+        yield Trial(
+            _plain(f"{name}_seed-{seed}"),
+            config,
+            train,
+            evaluate,
+            {**setting.labels, "seed": seed},
+            setting.model,
+            analysis,
+        )
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._+-" else "-" for c in name).lstrip(
+        "._+-"
+    )

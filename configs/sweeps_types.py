@@ -1,0 +1,121 @@
+"""What a sweep consists of: trials, and the figures that are drawn of them.
+
+A sweep is a function `(preset, seeds) -> iterator of Trial`, decorated with `draws`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+PRESETS = ("small", "full")
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Trial(NamedTuple):
+    """One training, and one evaluation of it.
+
+    Trials with equal `config` and `train` share the training, also those of other sweeps
+    in the same directory.
+
+    Attributes:
+      name: of its own in the sweep.
+      config: file[:argument] that both programs start from.
+      train: settings of train.py that differ from it, such as {"train.steps": 9}.
+      evaluate: settings of evaluate.py that differ from it.
+      labels: what the table and the figures know the trial by, with "seed".
+      model: a published model, evaluated as it is: nothing is trained.
+      analysis: options of `python -m copymit.analysis` for the data; None: not needed.
+    """
+
+    name: str
+    config: str
+    train: Mapping[str, Any] = _NOTHING
+    evaluate: Mapping[str, Any] = _NOTHING
+    labels: Mapping[str, Any] = _NOTHING
+    model: str = ""
+    analysis: Mapping[str, Any] | None = None
+
+
+class Score(NamedTuple):
+    """A number of scores.json, as an axis or a column.
+
+    Attributes:
+      label: for people.
+      keys: in scores.json; the first that the trials have.
+      percent: whether it is a share in [0, 1].
+    """
+
+    label: str
+    keys: tuple[str, ...]
+    percent: bool = False
+
+
+class Curves(NamedTuple):
+    """A score over a number that was varied, a line for each series.
+
+    Attributes:
+      x: label of the trials along the axis.
+      baseline: score drawn as a dashed line, if any.
+      log: whether the axis is logarithmic.
+    """
+
+    x: str
+    y: Score
+    x_label: str
+    series: str = ""
+    baseline: Score | None = None
+    log: bool = False
+
+
+class Bars(NamedTuple):
+    """A score of each value of a label, a colour for each series."""
+
+    x: str
+    y: Score
+    x_label: str
+    series: str = ""
+    baseline: Score | None = None
+
+
+class Tradeoff(NamedTuple):
+    """Two scores against each other, a point for each setting, its Pareto front marked.
+
+    Lower is better in `y`; `x_low_is_good` says it of `x`.
+
+    Attributes:
+      point: label of the trials that names a point.
+      only: label and value of the trials that are drawn; None: all.
+    """
+
+    x: Score
+    y: Score
+    point: str
+    series: str = ""
+    x_low_is_good: bool = True
+    only: tuple[str, str] | None = None
+
+
+class Clusters(NamedTuple):
+    """Generations at the similarities of the cluster that their match belongs to.
+
+    Attributes:
+      series: label of the trials that divides the figure's points.
+    """
+
+    series: str = ""
+
+
+Panel = Curves | Bars | Tradeoff | Clusters
+SweepFunction = Callable[[str, Sequence[int]], Iterator[Trial]]
+
+
+def draws(
+    *panels: Panel, columns: Sequence[Score] = ()
+) -> Callable[[SweepFunction], SweepFunction]:
+    """Says what `--collect` makes of a sweep: panels side by side, columns of the table."""
+
+    def decorate(function: SweepFunction) -> SweepFunction:
+        function.panels = panels  # type: ignore[attr-defined]
+        function.columns = columns  # type: ignore[attr-defined]
+        return function
+
+    return decorate

@@ -1,0 +1,292 @@
+"""A sweep's trials, and the tasks that they come down to.
+
+A function of configs/sweeps.py enters, commands of train.py and evaluate.py leave, each
+with the directory that it works in. Trials that share a training share its task.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs.sweeps_types import PRESETS, SweepFunction, Trial
+
+PROJECT = Path(__file__).parents[1]
+ROOT = "{root}"
+# What evaluate.py reads of a config; everything else is the training's.
+_EVALUATION = ("eval.", "mitigation.generate.")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
+_MAX_NAME = 80
+# What people look for in a name; the digest stands for everything else.
+_TELLING = (
+    "seed",
+    "data.duplication",
+    "data.caption_style",
+    "data.num_examples",
+    "train.steps",
+    "model.text_encoder.train",
+    "mitigation.",
+    "eval.prompts",
+    "eval.guidance_scale",
+    "eval.seed",
+    "source",
+)
+
+
+class Task(NamedTuple):
+    """One command.
+
+    Attributes:
+      key: of its record, below the sweep's directory.
+      program: train.py, evaluate.py, or a module such as copymit.analysis.
+      arguments: of the program; ROOT in them is the sweep's directory.
+      after: keys of tasks that must be done before.
+      product: what a finished command leaves, below the sweep's directory; "" = any.
+      workdir: of the run, below the sweep's directory.
+    """
+
+    key: str
+    program: str
+    arguments: tuple[str, ...]
+    after: tuple[str, ...]
+    product: str
+    workdir: str
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.key.removeprefix("runs/").replace("/launch/", " ")
+
+    def arguments_in(self, root: str) -> tuple[str, ...]:
+        """Returns the arguments for a sweep in that directory, on disk or gs://."""
+        return tuple(a.replace(ROOT, root.rstrip("/")) for a in self.arguments)
+
+
+class Plan(NamedTuple):
+    """A trial with its tasks.
+
+    Attributes:
+      tasks: in order; the last makes the scores.
+      scores: the directory WORKDIR/eval/NAME, below the sweep's directory.
+      clusters: directory of the analysis of its data, or "".
+    """
+
+    trial: Trial
+    tasks: tuple[Task, ...]
+    scores: str
+    clusters: str = ""
+
+
+def load_sweep(reference: str) -> SweepFunction:
+    """Finds the function that FILE:FUNCTION names.
+
+    Raises:
+      FileNotFoundError, ValueError: if there is none; lists those that there are.
+    """
+    file, _, name = reference.rpartition(":")
+    if not file:
+        file, name = reference, ""
+    path = Path(file) if Path(file).exists() else PROJECT / file
+    if not path.exists():
+        raise FileNotFoundError(f"--sweep={reference}: {file} does not exist")
+    module = _import_file(path)
+    known = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and hasattr(value, "panels")
+    }
+    if name not in known:
+        raise ValueError(
+            f"--sweep={reference}: {file} has no sweep {name!r}; it has "
+            f"{', '.join(sorted(known)) or 'none: decorate one with draws()'}"
+        )
+    return known[name]
+
+
+def list_trials(
+    sweep: SweepFunction,
+    preset: str,
+    num_seeds: int,
+    overrides: Mapping[str, str] | None = None,
+) -> list[Trial]:
+    """Lists the trials of a sweep, checked.
+
+    Args:
+      overrides: settings of every trial, such as {"data.source": "gs://..."}.
+    Raises:
+      ValueError: for an unknown preset, two trials of one name, or a setting that does
+        not exist; names the trial.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"--preset={preset}: use one of {', '.join(PRESETS)}")
+    if num_seeds < 1:
+        raise ValueError(f"--num_seeds={num_seeds} must be at least 1")
+    trials = [
+        _with_overrides(trial, overrides or {})
+        for trial in sweep(preset, range(num_seeds))
+    ]
+    if not trials:
+        raise ValueError(f"the sweep has no trial with --preset={preset}")
+    names = [trial.name for trial in trials]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"several trials are called {twice[0]!r}: names must differ")
+    known: dict[str, frozenset[str]] = {}
+    for trial in trials:
+        if not _NAME.fullmatch(trial.name):
+            raise ValueError(
+                f"trial {trial.name!r}: use letters, digits, and . _ + - for names"
+            )
+        if trial.config not in known:
+            known[trial.config] = _settings_of(trial.config)
+        unknown = sorted({*trial.train, *trial.evaluate} - known[trial.config])
+        if unknown:
+            raise ValueError(
+                f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
+                "(configs/common.py lists every one)"
+            )
+    return trials
+
+
+def plan(trial: Trial) -> Plan:
+    """Turns a trial into commands."""
+    run = f"runs/{_name_run(trial)}"
+    common = (f"--config={trial.config}", f"--workdir={ROOT}/{run}")
+    tasks = []
+    if not trial.model:
+        arguments = (*common, *_as_flags(trial.train))
+        tasks.append(Task(f"{run}/launch/train", "train.py", arguments, (), "", run))
+    clusters = ""
+    if trial.analysis is not None:
+        name = _name(trial.analysis) or "data"
+        clusters = f"analyses/{name}"
+        arguments = tuple(f"--{k}={_as_text(v)}" for k, v in trial.analysis.items())
+        arguments += (f"--out={ROOT}/{clusters}",)
+        product = f"{clusters}/clusters.parquet"
+        tasks.append(
+            Task(
+                f"{clusters}/launch/analysis",
+                "copymit.analysis",
+                arguments,
+                (),
+                product,
+                clusters,
+            )
+        )
+    name = _name(trial.evaluate) or "as-configured"
+    settings = {**trial.train, **trial.evaluate} if trial.model else trial.evaluate
+    arguments = (*common, f"--name={name}", *_as_flags(settings))
+    if trial.model:
+        arguments += (f"--model={trial.model}",)
+    scores = f"{run}/eval/{name}"
+    tasks.append(
+        Task(
+            f"{run}/launch/eval-{name}",
+            "evaluate.py",
+            arguments,
+            tuple(task.key for task in tasks),
+            f"{scores}/scores.json",
+            run,
+        )
+    )
+    return Plan(trial, tuple(tasks), scores, clusters)
+
+
+def unique_tasks(plans: Iterable[Plan]) -> list[Task]:
+    """Lists every task once, trainings first."""
+    tasks = {task.key: task for made in plans for task in made.tasks}
+    return sorted(tasks.values(), key=lambda task: len(task.after))
+
+
+def digest_of(task: Task, tasks: Mapping[str, Task]) -> str:
+    """Names a command and those that it builds on; another command, another name."""
+    above = [digest_of(tasks[key], tasks) for key in task.after]
+    text = json.dumps([task.program, task.arguments, above])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_overrides(trial: Trial, overrides: Mapping[str, str]) -> Trial:
+    evaluate = {k: v for k, v in overrides.items() if k.startswith(_EVALUATION)}
+    train = {k: v for k, v in overrides.items() if k not in evaluate}
+    return trial._replace(
+        train={**trial.train, **train}, evaluate={**trial.evaluate, **evaluate}
+    )
+
+
+def _name_run(trial: Trial) -> str:
+    """Names a training by its settings, so that equal ones are one in every sweep."""
+    config = Path(trial.config.partition(":")[0]).stem
+    argument = trial.config.partition(":")[2].replace(",", "+")
+    parts = [config, argument, trial.model, _name(trial.train)]
+    return _NOT_PLAIN.sub("-", "_".join(part for part in parts if part))
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    """Makes a readable name of settings, with a digest so that no two are the same."""
+    if not settings:
+        return ""
+    ordered = {key: _as_text(value) for key, value in sorted(settings.items())}
+    digest = hashlib.sha256(json.dumps(ordered).encode()).hexdigest()[:8]
+    told = [k for start in _TELLING for k in ordered if k.startswith(start)]
+    text = "_".join(f"{key.rpartition('.')[2]}-{ordered[key]}" for key in told)
+    readable = _NOT_PLAIN.sub("-", text)[:_MAX_NAME].strip("-_")
+    return f"{readable}_{digest}" if readable else digest
+
+
+def _as_flags(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{key}={_as_text(value)}" for key, value in settings.items()]
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)
+
+
+def _settings_of(config: str) -> frozenset[str]:
+    """Lists the settings that a config file has, dotted.
+
+    Raises:
+      ValueError, FileNotFoundError: if it cannot be loaded.
+    """
+    file, _, argument = config.partition(":")
+    path = Path(file) if Path(file).exists() else PROJECT / file
+    if not path.exists():
+        raise FileNotFoundError(f"{file} does not exist")
+    get_config: Callable = _import_file(path).get_config
+    made = get_config(argument) if argument else get_config()
+    return frozenset(_leaves(made.to_dict()))
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """Reads SETTING=VALUE pairs of the command line.
+
+    Raises:
+      ValueError: for one that is no such pair.
+    """
+    odd = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
+    if odd:
+        raise ValueError(f"--override={odd[0]} is not SETTING=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -1,0 +1,51 @@
+"""Stands in for train.py and evaluate.py: takes milliseconds, writes what they write.
+
+Each start is noted in the file `starts` beside the run, each end in `ends`.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> None:
+    flags = dict(a.removeprefix("--").split("=", 1) for a in arguments)
+    workdir = Path(flags["workdir"])
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = flags.get("name", "train")
+    with (workdir / "starts").open("a") as file:
+        file.write(f"{name}\n")
+    factor = float(flags.get("config.data.duplication_factor", 1))
+    time.sleep(float(flags.get("config.train.warmup_steps", 0)) / 1000)
+    if (
+        flags.get("config.data.on_corrupt") == "fail-once"
+        and not (workdir / "failed").exists()
+    ):
+        (workdir / "failed").touch()
+        sys.exit("error: the disk is full")
+    if flags.get("config.data.on_corrupt") == "fail":
+        sys.exit("error: no such data")
+    if "name" not in flags:
+        step = {"step": 9, "loss": 0.5, "steps_per_second": 3.0}
+        (workdir / "metrics.jsonl").write_text(json.dumps(step) + "\n")
+        config = {"config": {"train": {"steps": 9}}}
+        (workdir / "config.json").write_text(json.dumps(config))
+    else:
+        scores = {
+            "dataset_similarity": 0.5 + 0.01 * factor,
+            "dataset_similarity_ci95": [0.4, 0.8],
+            "background_dataset_similarity": 0.45,
+            "fd_efficientnet_lite0": 100.0 + factor,
+            "embedder": "fake",
+            "settings": {},
+            "clip_score": None,
+        }
+        out = workdir / "eval" / name
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.json").write_text(json.dumps(scores))
+    with (workdir / "ends").open("a") as file:
+        file.write(f"{name}\n")
+
+
+main(sys.argv[1:])

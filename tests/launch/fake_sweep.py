@@ -1,0 +1,45 @@
+"""A sweep whose programs take milliseconds."""
+
+import sys
+from pathlib import Path
+
+from configs.sweeps_types import Trial
+from launch.backends import Command
+from launch.trials import plan, unique_tasks
+
+FAKE = Path(__file__).with_name("fake_program.py")
+
+
+def make_trials(count=12, num_seeds=3, **train):
+    """Makes trials of several duplication factors, each with several seeds."""
+    return [
+        Trial(
+            f"x{factor}-seed{seed}",
+            "configs/tiny.py",
+            {"data.duplication_factor": factor, "seed": seed, **train},
+            {},
+            {"factor": factor, "seed": seed},
+        )
+        for factor in range(1, count // num_seeds + 1)
+        for seed in range(num_seeds)
+    ]
+
+
+def make_plans(count=12, num_seeds=3, **train):
+    """Makes the plans of such trials."""
+    return [plan(trial) for trial in make_trials(count, num_seeds, **train)]
+
+
+def make_tasks(count=12, num_seeds=3, **train):
+    """Makes the tasks of such trials: their trainings, then their evaluations."""
+    return unique_tasks(make_plans(count, num_seeds, **train))
+
+
+def make_backend(root):
+    """Runs the fake program in place of train.py and evaluate.py."""
+
+    def command(task, slot):
+        arguments = task.arguments_in(str(root))
+        return Command((sys.executable, "-S", str(FAKE), *arguments), {})
+
+    return command

@@ -1,0 +1,166 @@
+"""Scores of all trials become a table, a parquet and a figure."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+
+from configs.sweeps_types import Bars, Clusters, Curves, Score, Tradeoff, draws
+from launch.collect import collect, estimate, format_number, read_points
+from launch.figures import pareto_front
+from launch.lease import Watch, this_process
+from launch.status import tabulate, to_text
+from launch.trials import plan
+from launch.worker import Options, work
+from tests.launch.fake_sweep import make_backend, make_plans, make_tasks, make_trials
+
+SIMILARITY = Score("similarity", ("dataset_similarity",))
+QUALITY = Score("FID", ("fid", "fd_efficientnet_lite0"))
+BASELINE = Score("background", ("background_dataset_similarity",))
+PANELS = (
+    Curves("factor", SIMILARITY, "factor", baseline=BASELINE, log=True),
+    Bars("factor", QUALITY, "factor"),
+    Tradeoff(QUALITY, SIMILARITY, "factor"),
+    Bars("factor", Score("CLIP", ("clip_score",)), "factor"),
+    Clusters(),
+)
+sweep = draws(*PANELS)(lambda preset, seeds: iter(make_trials()))
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The directory of a finished sweep of 12 trials."""
+    watch = Watch(this_process(), 5.0)
+    options = Options(3, 2, 0.02, 1.0)
+    work(make_tasks(), str(tmp_path), watch, make_backend(tmp_path), options)
+    return tmp_path
+
+
+def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished):
+    files, missing = collect(sweep, make_plans(), str(finished), "fake")
+    assert missing == []
+    assert [file.rpartition(".")[2] for file in files] == ["parquet", "md", "png"]
+    table = pd.read_parquet(finished / "fake.parquet")
+    assert sorted(table["trial"]) == sorted(t.name for t in make_trials())
+    assert table.groupby("factor").size().tolist() == [3, 3, 3, 3]
+    assert table["dataset_similarity_ci95_low"].tolist() == [0.4] * 12
+    lines = (finished / "fake.md").read_text().splitlines()
+    assert lines[2] == (
+        "| factor | seeds | similarity | background | FID | dataset similarity | "
+        "Frechet distance (EfficientNet) |"
+    )
+    assert lines[4].startswith("| 1 | 3 | 0.510 [0.510, 0.510] | 0.450 ")
+    picture = image.imread(finished / "fake.png")
+    assert picture[..., :3].std() > 0.05
+    assert not list(finished.glob("*.partial"))
+
+
+def test_what_is_missing_is_said(finished):
+    plans = [*make_plans(), plan(make_trials()[0]._replace(name="new", train={}))]
+    _, missing = collect(sweep, plans, str(finished), "fake")
+    assert missing == ["new"]
+    assert "Missing, 1 trials: new." in (finished / "fake.md").read_text()
+
+
+def test_nothing_to_collect_is_an_error_with_a_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"no trial of fake .* run the sweep first"):
+        collect(sweep, make_plans(), str(tmp_path), "fake")
+
+
+def test_damaged_scores_are_named(finished):
+    path = finished / make_plans()[0].scores / "scores.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"scores\.json is not valid JSON"):
+        collect(sweep, make_plans(), str(finished), "fake")
+
+
+def test_intervals_are_students_over_seeds():
+    rows = pd.DataFrame({"dataset_similarity": [0.5, 0.6, 0.7]})
+    found = estimate(rows, SIMILARITY)
+    # t of 2 degrees of freedom is 4.3027; the deviation is 0.1.
+    half = 4.3027 * 0.1 / np.sqrt(3)
+    np.testing.assert_allclose(found[:3], [0.6, 0.6 - half, 0.6 + half], atol=1e-5)
+    assert found.num_seeds == 3
+
+
+def test_one_seed_has_the_interval_of_its_trial():
+    rows = pd.DataFrame(
+        {
+            "dataset_similarity": [0.5],
+            "dataset_similarity_ci95_low": [0.4],
+            "dataset_similarity_ci95_high": [0.7],
+        }
+    )
+    assert estimate(rows, SIMILARITY)[:3] == (0.5, 0.4, 0.7)
+    assert np.isnan(estimate(rows[["dataset_similarity"]], SIMILARITY).low)
+    assert estimate(rows, QUALITY) is None
+
+
+def test_a_front_has_what_nothing_beats():
+    assert pareto_front([(1, 5), (2, 4), (2, 6), (3, 4), (0, 9)]) == [4, 0, 1]
+
+
+def test_numbers_are_short():
+    assert [format_number(v) for v in (0.12345, 123.45)] == ["0.123", "123.5"]
+    assert format_number(0.256, percent=True) == "25.6 %"
+
+
+def test_points_join_generations_with_the_clusters_of_their_matches(finished):
+    trial = make_trials()[0]._replace(analysis={"source": "fluent_emoji"})
+    made = plan(trial)
+    generations = {"nearest_reference": ["a", "b", "z"], "similarity": [0.9, 0.5, 0.4]}
+    (finished / made.scores / "generations.parquet").write_bytes(
+        pd.DataFrame(generations).to_parquet()
+    )
+    (finished / made.clusters).mkdir(parents=True)
+    clusters = {
+        "example_id": ["a", "b", "b"],
+        "kind": ["image", "image", "caption"],
+        "image_similarity": [0.9, 0.95, 0.5],
+        "caption_similarity": [1.0, 0.2, 1.0],
+    }
+    pd.DataFrame(clusters).to_parquet(finished / made.clusters / "clusters.parquet")
+    points = read_points([made], str(finished))
+    assert points["nearest_reference"].tolist() == ["a", "b"]
+    assert points["caption_similarity"].tolist() == [1.0, 0.2]
+
+
+def test_status_shows_each_trial_with_its_numbers(finished):
+    rows = tabulate(make_plans(), str(finished), 3)
+    assert {row.state for row in rows} == {"done"}
+    assert rows[0].loss == 0.5
+    assert rows[0].similarity == 0.51
+    text = to_text(rows)
+    assert "x1-seed0" in text
+    assert text.endswith("12 trials: 12 done")
+
+
+def test_status_shows_what_runs_and_what_failed(tmp_path):
+    trials = make_trials(1, 1, **{"data.on_corrupt": "fail"})
+    plans = [plan(trials[0]), *make_plans(1, 1)]
+    watch = Watch(this_process(), 5.0)
+    failing = plans[0].tasks[:1]
+    work(failing, str(tmp_path), watch, make_backend(tmp_path), Options(1, 1, 0.02, 1))
+    workdir = tmp_path / plans[1].tasks[0].workdir
+    (workdir / "launch").mkdir(parents=True)
+    (workdir / "config.json").write_text('{"config": {"train": {"steps": 90}}}')
+    metrics = {"step": 30, "loss": 0.25, "steps_per_second": 2.0}
+    (workdir / "metrics.jsonl").write_text(json.dumps(metrics) + '\n{"step": 3')
+    record = {
+        "state": "running",
+        "digest": "",
+        "owner": {"host": "pod", "machine": "", "pid": 7, "started": ""},
+    }
+    (workdir / "launch/train.json").write_text(json.dumps(record))
+    failed, running = tabulate(plans, str(tmp_path), 1)
+    assert failed.state == "failed"
+    assert failed.note == "train failed 1x: exit code 1: error: no such data"
+    assert running[1:6] == ("training", "30/90", "30s", 0.25, None)
+    assert running.note == "on pod, process 7"
+
+
+def test_status_of_a_sweep_that_was_never_started_is_all_pending(tmp_path):
+    rows = tabulate(make_plans(), str(tmp_path / "new"), 3)
+    assert {row.state for row in rows} == {"pending"}

@@ -1,0 +1,156 @@
+"""A sweep's trials are checked before anything runs, and share what they can."""
+
+import pytest
+
+from configs.sweeps_types import Trial, draws
+from launch.backends import divide_cores, local, python_command
+from launch.trials import (
+    digest_of,
+    list_trials,
+    load_sweep,
+    plan,
+    read_overrides,
+    unique_tasks,
+)
+
+TINY = Trial("a", "configs/tiny.py", {"seed": 1}, {}, {"seed": 1})
+
+
+def sweep_of(*trials):
+    return draws()(lambda preset, seeds: iter(trials))
+
+
+def test_a_sweep_is_found_by_file_and_function():
+    assert load_sweep("configs/sweeps.py:fig3").__name__ == "fig3"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("configs/sweeps.py:fig9", r"no sweep 'fig9'; it has .*fig3.*table_train"),
+        ("configs/sweeps.py", r"no sweep ''; it has"),
+        ("configs/absent.py:fig3", r"configs/absent\.py does not exist"),
+        ("configs/tiny.py:get_config", r"decorate one with draws"),
+    ],
+)
+def test_a_sweep_that_is_not_there_is_named(reference, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_sweep(reference)
+
+
+@pytest.mark.parametrize(
+    ("trials", "message"),
+    [
+        ([TINY, TINY], r"several trials are called 'a'"),
+        ([TINY._replace(train={"train.step": 1})], r"trial a: .* 'train.step'"),
+        ([TINY._replace(evaluate={"eval.bogus": 1})], r"trial a: .* 'eval.bogus'"),
+        ([TINY._replace(name="../a")], r"trial '\.\./a': use letters"),
+        ([TINY._replace(config="configs/absent.py")], r"absent\.py does not exist"),
+        ([], r"no trial with --preset=small"),
+    ],
+)
+def test_a_trial_that_cannot_run_is_refused_at_once(trials, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        list_trials(sweep_of(*trials), "small", 1)
+
+
+def test_presets_and_seeds_are_checked():
+    with pytest.raises(ValueError, match="use one of small, full"):
+        list_trials(sweep_of(TINY), "medium", 1)
+    with pytest.raises(ValueError, match="num_seeds=0"):
+        list_trials(sweep_of(TINY), "small", 0)
+
+
+def test_equal_trainings_are_one_task_and_evaluations_follow_it():
+    other = TINY._replace(name="b", evaluate={"eval.guidance_scale": 2.0})
+    tasks = unique_tasks([plan(TINY), plan(other)])
+    training, *evaluations = tasks
+    assert training.program == "train.py"
+    assert [task.program for task in evaluations] == ["evaluate.py"] * 2
+    assert all(task.after == (training.key,) for task in evaluations)
+    assert len({task.product for task in evaluations}) == 2
+
+
+def test_names_say_what_varies_and_other_settings_give_other_names():
+    a, b = plan(TINY), plan(TINY._replace(train={"seed": 2}))
+    assert "seed-1" in a.scores
+    assert a.tasks[0].workdir != b.tasks[0].workdir
+    long = TINY._replace(train={"data.source": "gs://bucket/" + 90 * "x"})
+    assert all(len(part) < 120 for part in plan(long).scores.split("/"))
+    assert "gs:" not in plan(long).scores
+
+
+def test_settings_reach_the_program_that_reads_them():
+    overrides = read_overrides(["data.source=gs://b/d", "eval.num_generations=8"])
+    (trial,) = list_trials(sweep_of(TINY), "small", 1, overrides)
+    training, evaluation = plan(trial).tasks
+    assert "--config.data.source=gs://b/d" in training.arguments
+    assert "--config.eval.num_generations=8" in evaluation.arguments
+    assert not [a for a in evaluation.arguments if "data.source" in a]
+
+
+def test_values_are_written_as_the_programs_read_them():
+    train = {"data.random_flip": False, "mitigation.apply": ("GN=0.1",), "seed": 3}
+    arguments = plan(TINY._replace(train=train)).tasks[0].arguments
+    assert "--config.data.random_flip=false" in arguments
+    assert "--config.mitigation.apply=('GN=0.1',)" in arguments
+
+
+def test_a_published_model_is_evaluated_and_not_trained():
+    (task,) = plan(TINY._replace(model="stable-diffusion-v1-4")).tasks
+    assert "--model=stable-diffusion-v1-4" in task.arguments
+    assert "--config.seed=1" in task.arguments
+    assert task.after == ()
+
+
+def test_the_analysis_of_a_data_set_is_made_once():
+    trials = [
+        TINY._replace(name=name, train={"seed": i}, analysis={"source": "fluent_emoji"})
+        for i, name in enumerate("ab")
+    ]
+    programs = [task.program for task in unique_tasks([plan(t) for t in trials])]
+    assert sorted(programs) == [
+        "copymit.analysis",
+        *["evaluate.py"] * 2,
+        *["train.py"] * 2,
+    ]
+
+
+def test_a_command_has_the_same_digest_wherever_the_sweep_lies():
+    training, evaluation = plan(TINY).tasks
+    tasks = {task.key: task for task in (training, evaluation)}
+    changed = training._replace(arguments=(*training.arguments, "--config.seed=9"))
+    assert digest_of(evaluation, tasks) != digest_of(
+        evaluation, tasks | {training.key: changed}
+    )
+    assert "gs://bucket/sweeps/runs" in " ".join(
+        python_command(training, "gs://bucket/sweeps/")
+    )
+
+
+def test_a_pair_without_a_value_is_refused():
+    with pytest.raises(ValueError, match="seed is not SETTING=VALUE"):
+        read_overrides(["seed"])
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "shares"),
+    [
+        ([0, 1], 1, [(0, 1)]),
+        ([0, 1, 2, 3], 2, [(0, 1), (2, 3)]),
+        ([4, 6, 8], 2, [(4, 6), (8,)]),
+        ([0, 1], 3, [(0,), (1,), (0,)]),
+        ([], 2, [(), ()]),
+    ],
+)
+def test_cores_are_dealt_out(cores, workers, shares):
+    assert divide_cores(cores, workers) == shares
+
+
+def test_a_local_command_has_its_cores_and_the_shared_cache(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    command = local(1, "/somewhere")(plan(TINY).tasks[0], 0)
+    assert command.environment["JAX_COMPILATION_CACHE_DIR"] == "/somewhere/.jax_cache"
+    assert command.environment["OMP_NUM_THREADS"] == str(len(command.cores))
+    with pytest.raises(ValueError, match="num_workers=0"):
+        local(0, "/somewhere")
