@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
-from copymit.diffusion.noise_scheduler import predicted_latents_and_noise
+from copymit.diffusion.noise_scheduler import (
+    PredictionType,
+    predicted_latents_and_noise,
+)
 from copymit.diffusion.trajectory import Trajectory
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
@@ -150,31 +153,74 @@ def sample_with_state(
     """
 
     def take(carry, now):
+        number, transition = now
         state, latents, previous_x0 = carry
-        number, timestep, signal, sigma, next_signal, next_sigma, extrapolation = now
+        timestep, signal, sigma = transition[:3]
         state, model_pred = denoise(
             state, Step(number, timestep, signal, sigma, latents)
         )
-        x0, noise = predicted_latents_and_noise(
-            trajectory.prediction_type, model_pred, latents, signal, sigma
+        latents, x0 = advance(
+            trajectory.prediction_type,
+            transition,
+            model_pred,
+            latents,
+            previous_x0,
+            clip_latents,
         )
-        if clip_latents is not None:
-            x0 = jnp.clip(x0, -clip_latents, clip_latents)
-            noise = (latents - signal * x0) / sigma
-        latents = next_signal * x0 + next_sigma * noise
-        return (state, latents + extrapolation * (x0 - previous_x0), x0), None
+        return (state, latents, x0), None
 
-    signal, sigma = jnp.asarray(trajectory.signal), jnp.asarray(trajectory.sigma)
-    steps = (
-        jnp.arange(len(trajectory.timesteps)),
-        jnp.asarray(trajectory.timesteps),
-        *(signal[:-1], sigma[:-1], signal[1:], sigma[1:]),
-        jnp.asarray(trajectory.extrapolation),
-    )
+    steps = jnp.arange(len(trajectory.timesteps)), transitions(trajectory)
     # The first step has no estimate before it, and an extrapolation of 0.
     start = (state, trajectory.noise_scale * noise, jnp.zeros_like(noise))
     (_, latents, _), _ = jax.lax.scan(take, start, steps)
     return latents
+
+
+class Transition(NamedTuple):
+    """One step of a trajectory, or with a leading axis all of them.
+
+    Attributes:
+      timestep, signal, sigma: before it, see `Step`.
+      next_signal, next_sigma: after it.
+      extrapolation: of the change of x0 since the step before.
+    """
+
+    timestep: Real[Array, "*S"]
+    signal: Float[Array, "*S"]
+    sigma: Float[Array, "*S"]
+    next_signal: Float[Array, "*S"]
+    next_sigma: Float[Array, "*S"]
+    extrapolation: Float[Array, "*S"]
+
+
+def transitions(trajectory: Trajectory) -> Transition:
+    """Lists the steps of a trajectory."""
+    signal, sigma = jnp.asarray(trajectory.signal), jnp.asarray(trajectory.sigma)
+    return Transition(
+        jnp.asarray(trajectory.timesteps),
+        *(signal[:-1], sigma[:-1], signal[1:], sigma[1:]),
+        jnp.asarray(trajectory.extrapolation),
+    )
+
+
+def advance(
+    prediction_type: PredictionType,
+    transition: Transition,
+    model_pred: Float[Array, "B h w c"],
+    latents: Float[Array, "B h w c"],
+    previous_x0: Float[Array, "B h w c"],
+    clip_latents: float | None,
+) -> tuple[Float[Array, "B h w c"], Float[Array, "B h w c"]]:
+    """Takes one step; returns the latents after it, and the estimate x0 behind it."""
+    signal, sigma = transition.signal, transition.sigma
+    x0, noise = predicted_latents_and_noise(
+        prediction_type, model_pred, latents, signal, sigma
+    )
+    if clip_latents is not None:
+        x0 = jnp.clip(x0, -clip_latents, clip_latents)
+        noise = (latents - signal * x0) / sigma
+    latents = transition.next_signal * x0 + transition.next_sigma * noise
+    return latents + transition.extrapolation * (x0 - previous_x0), x0
 
 
 def first_step(trajectory: Trajectory, noise: Float[Array, "B h w c"]) -> Step:

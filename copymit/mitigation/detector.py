@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from copymit.diffusion.noise_scheduler import predicted_latents_and_noise
+from copymit.diffusion.sampler import advance, transitions
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation import detection
 from copymit.models.assembly import DiffusionModel, ModelParams
@@ -148,7 +148,7 @@ def _keys_of(seed, prompt_ids):
 
 def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
     """Measures everything along the way from one noise a prompt."""
-    steps = _steps_of(trajectory)
+    steps = transitions(trajectory)
     first, rest = (
         jax.tree.map(lambda x: x[0], steps),
         jax.tree.map(lambda x: x[1:], steps),
@@ -226,35 +226,15 @@ def _summarise(observed: _Observed, ends, size) -> Sequence[Array]:
     )
 
 
-class _Now(NamedTuple):
-    """A row of a trajectory."""
-
-    timestep: Array
-    signal: Array
-    sigma: Array
-    next_signal: Array
-    next_sigma: Array
-    extrapolation: Array
-
-
-def _steps_of(trajectory: Trajectory) -> _Now:
-    signal, sigma = jnp.asarray(trajectory.signal), jnp.asarray(trajectory.sigma)
-    return _Now(
-        jnp.asarray(trajectory.timesteps),
-        *(signal[:-1], sigma[:-1], signal[1:], sigma[1:]),
-        jnp.asarray(trajectory.extrapolation),
-    )
-
-
-def _advance(trajectory, options, now: _Now, observed: _Observed, latents, previous_x0):
-    """Takes the sampler's step; `copymit.diffusion.sampler` says which it is."""
+def _advance(trajectory, options, now, observed: _Observed, latents, previous_x0):
+    """Takes the sampler's step, with the guidance of `options`."""
     unconditional = observed.conditional - observed.difference
     model_pred = unconditional + options.guidance_scale * observed.difference
-    x0, noise = predicted_latents_and_noise(
-        trajectory.prediction_type, model_pred, latents, now.signal, now.sigma
+    return advance(
+        trajectory.prediction_type,
+        now,
+        model_pred,
+        latents,
+        previous_x0,
+        options.clip_latents,
     )
-    if options.clip_latents is not None:
-        x0 = jnp.clip(x0, -options.clip_latents, options.clip_latents)
-        noise = (latents - now.signal * x0) / now.sigma
-    latents = now.next_signal * x0 + now.next_sigma * noise
-    return latents + now.extrapolation * (x0 - previous_x0), x0

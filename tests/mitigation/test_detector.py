@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.sampler import sample, with_guidance
+from copymit.diffusion.sampler import sample, transitions, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, ddim_trajectory
 from copymit.mitigation import detector
 from copymit.mitigation.detection import DETECTORS, EOS_TOKEN_ID, bright_ending_mask
@@ -304,7 +304,7 @@ def test_the_steps_are_those_of_the_sampler(sampler):
     denoise = with_guidance(predict, text, negative, 2.5)
     expected = sample(denoise, trajectory, noise, clip_latents=0.8)
     options = OPTIONS._replace(guidance_scale=2.5, clip_latents=0.8)
-    steps = detector._steps_of(trajectory)
+    steps = transitions(trajectory)
     latents, x0 = trajectory.noise_scale * noise, jnp.zeros_like(noise)
     for i in range(4):
         now = jax.tree.map(lambda x, i=i: x[i], steps)
