@@ -86,6 +86,8 @@ def _row(
         state = "training" if what == "train" else "evaluating"
     elif state in ("waiting", "blocked"):
         state = "pending" if state == "waiting" else "failed"
+    if state == "pending" and any(states[t.key] == "done" for t in made.tasks):
+        state = "trained"
     step = int(last.get("step", 0))
     rate = last.get("steps_per_second", 0.0)
     trains = state == "training" and total

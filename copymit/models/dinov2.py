@@ -85,7 +85,7 @@ class Dinov2Model(nnx.Module):
           ValueError: if the images are not RGB or smaller than a patch.
         """
         hidden_states = self.embeddings(pixel_values).astype(self.dtype)
-        return self.layernorm(self.encoder(hidden_states)[:, 0])
+        return self.layernorm(self.encoder(hidden_states))
 
 
 class _Embeddings(nnx.Module):
@@ -133,10 +133,11 @@ class _Encoder(nnx.Module):
             for _ in range(config.num_hidden_layers)
         )
 
-    def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        for layer in self.layer:
-            hidden_states = layer(hidden_states)
-        return hidden_states
+    def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B D"]:
+        for layer in self.layer[:-1]:
+            hidden_states = layer(hidden_states, hidden_states)
+        # Of the last layer only the class token leaves.
+        return self.layer[-1](hidden_states[:, :1], hidden_states)[:, 0]
 
 
 class _Layer(nnx.Module):
@@ -148,10 +149,14 @@ class _Layer(nnx.Module):
         self.mlp = _MLP(config, dtype=dtype, rngs=rngs)
         self.layer_scale2 = _LayerScale(config)
 
-    def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        hidden_states += self.layer_scale1(self.attention(self.norm1(hidden_states)))
-        hidden_states += self.layer_scale2(self.mlp(self.norm2(hidden_states)))
-        return hidden_states
+    def __call__(
+        self, queries: Float[Array, "B Q D"], hidden_states: Float[Array, "B P D"]
+    ) -> Float[Array, "B Q D"]:
+        """Returns the tokens `queries`, which may be some of those they attend to."""
+        attended = self.attention(self.norm1(queries), self.norm1(hidden_states))
+        queries += self.layer_scale1(attended)
+        queries += self.layer_scale2(self.mlp(self.norm2(queries)))
+        return queries
 
 
 class _LayerScale(nnx.Module):
@@ -167,8 +172,10 @@ class _Attention(nnx.Module):
         self.attention = _SelfAttention(config, dtype=dtype, rngs=rngs)
         self.output = _AttentionOutput(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        return self.output.dense(self.attention(hidden_states))
+    def __call__(
+        self, queries: Float[Array, "B Q D"], hidden_states: Float[Array, "B P D"]
+    ) -> Float[Array, "B Q D"]:
+        return self.output.dense(self.attention(queries, hidden_states))
 
 
 class _SelfAttention(nnx.Module):
@@ -178,15 +185,18 @@ class _SelfAttention(nnx.Module):
         self.query, self.key, self.value = make(), make(), make()
         self.num_heads = config.num_attention_heads
 
-    def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
-        B, P, D = hidden_states.shape
-        heads = (B, P, self.num_heads, D // self.num_heads)
+    def __call__(
+        self, queries: Float[Array, "B Q D"], hidden_states: Float[Array, "B P D"]
+    ) -> Float[Array, "B Q D"]:
+        def by_head(x):
+            return x.reshape(*x.shape[:2], self.num_heads, -1)
+
         attended = attend(
-            self.query(hidden_states).reshape(heads),
-            self.key(hidden_states).reshape(heads),
-            self.value(hidden_states).reshape(heads),
+            by_head(self.query(queries)),
+            by_head(self.key(hidden_states)),
+            by_head(self.value(hidden_states)),
         )
-        return attended.reshape(B, P, D)
+        return attended.reshape(queries.shape)
 
 
 class _AttentionOutput(nnx.Module):

@@ -161,6 +161,17 @@ def test_status_shows_what_runs_and_what_failed(tmp_path):
     assert running.note == "on pod, process 7"
 
 
+def test_status_tells_trained_from_not_begun(tmp_path):
+    plans = make_plans(2, 1)
+    watch = Watch(this_process(), 5.0)
+    trained = plans[0].tasks[:1]
+    work(trained, str(tmp_path), watch, make_backend(tmp_path), Options(1, 1, 0.02, 1))
+    assert [row.state for row in tabulate(plans, str(tmp_path), 1)] == [
+        "trained",
+        "pending",
+    ]
+
+
 def test_status_of_a_sweep_that_was_never_started_is_all_pending(tmp_path):
     rows = tabulate(make_plans(), str(tmp_path / "new"), 3)
     assert {row.state for row in rows} == {"pending"}

@@ -40,7 +40,9 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        name = urllib.parse.unquote(urllib.parse.urlparse(self.path).path.split("/o/")[1])
+        name = urllib.parse.unquote(
+            urllib.parse.urlparse(self.path).path.split("/o/")[1]
+        )
         generation, content = self.objects.get(name, (0, b""))
         self.answer(200 if generation else 404, content, generation)
 
