@@ -74,7 +74,7 @@ def test_a_folder_changes_with_names_sizes_and_times(tmp_path):
 
 @pytest.mark.parametrize("names", [["judge"], ["embed", "Score"], []])
 def test_stages_that_do_not_exist_are_refused(names):
-    with pytest.raises(ValueError, match="generate,embed,search,score,report"):
+    with pytest.raises(ValueError, match="generate,embed,search,score,detect,report"):
         check_stages(names)
 
 
