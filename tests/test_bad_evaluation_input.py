@@ -83,7 +83,7 @@ def test_a_wrong_value_of_the_eval_section_is_named_before_anything_is_removed(
 
 
 def test_an_unknown_stage_is_named_beside_the_known_ones(workdir):
-    with pytest.raises(ValueError, match="generate,embed,search,score,report"):
+    with pytest.raises(ValueError, match="generate,embed,search,score,detect,report"):
         run_stages(open_run(workdir, None, None), ["generate", "judge"])
     assert not (workdir / "eval").exists()
 
