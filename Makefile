@@ -1,5 +1,6 @@
 # make demo: see a diffusion model copy its training images, in ten minutes
 # make test: format, lint, types and all tests
+# make beam-test: the Beam pipeline on its local runner, in an environment of its own
 # make parity: compare FID, KID, precision and recall with four published packages (5.6 GB)
 # All set .venv up first; PYTHON=python3.13 chooses another interpreter.
 
@@ -10,12 +11,13 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 BASE := $(VENV)/.base-$(VERSION)
 TESTED := $(VENV)/.tested-$(VERSION)
 PARITY := .venv-parity
+BEAM := .venv-beam
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-.PHONY: setup demo test check bench parity clean
+.PHONY: setup demo test check bench parity beam-test clean
 
 setup: $(BASE)
 
@@ -65,5 +67,18 @@ parity: $(TESTED) $(PARITY)/.installed
 	$(PY) -m tests.parity.compare_photos
 	$(PY) -m pytest tests/parity
 
+# apache-beam wants older protobuf, pyarrow and pillow than everything else here.
+$(BEAM)/.installed: setup.cfg
+	@test -e $(BEAM)/bin/python || $(PYTHON) -m venv $(BEAM)
+	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
+		print(c["options.extras_require"]["beam"].strip())' > $(BEAM)/requirements.txt
+	$(BEAM)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r $(BEAM)/requirements.txt pytest
+	@touch $@
+
+beam-test: $(BEAM)/.installed
+	$(BEAM)/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
+		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
+
 clean:
-	rm -rf $(VENV) $(PARITY) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY) $(BEAM) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

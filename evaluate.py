@@ -48,6 +48,7 @@ from copymit.evaluation.subject import (
     open_pair,
     open_run,
 )
+from copymit.storage import absolute, check_buckets
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings; only the `eval` section is used."
@@ -96,11 +97,17 @@ def main(argv: list[str]) -> None:
     set_up_logging(_DEBUG.value)
     join_hosts()
     with explain_bad_input(_DEBUG.value):
+        check_buckets(_WORKDIR.value, _places())
         subject = _open_subject()
         compared = [open_finished(directory) for directory in _COMPARE.value]
         directory = run_stages(subject, _STAGES.value, compared)
     if "report" in _STAGES.value:
-        print((directory / "report.html").absolute())
+        print(absolute(directory / "report.html"))
+
+
+def _places() -> list[str | None]:
+    """Lists what is read besides the working directory, and may lie in a bucket."""
+    return [_GENERATIONS.value, _REFERENCES.value, _MODEL.value, _PROMPTS.value]
 
 
 def _open_subject() -> Subject:

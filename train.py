@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from copymit import console
+from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
@@ -21,6 +22,7 @@ from copymit.console import (
     set_up_logging,
 )
 from copymit.evaluation.online import make_copy_monitor
+from copymit.storage import check_buckets
 from copymit.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> None:
     set_up_logging(_DEBUG.value)
     join_hosts()
     with explain_bad_input(_DEBUG.value):
+        check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
         train(_CONFIG.value, _WORKDIR.value, make_copy_monitor)
 
 

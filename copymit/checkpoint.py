@@ -11,6 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from copymit.storage import absolute
+
 ITEMS = ("params", "ema", "optimizer")
 
 
@@ -23,7 +25,7 @@ def open_checkpoints(
       keep: how many of the newest checkpoints stay.
     """
     return ocp.CheckpointManager(
-        epath.Path(workdir).absolute() / "checkpoints",
+        absolute(workdir) / "checkpoints",
         options=ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             read_only=read_only,

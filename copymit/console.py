@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Iterator
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -25,6 +24,8 @@ def join_hosts() -> None:
     Must come before anything else that uses jax.
     """
     if _DISTRIBUTED.value or _COORDINATOR.value:
+        import jax  # Here, since data are prepared where there is no jax.
+
         jax.distributed.initialize(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
@@ -41,7 +42,7 @@ def set_up_logging(verbose: bool) -> None:
     logging.getLogger().handlers = [handler]
     logging.getLogger("copymit").setLevel(logging.INFO)
     level = logging.INFO if verbose else logging.ERROR
-    for library in ("jax", "orbax", "grain"):
+    for library in ("jax", "orbax", "grain", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(level)
     absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.ERROR)
 

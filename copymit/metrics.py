@@ -3,23 +3,30 @@
 Only process 0 writes.
 """
 
+import io
 import json
 import logging
 import time
 from collections.abc import Mapping
+from typing import IO, cast
 
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from copymit.storage import is_remote
+
 logger = logging.getLogger(__name__)
+
+_UPLOAD_EVERY_SECS = 60
 
 
 class MetricWriter:
     """Appends scalars to `metrics.jsonl` and to TensorBoard's event file.
 
     A resumed run repeats the steps after its last checkpoint, so what an earlier
-    process wrote about them is dropped.
+    process wrote about them is dropped. Nothing can be appended to an object in a bucket:
+    there the file is written anew, once a minute and whenever `flush` is called.
 
     Args:
       first_step: number of steps already done; later lines are removed.
@@ -31,10 +38,18 @@ class MetricWriter:
         if not self._active:
             return
         kept = [m for m in read_metrics(workdir) if m["step"] <= first_step]
-        partial = workdir / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        partial.replace(self._path)  # so that a kill here does not lose the history
-        self._file = self._path.open("a")
+        text = "".join(json.dumps(m) + "\n" for m in kept)
+        self._remote = is_remote(workdir)
+        self._uploaded = time.monotonic()
+        if self._remote:
+            self._file: IO[str] = io.StringIO(text)
+            self._file.seek(0, io.SEEK_END)
+            self.flush()
+        else:
+            partial = workdir / "metrics.jsonl.partial"
+            partial.write_text(text)
+            partial.replace(self._path)  # so that a kill here does not lose the history
+            self._file = cast(IO[str], self._path.open("a"))
         self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -42,7 +57,8 @@ class MetricWriter:
         if not self._active:
             return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        if not self._remote or time.monotonic() - self._uploaded > _UPLOAD_EVERY_SECS:
+            self.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
@@ -51,9 +67,19 @@ class MetricWriter:
         if self._active:
             self._events.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Makes what was written so far safe from a kill."""
+        if not self._active:
+            return
+        self._file.flush()
+        if isinstance(self._file, io.StringIO):
+            self._path.write_text(self._file.getvalue())  # there whole, or as it was
+            self._uploaded = time.monotonic()
+
     def close(self) -> None:
         """Flushes everything to disk."""
         if self._active:
+            self.flush()
             self._file.close()
             self._events.close()
 

@@ -18,6 +18,7 @@ _FOUNDATION = (
     "checkpoint",
     "metrics",
     "sharding",
+    "storage",
 )
 _MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
 _COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.pretrained", "copymit.generator"}

@@ -8,6 +8,7 @@ result.generations.sort_values("similarity", ascending=False).head()
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from etils import epath
 from copymit.evaluation.run import run_stages
 from copymit.evaluation.subject import open_pair
 from copymit.settings import evaluation_settings
+from copymit.storage import is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,6 @@ def evaluate(
     directory = run_stages(subject)
     return Evaluation(
         json.loads((directory / "scores.json").read_text()),
-        pd.read_parquet(directory / "generations.parquet"),
-        Path(directory),
+        pd.read_parquet(io.BytesIO((directory / "generations.parquet").read_bytes())),
+        directory if is_remote(directory) else Path(directory),
     )

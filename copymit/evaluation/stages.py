@@ -13,6 +13,8 @@ from typing import Any
 
 from etils import epath
 
+from copymit.storage import is_remote
+
 STAGES = ("generate", "embed", "search", "score", "detect", "report")
 OPTIONAL_STAGES = ("detect",)
 """Run only where they are asked for; no other stage needs them."""
@@ -64,6 +66,8 @@ def content_digest(path: str | Path) -> str:
 
     Not their content: that would take as long as to read every image.
     """
+    if is_remote(path):
+        return _remote_digest(epath.Path(path))
     if os.path.isdir(path):
         files = [
             os.path.join(root, name)
@@ -76,6 +80,21 @@ def content_digest(path: str | Path) -> str:
     for file in sorted(files):
         status = os.stat(file)
         rows.append([file, status.st_size, status.st_mtime_ns])
+    return compute_digest(rows)
+
+
+def _remote_digest(path: epath.Path) -> str:
+    """Does the same in a bucket."""
+    if "*" in path.name:
+        files = list(path.parent.glob(path.name))
+    elif path.is_dir():
+        files = [root / name for root, _, names in path.walk() for name in names]
+    else:
+        files = [path]
+    rows = []
+    for file in sorted(files):
+        status = file.stat()
+        rows.append([str(file), status.length, status.mtime])
     return compute_digest(rows)
 
 

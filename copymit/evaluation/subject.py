@@ -204,8 +204,13 @@ def open_run(
             config.mitigation.generate.to_dict(),
             step,
         ],
-        duplication=pd.read_parquet(workdir / "duplication.parquet"),
+        duplication=_read_table(workdir / "duplication.parquet"),
     )
+
+
+def _read_table(path: epath.Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        return pd.read_parquet(file)
 
 
 def _completed(config: ConfigDict) -> ConfigDict:

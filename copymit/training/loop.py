@@ -156,6 +156,7 @@ def train(
                 _report(step, recent, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
+                writer.flush()  # a checkpoint never knows of steps that the metrics lack
                 _save(checkpoints, step, state)
             if preview and (step % config.train.sample_every_steps == 0 or last):
                 writer.write_image(step, "generations", preview(state, step))

@@ -6,7 +6,8 @@ In: shards of rows. Out: ArrayRecord files and an index, and beside them what ma
 
 import json
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from copymit.data.captions_file import refuse
 from copymit.data.prepare.rows import INDEX_SCHEMA, Row
 from copymit.data.prepare.selection import Cursor
 from copymit.data.record_source import (
@@ -22,11 +24,12 @@ from copymit.data.record_source import (
     FEATURES_FILE,
     INDEX_FILE,
     INFO_FILE,
+    SETTINGS_FILE,
     shard_name,
 )
 
 SKIPPED_FILE = "skipped.json"
-_PROGRESS = "incomplete"
+PROGRESS_FOLDER = "incomplete"  # gone when the data set is whole
 # One record in each group, as random access wants it; images are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _FEATURES = "tensorflow_datasets.core.features."
@@ -48,6 +51,32 @@ class Shard(NamedTuple):
     skipped: list[Skipped]
 
 
+def claim(folder: epath.Path, identity: Mapping[str, Any]) -> None:
+    """Claims the folder for one data set, or checks that it was claimed for the same.
+
+    Raises:
+      ValueError: if it holds something else.
+    """
+    file = folder / SETTINGS_FILE
+    if not file.exists():
+        # What a kill left of this very file does not count.
+        own = f"{file.name}.partial"
+        if folder.exists() and any(path.name != own for path in folder.iterdir()):
+            raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
+        write_json(file, identity)
+        return
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): give a new folder") from error
+    differing = [k for k in identity if before.get(k) != identity[k]]
+    refuse(
+        f"settings differ from those that {str(folder)!r} was begun with (remove it, "
+        "or give a new folder)",
+        (f"{k}: {before.get(k)} there, {identity[k]} now" for k in differing),
+    )
+
+
 def write_shard(
     folder: epath.Path,
     number: int,
@@ -55,20 +84,25 @@ def write_shard(
     cursor: Cursor,
     skipped: Sequence[Skipped],
 ) -> Shard:
-    """Writes records and then, as the sign that they are whole, their index."""
+    """Writes records and then, as the sign that they are whole, their index.
+
+    May run twice at a time for the same shard: each run has a name of its own for what
+    is not whole yet.
+    """
+    partial = folder / PROGRESS_FOLDER / f"{uuid.uuid4().hex}.partial"
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch, "records")
         writer = ArrayRecordWriter(str(local), _WRITER_OPTIONS)
         for row in rows:
             writer.write(row.record)
         writer.close()
-        _write_whole(folder / shard_name(number), local.read_bytes())
+        _write_whole(folder / shard_name(number), local.read_bytes(), partial)
     shard = Shard(
         len(rows), sum(len(row.record) for row in rows), cursor, list(skipped)
     )
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(shard)})
     table = pa.Table.from_pylist([row.facts for row in rows], schema)
-    _write_whole(_progress_file(folder, number), _parquet(table))
+    _write_whole(_progress_file(folder, number), _parquet(table), partial)
     return shard
 
 
@@ -107,8 +141,8 @@ def finish(
 
 def clean_up(folder: epath.Path) -> None:
     """Removes what only an unfinished data set needs."""
-    if (folder / _PROGRESS).exists():
-        (folder / _PROGRESS).rmtree()
+    if (folder / PROGRESS_FOLDER).exists():
+        (folder / PROGRESS_FOLDER).rmtree()
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -118,15 +152,18 @@ def write_json(path: epath.Path, value: Any) -> None:
     )
 
 
-def _write_whole(path: epath.Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
+def _write_whole(
+    path: epath.Path, data: bytes, partial: epath.Path | None = None
+) -> None:
+    partial = partial or path.parent / f"{path.name}.partial"
+    for parent in {path.parent, partial.parent}:
+        parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(data)
     partial.replace(path)
 
 
 def _progress_file(folder: epath.Path, number: int) -> epath.Path:
-    return folder / _PROGRESS / f"{number:05d}.parquet"
+    return folder / PROGRESS_FOLDER / f"{number:05d}.parquet"
 
 
 def _parquet(table: pa.Table) -> bytes:

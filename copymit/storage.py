@@ -1,0 +1,93 @@
+"""Directories on disk or in a bucket: where they lie, and whether they can be used.
+
+Everything below is reached through etils' epath or tensorstore, which try again, with
+backoff, what a bucket refuses for a while.
+"""
+
+import os
+import threading
+import uuid
+from collections.abc import Iterable
+
+import fsspec
+from etils import epath
+
+# What several processes write is not to be remembered as it was: gcsfs would.
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+_PATIENCE_SECS = 90  # more than the retries of the client library take together
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Says whether a path is in a bucket, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Makes a path on disk absolute; one in a bucket is, though epath does not know."""
+    path = epath.Path(path)
+    return path if is_remote(path) else path.absolute()
+
+
+def check_buckets(workdir: epath.PathLike, read: Iterable[object] = ()) -> None:
+    """Tries out the buckets of a run, before anything that is expensive.
+
+    Args:
+      workdir: must be writable; nothing is tried out on disk.
+      read: settings; those that are paths in a bucket must be readable.
+    Raises:
+      ValueError: names the bucket and says what to do.
+    """
+    if is_remote(workdir):
+        _attempt(_write_and_remove, epath.Path(workdir), "written to")
+    for value in read:
+        if isinstance(value, str) and value.startswith("gs://"):
+            _attempt(_look_into, epath.Path(value), "read")
+
+
+def _write_and_remove(directory: epath.Path) -> None:
+    probe = directory / f".probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"copymit can write here")
+    probe.unlink()
+
+
+def _look_into(path: epath.Path) -> None:
+    # A pattern is not a path, but its bucket is.
+    if not path.exists() and not list(epath.Path(_bucket(path)).iterdir()):
+        raise FileNotFoundError(path)
+
+
+def _attempt(action, path: epath.Path, what: str) -> None:
+    """Calls `action` in a thread that may never come back."""
+    failures: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            action(path)
+            failures.append(None)
+        except Exception as error:  # each client library has kinds of its own
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_SECS)
+    if not failures:
+        raise ValueError(_advice(path, what, f"no answer in {_PATIENCE_SECS} s"))
+    if failures[0] is not None:
+        error = failures[0]
+        raise ValueError(
+            _advice(path, what, f"{type(error).__name__}: {error}")
+        ) from error
+
+
+def _bucket(path: epath.Path) -> str:
+    return "/".join(str(path).split("/")[:3])
+
+
+def _advice(path: epath.Path, what: str, reason: str) -> str:
+    return (
+        f"{path} cannot be {what} ({reason}). Check that the bucket {_bucket(path)} "
+        "exists, that this machine's account may use it (`gcloud storage ls "
+        f"{_bucket(path)}`; on a VM its access scopes must hold storage), and that gcsfs "
+        "is installed (pip install 'etils[epath-gcs]')"
+    )
