@@ -22,7 +22,7 @@ from copymit.data.examples import ExampleSource
 from copymit.data.prepare import layout
 from copymit.data.prepare.rows import Row, make_row
 from copymit.data.prepare.selection import Cursor, Selector
-from copymit.data.record_source import SETTINGS_FILE, RecordSource, is_prepared
+from copymit.data.record_source import RecordSource, is_prepared
 
 _logger = logging.getLogger("copymit.data.prepare")
 _READ_AHEAD = 64  # examples decoded at a time
@@ -192,25 +192,7 @@ def _begin(folder: epath.Path, source: ExampleSource, settings: Settings) -> Non
     identity = dataclasses.asdict(settings)
     # A run that stopped at a bad example may go on without it.
     del identity["on_corrupt"]
-    identity["source_sha256"] = _fingerprint(source)
-    file = folder / SETTINGS_FILE
-    if not file.exists():
-        # What a kill left of this very file does not count.
-        own = f"{file.name}.partial"
-        if folder.exists() and any(path.name != own for path in folder.iterdir()):
-            raise ValueError(f"{str(folder)!r} is not empty: give a new folder")
-        layout.write_json(file, identity)
-        return
-    try:
-        before = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): give a new folder") from error
-    differing = [k for k in identity if before.get(k) != identity[k]]
-    refuse(
-        f"settings differ from those that {str(folder)!r} was begun with (remove it, "
-        "or give a new folder)",
-        (f"{k}: {before.get(k)} there, {identity[k]} now" for k in differing),
-    )
+    layout.claim(folder, identity | {"source_sha256": _fingerprint(source)})
 
 
 def _fingerprint(source: ExampleSource) -> str:
