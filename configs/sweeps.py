@@ -32,7 +32,7 @@ from configs.sweeps_mitigations import (
     table_inference_mitigations,
     table_train_mitigations,
 )
-from configs.sweeps_types import Bars, Clusters, Curves, Score, Trial, draws
+from configs.sweeps_types import Bars, Clusters, Curves, Scatter, Score, Trial, draws
 
 __all__ = [
     "caption_specificity",
@@ -59,11 +59,19 @@ _STYLES = {
     "captions": "instance",
     "random": "random",
 }
+_CORRELATIONS = {
+    name: Score(f"correlation with {label}", (f"complexity_{name}_pearson",))
+    for name, label in {
+        "entropy": "entropy",
+        "jpeg_bytes": "JPEG size",
+        "total_variation": "total variation",
+        "entropy_jpeg": "entropy x root of JPEG size",
+    }.items()
+}
 _COMPLEXITY = {
-    "entropy": "complexity_entropy_pearson",
-    "JPEG size": "complexity_jpeg_bytes_pearson",
-    "total variation": "complexity_total_variation_pearson",
-    "entropy x JPEG size": "complexity_entropy_jpeg_pearson",
+    "entropy": "entropy of the nearest training image (bits)",
+    "jpeg_bytes": "its size as a JPEG (bytes)",
+    "total_variation": "its total variation (levels)",
 }
 
 
@@ -225,19 +233,13 @@ def caption_specificity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *(
-        Bars("data", Score(f"correlation with {name}", (key,)), "training data")
-        for name, key in _COMPLEXITY.items()
+        Scatter(f"nearest_{name}", label, _CORRELATIONS[name], series="data")
+        for name, label in _COMPLEXITY.items()
     ),
-    columns=(
-        SIMILARITY,
-        *(
-            Score(f"correlation with {name}", (key,))
-            for name, key in _COMPLEXITY.items()
-        ),
-    ),
+    columns=(SIMILARITY, *_CORRELATIONS.values()),
 )
 def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
-    """Are simple training images copied more? Correlations over generations."""
+    """Are simple training images copied more? Generations over their nearest image."""
     for data, config in datasets(preset).items():
         changes = {"data.duplication": "none"}
         yield from expand(preset, seeds, config, Setting({"data": data}, changes))

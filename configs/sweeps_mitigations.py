@@ -8,13 +8,14 @@ from typing import Any
 
 from configs.sweeps_base import (
     CLIP,
+    HITS,
     MEMORISED,
     QUALITY,
     SIMILARITY,
     Setting,
     expand,
 )
-from configs.sweeps_types import Bars, Score, Tradeoff, Trial, draws
+from configs.sweeps_types import Bars, Changes, Score, Tradeoff, Trial, draws
 
 _Changes = Mapping[str, Any]
 
@@ -154,16 +155,21 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
         yield from expand(preset, seeds, _config(preset), setting)
 
 
+_DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
 _RULER = (
     SIMILARITY,
+    _DUPLICATED,
+    HITS,
     QUALITY,
     CLIP,
     Score("seconds an image", ("seconds_per_image",)),
-    Score("seconds of the task", ("task_seconds",)),
+)
+_CHANGES = Changes(
+    "mitigation", "none", (SIMILARITY, _DUPLICATED, QUALITY), within=("prompts",)
 )
 
 
-@draws(
+_TRADEOFFS = (
     *(
         Tradeoff(QUALITY, SIMILARITY, "mitigation", "when", only=("prompts", prompts))
         for prompts in _PROMPTS
@@ -176,8 +182,10 @@ _RULER = (
         x_low_is_good=False,
         only=("prompts", "trigger"),
     ),
-    columns=_RULER,
 )
+
+
+@draws(*_TRADEOFFS, columns=_RULER, changes=_CHANGES)
 def mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Every mitigation at every strength, on captions trained on and on new ones."""
     for name, when, changes in _all_mitigations(preset):
@@ -185,11 +193,12 @@ def mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
             yield from _mitigated(preset, seeds, name, when, changes, prompts)
 
 
-@draws(Tradeoff(QUALITY, SIMILARITY, "mitigation", "when"), columns=_RULER)
+@draws(*_TRADEOFFS, columns=_RULER, changes=_CHANGES)
 def mitigations_once(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
-    """Every mitigation at one strength, on captions trained on: a sixth of the above."""
-    for name, when, changes in _all_mitigations(preset, once=True):
-        yield from _mitigated(preset, seeds, name, when, changes, "trigger")
+    """Every mitigation at one strength: two fifths of the above."""
+    for prompts in _PROMPTS:
+        for name, when, changes in _all_mitigations(preset, once=True):
+            yield from _mitigated(preset, seeds, name, when, changes, prompts)
 
 
 def _mitigated(

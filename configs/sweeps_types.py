@@ -104,18 +104,52 @@ class Clusters(NamedTuple):
     series: str = ""
 
 
-Panel = Curves | Bars | Tradeoff | Clusters
+class Scatter(NamedTuple):
+    """Generations at two of their numbers, a line of least squares for each series.
+
+    Attributes:
+      x, y: columns of generations.parquet.
+      correlation: score of both, for the legend.
+    """
+
+    x: str
+    x_label: str
+    correlation: Score
+    series: str = ""
+    y: str = "similarity"
+    y_label: str = "similarity to the nearest training image"
+
+
+class Changes(NamedTuple):
+    """Columns of how far scores of a setting lie from those of a baseline, seed by seed.
+
+    Paired, because seeds differ more than settings do: each has images of its own.
+
+    Attributes:
+      label, baseline: the trials compared with have this value of this label.
+      scores: that are compared.
+      within: labels in which both must agree.
+    """
+
+    label: str
+    baseline: str
+    scores: tuple[Score, ...]
+    within: tuple[str, ...] = ()
+
+
+Panel = Curves | Bars | Tradeoff | Clusters | Scatter
 SweepFunction = Callable[[str, Sequence[int]], Iterator[Trial]]
 
 
 def draws(
-    *panels: Panel, columns: Sequence[Score] = ()
+    *panels: Panel, columns: Sequence[Score] = (), changes: Changes | None = None
 ) -> Callable[[SweepFunction], SweepFunction]:
     """Says what `--collect` makes of a sweep: panels side by side, columns of the table."""
 
     def decorate(function: SweepFunction) -> SweepFunction:
         function.panels = panels  # type: ignore[attr-defined]
         function.columns = columns  # type: ignore[attr-defined]
+        function.changes = changes  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -10,6 +10,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from copymit.storage import write_whole
+
 # What may change between two starts in one working directory: nothing here alters the
 # trained parameters.
 _FREE_TO_CHANGE = (
@@ -77,9 +79,8 @@ def claim_workdir(
     if writer:
         workdir.mkdir(parents=True, exist_ok=True)
         # A kill must not leave half a record: the run could not go on from it.
-        partial = workdir / "config.json.partial"
-        partial.write_text(json.dumps(_record(settings), indent=1) + "\n")
-        partial.replace(path)
+        text = json.dumps(_record(settings), indent=1) + "\n"
+        write_whole(path, text.encode())
 
 
 def read_record(workdir: epath.Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Only process 0 writes.
 """
 
-import io
 import json
 import logging
 import time
@@ -13,12 +12,30 @@ from typing import IO, cast
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 
-from copymit.storage import is_remote
+from copymit.storage import GrowingObject, is_remote, write_whole
 
 logger = logging.getLogger(__name__)
 
 _UPLOAD_EVERY_SECS = 60
+
+
+class _EventsInBucket:
+    """Writes TensorBoard's events to gs://.
+
+    tensorboardX's own writer dies of the first refusal, and its queue then blocks the
+    training.
+    """
+
+    def open(self, path: str) -> GrowingObject:
+        return GrowingObject(path)
+
+    def directory_check(self, path: str) -> None:
+        """A bucket knows no directories."""
+
+
+register_writer_factory("gs", _EventsInBucket())
 
 
 class MetricWriter:
@@ -38,26 +55,25 @@ class MetricWriter:
         if not self._active:
             return
         kept = [m for m in read_metrics(workdir) if m["step"] <= first_step]
-        text = "".join(json.dumps(m) + "\n" for m in kept)
+        data = "".join(json.dumps(m) + "\n" for m in kept).encode()
+        # Whole at once, so that a kill here does not lose the history.
+        write_whole(self._path, data)
         self._remote = is_remote(workdir)
-        self._uploaded = time.monotonic()
-        if self._remote:
-            self._file: IO[str] = io.StringIO(text)
-            self._file.seek(0, io.SEEK_END)
-            self.flush()
-        else:
-            partial = workdir / "metrics.jsonl.partial"
-            partial.write_text(text)
-            partial.replace(self._path)  # so that a kill here does not lose the history
-            self._file = cast(IO[str], self._path.open("a"))
+        self._file = (
+            GrowingObject(self._path, data)
+            if self._remote
+            else cast(IO[bytes], self._path.open("ab"))
+        )
+        self._flushed = time.monotonic()
         self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the scalars of one step."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        if not self._remote or time.monotonic() - self._uploaded > _UPLOAD_EVERY_SECS:
+        line = json.dumps({"step": step, **scalars}) + "\n"
+        self._file.write(line.encode())
+        if not self._remote or time.monotonic() - self._flushed > _UPLOAD_EVERY_SECS:
             self.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
@@ -69,17 +85,13 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Makes what was written so far safe from a kill."""
-        if not self._active:
-            return
-        self._file.flush()
-        if isinstance(self._file, io.StringIO):
-            self._path.write_text(self._file.getvalue())  # there whole, or as it was
-            self._uploaded = time.monotonic()
+        if self._active:
+            self._file.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes everything to disk."""
         if self._active:
-            self.flush()
             self._file.close()
             self._events.close()
 

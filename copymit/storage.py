@@ -4,6 +4,8 @@ Everything below is reached through etils' epath or tensorstore, which try again
 backoff, what a bucket refuses for a while.
 """
 
+import io
+import logging
 import os
 import threading
 import uuid
@@ -11,6 +13,8 @@ from collections.abc import Iterable
 
 import fsspec
 from etils import epath
+
+logger = logging.getLogger(__name__)
 
 # What several processes write is not to be remembered as it was: gcsfs would.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -27,6 +31,47 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """Makes a path on disk absolute; one in a bucket is, though epath does not know."""
     path = epath.Path(path)
     return path if is_remote(path) else path.absolute()
+
+
+def write_whole(path: epath.Path, data: bytes) -> None:
+    """Writes a file so that a kill leaves the old one or the new one.
+
+    An object in a bucket is never seen half written; there a second name would only add
+    a move, which is not safe to try again.
+    """
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+class GrowingObject:
+    """A file in a bucket that is appended to: every `flush` writes it anew.
+
+    What the bucket refuses even after all retries is noted, and left to the next flush.
+    """
+
+    def __init__(self, path: epath.PathLike, data: bytes = b""):
+        self._path = epath.Path(path)
+        self._data = io.BytesIO()
+        self._data.write(data)
+
+    def write(self, data: bytes) -> int:
+        """Appends."""
+        return self._data.write(data)
+
+    def flush(self) -> None:
+        """Writes everything so far."""
+        try:
+            self._path.write_bytes(self._data.getvalue())
+        except Exception as error:  # each client library has kinds of its own
+            logger.warning("%s is not up to date: %s", self._path, error)
+
+    def close(self) -> None:
+        """Writes everything a last time."""
+        self.flush()
 
 
 def check_buckets(workdir: epath.PathLike, read: Iterable[object] = ()) -> None:
@@ -48,7 +93,7 @@ def check_buckets(workdir: epath.PathLike, read: Iterable[object] = ()) -> None:
 def _write_and_remove(directory: epath.Path) -> None:
     probe = directory / f".probe-{uuid.uuid4().hex}"
     probe.write_bytes(b"copymit can write here")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # the answer to a first attempt may have been lost
 
 
 def _look_into(path: epath.Path) -> None:

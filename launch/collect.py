@@ -14,7 +14,16 @@ import pandas as pd
 from etils import epath
 from scipy import stats
 
-from configs.sweeps_types import Bars, Clusters, Curves, Score, SweepFunction, Tradeoff
+from configs.sweeps_types import (
+    Bars,
+    Changes,
+    Clusters,
+    Curves,
+    Scatter,
+    Score,
+    SweepFunction,
+    Tradeoff,
+)
 from launch import figures
 from launch.lease import Ledger
 from launch.trials import Plan
@@ -53,7 +62,7 @@ def collect(
     Returns:
       The paths written, and the names of trials that have no scores yet.
     Raises:
-      ValueError: if no trial has any.
+      ValueError: if no trial has any, or a generation lacks what a panel draws.
     """
     table = read_table(plans, root)
     missing = [
@@ -69,12 +78,14 @@ def collect(
         dict.fromkeys((*_scores_of(panels), *_USUAL))
     )
     labels = [name for name in label_names(plans) if name != "seed"]
-    text = to_markdown(table, labels, columns, title, missing)
+    changes = sweep.changes  # type: ignore[attr-defined]
+    text = to_markdown(table, labels, columns, title, missing, changes)
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
-    points = read_points(plans, root) if _has_clusters(panels) else pd.DataFrame()
     if panels:
+        known = [made for made in plans if made.trial.name in set(table.trial)]
+        points = read_points(known, root, columns_of(panels))
         written[f"{title}.png"] = figures.draw(panels, table, points, estimate)
     for name, content in written.items():
         # Launchers that finish together write the same; a reader never sees a half.
@@ -103,7 +114,9 @@ def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
         # While an evaluation is made again, the scores may be of the one before.
         if record is None or record.state != "done" or not path.exists():
             continue
+        timings = path.parent / "timings.json"
         scores = _flat(_read_scores(path))
+        scores |= _flat(_read_scores(timings)) if timings.exists() else {}
         if clash := sorted(scores.keys() & made.trial.labels.keys()):
             raise ValueError(f"{made.trial.name}: label {clash[0]!r} is also a score")
         about = {"trial": made.trial.name, "directory": made.scores}
@@ -155,7 +168,36 @@ def estimate(rows: pd.DataFrame, score: Score) -> Estimate | None:
             for name in (f"{key}_ci95_low", f"{key}_ci95_high")
         )
         return Estimate(mean, low, high, 1)
-    half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
+    return _over_seeds(values)
+
+
+def estimate_change(
+    rows: pd.DataFrame, table: pd.DataFrame, score: Score, changes: Changes
+) -> Estimate | None:
+    """Estimates how far one setting lies from the baseline, from differences by seed.
+
+    Args:
+      rows: trials of the setting.
+      table: all trials.
+    Returns:
+      None for the baseline itself, and where no seed has both.
+    """
+    key = present_key(rows, score)
+    if key is None or (rows[changes.label] == changes.baseline).all():
+        return None
+    baseline = table[table[changes.label] == changes.baseline]
+    pairing = ["seed", *changes.within]
+    pairs = rows[[*pairing, key]].merge(baseline[[*pairing, key]], on=pairing)
+    differences = (pairs[f"{key}_x"] - pairs[f"{key}_y"]).dropna().to_numpy(float)
+    return _over_seeds(differences) if len(differences) else None
+
+
+def _over_seeds(values: np.ndarray) -> Estimate:
+    """Returns the mean with Student's interval, unknown for a single value."""
+    mean, count = float(values.mean()), len(values)
+    half = np.nan
+    if count > 1:
+        half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
     return Estimate(mean, mean - float(half), mean + float(half), count)
 
 
@@ -170,16 +212,23 @@ def to_markdown(
     columns: Sequence[Score],
     title: str,
     missing: Sequence[str],
+    changes: Changes | None = None,
 ) -> str:
     """Lays the table out, a row for each setting in the order of the trials."""
     shown = [score for score in columns if present_key(table, score)]
+    compared = [s for s in shown if changes and s in changes.scores]
     header = [*labels, "seeds", *(score.label for score in shown)]
+    header += [f"change of {score.label}" for score in compared]
     lines = [f"# {title}", "", _line(header), _line(["---"] * len(header))]
     groups = table.groupby(list(labels), sort=False, dropna=False) if labels else None
     for values, rows in groups if groups is not None else [((), table)]:
         cells = [str(value) for value in values]
         cells.append(str(rows["seed"].nunique() if "seed" in rows else len(rows)))
         cells += [_cell(estimate(rows, score), score.percent) for score in shown]
+        if changes:
+            found = [estimate_change(rows, table, s, changes) for s in compared]
+            pairs = zip(found, compared, strict=True)
+            cells += [_cell(f, s.percent, signed=True) for f, s in pairs]
         lines.append(_line(cells))
     embedders = (
         ", ".join(sorted(table["embedder"].unique())) if "embedder" in table else ""
@@ -191,6 +240,8 @@ def to_markdown(
     lines[-1] += (
         f" bootstrap. Similarity by {embedders}." if embedders else " bootstrap."
     )
+    if compared and changes:
+        lines[-1] += f" Changes: against {changes.baseline}, seed by seed."
     if missing:
         lines += ["", f"Missing, {len(missing)} trials: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
@@ -200,13 +251,15 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _cell(found: Estimate | None, percent: bool) -> str:
+def _cell(found: Estimate | None, percent: bool, *, signed: bool = False) -> str:
     if found is None:
         return ""
+    sign = "+" if signed and found.mean > 0 else ""
+    mean = sign + format_number(found.mean, percent)
     if np.isnan(found.low):
-        return format_number(found.mean, percent)
+        return mean
     low, high = (format_number(value, percent) for value in found[1:3])
-    return f"{format_number(found.mean, percent)} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]"
 
 
 def format_number(value: float, percent: bool = False) -> str:
@@ -216,32 +269,58 @@ def format_number(value: float, percent: bool = False) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def read_points(plans: Sequence[Plan], root: str) -> pd.DataFrame:
-    """Joins the generations of each trial with the clusters of its data.
+def columns_of(panels: Sequence[Any]) -> list[str]:
+    """Lists the columns of generations.parquet that panels draw."""
+    columns: list[str] = []
+    for panel in panels:
+        if isinstance(panel, Clusters):
+            columns += ["similarity", "nearest_reference"]
+        elif isinstance(panel, Scatter):
+            columns += [panel.x, panel.y]
+    return list(dict.fromkeys(columns))
 
+
+def read_points(
+    plans: Sequence[Plan], root: str, columns: Sequence[str]
+) -> pd.DataFrame:
+    """Reads the generations of each trial, with the clusters of its data if it has any.
+
+    Args:
+      columns: of generations.parquet.
     Returns:
-      Columns similarity, image_similarity, caption_similarity, kind and the labels; only
-      generations whose nearest training image belongs to a cluster.
+      These columns and the labels; image_similarity and caption_similarity where the
+      nearest training image belongs to a cluster of an analysis, else NaN.
+    Raises:
+      ValueError: if generations lack a column, such as those of an older copymit.
     """
     parts = []
-    for made in plans:
-        generations = epath.Path(root) / made.scores / "generations.parquet"
-        clusters = epath.Path(root) / made.clusters / "clusters.parquet"
-        if not made.clusters or not generations.exists() or not clusters.exists():
+    for made in plans if columns else ():
+        path = epath.Path(root) / made.scores / "generations.parquet"
+        if not path.exists():
             continue
-        columns = ["example_id", "kind", "image_similarity", "caption_similarity"]
-        known = pd.read_parquet(io.BytesIO(clusters.read_bytes()))[columns]
-        known = known.drop_duplicates("example_id")
-        made_images = pd.read_parquet(io.BytesIO(generations.read_bytes()))
-        joined = made_images[["nearest_reference", "similarity"]].merge(
-            known, left_on="nearest_reference", right_on="example_id"
-        )
-        parts.append(joined.assign(**made.trial.labels))
+        generations = pd.read_parquet(io.BytesIO(path.read_bytes()))
+        if lacking := [name for name in columns if name not in generations]:
+            raise ValueError(
+                f"{path} has no column {lacking[0]!r}: if an older copymit made it, "
+                f"delete {made.tasks[-1].key}.json in {root} and run the sweep again; "
+                f"the columns are {', '.join(generations)}"
+            )
+        part = generations[list(columns)]
+        clusters = epath.Path(root) / made.clusters / "clusters.parquet"
+        if made.clusters and "nearest_reference" in part and clusters.exists():
+            known = pd.read_parquet(io.BytesIO(clusters.read_bytes()))
+            part = _with_clusters(part, known)
+        parts.append(part.assign(**made.trial.labels))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _has_clusters(panels: Sequence[Any]) -> bool:
-    return any(isinstance(panel, Clusters) for panel in panels)
+def _with_clusters(generations: pd.DataFrame, clusters: pd.DataFrame) -> pd.DataFrame:
+    """Joins generations with the first cluster of their match."""
+    columns = ["example_id", "image_similarity", "caption_similarity"]
+    first = clusters[columns].drop_duplicates("example_id")
+    return generations.merge(
+        first, "left", left_on="nearest_reference", right_on="example_id"
+    )
 
 
 def _scores_of(panels: Sequence[Any]) -> list[Score]:
@@ -251,4 +330,6 @@ def _scores_of(panels: Sequence[Any]) -> list[Score]:
             scores += [panel.y] + ([panel.baseline] if panel.baseline else [])
         elif isinstance(panel, Tradeoff):
             scores += [panel.y, panel.x]
+        elif isinstance(panel, Scatter):
+            scores.append(panel.correlation)
     return scores

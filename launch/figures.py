@@ -13,15 +13,30 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import (
+    EngFormatter,
+    NullLocator,
+    PercentFormatter,
+    ScalarFormatter,
+)
 
-from configs.sweeps_types import Bars, Clusters, Curves, Panel, Score, Tradeoff
+from configs.sweeps_types import (
+    Bars,
+    Clusters,
+    Curves,
+    Panel,
+    Scatter,
+    Score,
+    Tradeoff,
+)
 
 DPI = 150
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6b7a")
 _MARKERS = "osD^vPX*"
 _GREY = "#5f6b7a"
+_CLUSTER = ("image_similarity", "caption_similarity")
 _STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -55,7 +70,7 @@ def draw(
 
     Args:
       table: a row for each trial.
-      points: a row for each generation, for `Clusters`.
+      points: a row for each generation, for `Clusters` and `Scatter`.
     """
     drawable = [panel for panel in panels if _has_data(panel, table, points)]
     widths = [_width(panel, table) for panel in drawable] or [5.0]
@@ -70,8 +85,10 @@ def draw(
             _draw_bars(place, panel, table, estimate)
         elif isinstance(panel, Tradeoff):
             _draw_tradeoff(place, panel, table, estimate)
+        elif isinstance(panel, Clusters):
+            _draw_clusters(place, panel, _complete(points, _CLUSTER))
         else:
-            _draw_clusters(place, panel, points)
+            _draw_scatter(place, panel, table, points, estimate)
     if not drawable:
         axes[0].text(0.5, 0.5, "no trial has these scores", ha="center")
     buffer = io.BytesIO()
@@ -81,7 +98,9 @@ def draw(
 
 def _has_data(panel: Panel, table: pd.DataFrame, points: pd.DataFrame) -> bool:
     if isinstance(panel, Clusters):
-        return not points.empty
+        return not _complete(points, _CLUSTER).empty
+    if isinstance(panel, Scatter):
+        return not _complete(points, (panel.x, panel.y)).empty
     wanted = [panel.y]
     if isinstance(panel, Tradeoff):
         wanted, table = [panel.y, panel.x], _chosen(table, panel.only)
@@ -89,6 +108,13 @@ def _has_data(panel: Panel, table: pd.DataFrame, points: pd.DataFrame) -> bool:
         any(key in table and table[key].notna().any() for key in score.keys)
         for score in wanted
     )
+
+
+def _complete(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Keeps the generations of which all of these are known."""
+    if not set(columns) <= set(points):
+        return points.iloc[:0]
+    return points.dropna(subset=list(columns))
 
 
 def _width(panel: Panel, table: pd.DataFrame) -> float:
@@ -302,17 +328,75 @@ def _draw_clusters(axes: Axes, panel: Clusters, points: pd.DataFrame) -> None:
         axes.legend()
 
 
+def _draw_scatter(
+    axes: Axes,
+    panel: Scatter,
+    table: pd.DataFrame,
+    points: pd.DataFrame,
+    estimate: Estimator,
+) -> None:
+    """Draws the generations of all trials, and Pearson's r as their scores have it.
+
+    Source: Somepalli et al. 2023b, on the complexity of images.
+    """
+    points = _complete(points, (panel.x, panel.y))
+    trials = dict(_groups(table, panel.series))
+    colors = np.empty(len(points), object)
+    for number, (series, rows) in enumerate(
+        _groups(points.reset_index(), panel.series)
+    ):
+        color = _COLORS[number % len(_COLORS)]
+        colors[rows.index] = color
+        name = _with_correlation(series, estimate(trials[series], panel.correlation))
+        x = rows[panel.x].to_numpy(float)
+        ends = np.array([x.min(), x.max()]) if np.ptp(x) else np.array([])
+        line = np.polyfit(x, rows[panel.y], 1) if len(ends) else [0.0]
+        drawn = axes.plot(ends, np.polyval(line, ends), color=color, label=name)[0]
+        drawn.set_path_effects([withStroke(linewidth=4, foreground="white")])
+    # In a random order no series hides the others.
+    order = np.random.default_rng(0).permutation(len(points))
+    axes.scatter(
+        points[panel.x].to_numpy()[order],
+        points[panel.y].to_numpy()[order],
+        float(np.clip(400 / np.sqrt(len(points)), 4, 18)),
+        c=colors[order].tolist(),
+        alpha=float(np.clip(12 / np.sqrt(len(points)), 0.15, 0.6)),
+        linewidths=0,
+    )
+    if points[panel.x].max() >= 10_000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    _add_legend(axes, panel.series, 1)
+
+
+def _with_correlation(name: str, found: Any) -> str:
+    """Names a series with its Pearson's r, and its interval over seeds if there is one."""
+    parts = [name] if name else []
+    if found is not None:
+        text = f"r = {found.mean:.2f}"
+        if not np.isnan(found.low):
+            text += f" [{found.low:.2f}, {found.high:.2f}]"
+        parts.append(text.replace("-", "\N{MINUS SIGN}"))
+    return ": ".join(parts) or "least squares"
+
+
 def _finish(axes: Axes, x_label: str, y: Score, title: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y.label)
     if y.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    _add_legend(axes, title, 2)
+
+
+def _add_legend(axes: Axes, title: str, columns: int) -> None:
+    """Puts a legend above the panel, if anything has a label."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
-            ncols=2,
+            ncols=columns,
             title=title or None,
             title_fontsize=9,
         )

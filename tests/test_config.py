@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from etils import epath
@@ -146,11 +145,11 @@ def test_a_kill_while_the_record_is_written_leaves_the_old_one(
 ):
     claim_workdir(workdir, config)
 
-    def write_half_and_die(path, text):
-        Path(path).write_bytes(text[: len(text) // 2].encode())
+    def write_half_and_die(path, data):
+        path.open("wb").write(data[: len(data) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(workdir), "write_text", write_half_and_die)
+    monkeypatch.setattr(type(workdir), "write_bytes", write_half_and_die)
     config.eval.seed = 5
     with pytest.raises(KeyboardInterrupt):
         claim_workdir(workdir, config)

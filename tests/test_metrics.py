@@ -71,11 +71,11 @@ def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, caplog, kept):
 def test_a_kill_at_the_restart_does_not_lose_the_history(tmp_path, monkeypatch):
     _write_steps(tmp_path, 0, range(1, 4))
 
-    def write_half_and_die(path, text):
-        Path(path).write_bytes(text[: len(text) // 2].encode())
+    def write_half_and_die(path, data):
+        path.open("wb").write(data[: len(data) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_text", write_half_and_die)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", write_half_and_die)
     with pytest.raises(KeyboardInterrupt):
         MetricWriter(epath.Path(tmp_path), 2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]

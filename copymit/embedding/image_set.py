@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -171,7 +172,7 @@ def _of_list(name: str, images: Sequence[Any]) -> ImageSet:
     def read(position: int) -> np.ndarray:
         image = images[position]
         if isinstance(image, str | Path):
-            return np.asarray(decode_image(_read_file(Path(image)), str(image)))
+            return np.asarray(decode_image(_read_file(image), str(image)))
         if isinstance(image, Image.Image):
             return np.asarray(image.convert("RGB"))
         array = np.asarray(image)
@@ -202,9 +203,9 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, list[str] | None]:
         raise ValueError(f"{path} cannot be read as images: {error}") from error
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str | Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with epath.Path(path).open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ImageError(str(path), f"cannot be read ({error})") from error

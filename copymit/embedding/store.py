@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from etils import epath
 from jaxtyping import Float, Int
 
+from copymit.storage import is_remote, write_whole
+
 # Images embedded between two writes: what a kill can lose.
 SHARD_ROWS = 4096
 
@@ -81,7 +83,7 @@ class EmbeddingStore:
             self.clear()
             self.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"protocol": protocol}, indent=1) + "\n"
-            _write_whole(self.directory / "embedder.json", text.encode())
+            write_whole(self.directory / "embedder.json", text.encode())
 
     def clear(self) -> None:
         """Removes everything."""
@@ -99,7 +101,7 @@ class EmbeddingStore:
         table.unlink(missing_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, np.asarray(shard.features, np.float32), allow_pickle=False)
-        _write_whole(features, buffer.getvalue())
+        write_whole(features, buffer.getvalue())
         about = {"listing": shard.listing, "skipped": json.dumps(shard.skipped)}
         fields = [("id", pa.string()), ("digest", pa.binary())]
         rows = pa.table(
@@ -107,7 +109,7 @@ class EmbeddingStore:
         )
         buffer = io.BytesIO()
         pq.write_table(rows, buffer)
-        _write_whole(table, buffer.getvalue())
+        write_whole(table, buffer.getvalue())
 
     def read(self, index: int) -> Shard | None:
         """Reads a shard, or nothing if it is not complete."""
@@ -223,13 +225,6 @@ def unit_rows(features: Float[np.ndarray, "R D"]) -> Float[np.ndarray, "R D"]:
 
 
 def _read_rows(path: epath.Path) -> np.ndarray:
-    if "://" not in str(path):
+    if not is_remote(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)
     return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-
-
-def _write_whole(path: epath.Path, data: bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -1,6 +1,7 @@
 """Where an evaluation keeps what its stages made.
 
 OUT/prompts.jsonl, generations/       what was generated, if copymit did
+OUT/timings.json                      seconds an image; not a score, it never repeats
 OUT/embeddings/EMBEDDER/SET/          one store per embedder and set of images
 OUT/matches.parquet                   nearest references by the headline embedder
 OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found

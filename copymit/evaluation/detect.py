@@ -9,7 +9,6 @@ under a digest of all settings.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +33,7 @@ from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.scores.detection import detection_summary
 from copymit.scores.similarity import Scores
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _read_parts(parts: epath.Path) -> dict[str, dict]:
 
 def _write_part(parts: epath.Path, rows: dict[str, dict]) -> None:
     if jax.process_index() == 0:
-        _replace(parts / f"{next(iter(rows))}.json", json.dumps(rows))
+        write_whole(parts / f"{next(iter(rows))}.json", json.dumps(rows).encode())
 
 
 def _table_of(prompts: Sequence[Prompt], measured: dict[str, dict]) -> pd.DataFrame:
@@ -224,11 +224,4 @@ def _write_tokens(
             "attribution": measured[prompt.id]["token_attribution"][inner],
         }
         lines.append(json.dumps(line, ensure_ascii=False))
-    _replace(out / "tokens.jsonl", "\n".join(lines) + "\n")
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    # A kill must not leave half a file under the final name.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(out / "tokens.jsonl", ("\n".join(lines) + "\n").encode())

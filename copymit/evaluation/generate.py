@@ -1,17 +1,17 @@
 """The generate stage: a trained run and prompts in, one PNG per prompt out.
 
 Writes `prompts.jsonl` first and then `generations/ID.png`, and beside that folder a note
-of the settings, `generations.digest`. An image depends only on the
+of the settings, `generations.digest`, and `timings.json`. An image depends only on the
 checkpoint, its prompt, the seed and its own number, so a stage that was interrupted
 makes what is missing, and any batch size gives the same pictures.
 """
 
 import functools
+import io
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,14 +21,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from copymit.data.dataset import Dataset
-from copymit.data.tokenizer import make_tokenizer
+from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.evaluation.prompts import make_prompts
+from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
 from copymit.generator import make_generate, sampling_options
 from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +80,46 @@ def generate(
     if options.mitigations.repels:
         references = encode_references(config, dataset, model, params, mesh)
         make_images = functools.partial(make_images, references=references)
+    make = functools.partial(make_images, params)
+    seconds = _fill(folder, prompts, missing, make, tokenizer, mesh, config)
+    if seconds is not None and jax.process_index() == 0:
+        write_whole(
+            out / "timings.json",
+            json.dumps({"seconds_per_image": seconds}).encode(),
+        )
+
+
+def _fill(
+    folder: epath.Path,
+    prompts: Sequence[Prompt],
+    missing: Sequence[int],
+    make_images: Callable[..., jax.Array],
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    config: ConfigDict,
+) -> float | None:
+    """Writes the images that are missing.
+
+    Returns:
+      Seconds an image, without the first batch, which compiles; None if that was all.
+    """
     # Every batch is full: one compilation, and no image depends on how many there are.
     devices = mesh.devices.size
     size = -(-config.eval.batch_size // devices) * devices
+    sharding = batch_sharding(mesh)
     started = time.perf_counter()
+    batches: list[float] = []
     for first in range(0, len(missing), size):
+        batch_started = time.perf_counter()
         numbers = np.resize(missing[first : first + size], size)
         input_ids = tokenizer.encode([prompts[i].prompt_used for i in numbers])
-        sharding = batch_sharding(mesh)
         inputs = [
             jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
             for array in (input_ids, numbers.astype(np.int32))
         ]
         with jax.set_mesh(mesh):
-            images = make_images(params, *inputs)
+            images = jax.block_until_ready(make_images(*inputs))
+        batches.append(time.perf_counter() - batch_started)
         # The last batch was filled up with repetitions, which are dropped here.
         wanted = missing[first : first + size]
         for row, image in _local_rows(images):
@@ -107,6 +134,7 @@ def generate(
             rate,
             format_duration((len(missing) - done) / rate),
         )
+    return float(np.median(batches[1:])) / size if len(batches) > 1 else None
 
 
 def _local_rows(images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
@@ -125,6 +153,7 @@ def _keep_generations_of(folder: epath.Path, digest: str) -> None:
     if marker.exists() and marker.read_text() == digest:
         folder.mkdir(exist_ok=True)
         return
+    (folder.parent / "timings.json").unlink(missing_ok=True)
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
@@ -132,8 +161,6 @@ def _keep_generations_of(folder: epath.Path, digest: str) -> None:
 
 
 def _write_png(path: epath.Path, image: np.ndarray) -> None:
-    # A kill must not leave half a picture under the final name.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        Image.fromarray(image).save(file, "PNG")
-    partial.replace(path)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    write_whole(path, file.getvalue())

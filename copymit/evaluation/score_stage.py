@@ -1,4 +1,10 @@
-"""The score stage: what the stages before made in, `scores.json` out."""
+"""The score stage: what the stages before made in, numbers out.
+
+`scores.json` has those of all generations together, `measured.parquet` a row for each:
+generation, nearest_entropy, nearest_jpeg_bytes and nearest_total_variation (complexity of
+its nearest training image), and where asked for template_similarity, tile_l2 and
+clip_score.
+"""
 
 import json
 import logging
@@ -30,9 +36,8 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     generations = views[0].embeddings["generations"].ids
     provenance = subject.provenance(generations, views[0].embeddings["references"].ids)
     seed = subject.eval.seed
-    scores = compute_scores(
-        views, provenance, _matched_complexity(subject, views), seed
-    )
+    matched = _matched_complexity(subject, views)
+    scores = compute_scores(views, provenance, matched, seed)
     scores |= _quality(subject, artefacts)
     measured = _measure_parts(subject, artefacts, views)
     background = _template_similarity(artefacts, "background")
@@ -47,6 +52,8 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores |= found
         if values is not None:
             measured["clip_score"] = values
+    for name, values in matched._asdict().items():
+        measured[f"nearest_{name}"] = values
     scores |= _skipped(subject, artefacts)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):

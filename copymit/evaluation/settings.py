@@ -45,11 +45,15 @@ _OF_STAGE = {
     "detect": ("seed",),
     "report": ("gallery_size", "blur"),
 }
+# Counted up when a stage writes what it did not before, so that it is run again.
+_VERSIONS = {"score": 2}
 
 
 def stage_settings(config: ConfigDict, stage: str) -> list:
     """Lists what a stage depends on besides the stages before it."""
     settings: list[Any] = [[name, config[name]] for name in _OF_STAGE[stage]]
+    if version := _VERSIONS.get(stage):
+        settings.append(["version", version])
     if stage == "generate" and config.prompts_file:
         settings.append(["read", read_prompts(config.prompts_file)])
     if stage == "detect":

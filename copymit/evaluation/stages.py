@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from copymit.storage import is_remote
+from copymit.storage import is_remote, write_whole
 
 STAGES = ("generate", "embed", "search", "score", "detect", "report")
 OPTIONAL_STAGES = ("detect",)
@@ -50,9 +50,7 @@ class StageRecord:
         self._write()
 
     def _write(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._done, indent=1) + "\n")
-        partial.replace(self._path)
+        write_whole(self._path, f"{json.dumps(self._done, indent=1)}\n".encode())
 
 
 def compute_digest(inputs: Any) -> str:

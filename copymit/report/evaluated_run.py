@@ -53,7 +53,7 @@ class EvaluatedRun:
       duplication: columns example_id, weight, duplicated, caption_count, or None.
       metrics: columns step, loss, ... of the training, or None.
       measured: column generation, and numbers of each generation besides similarity,
-        such as tile_l2; or None.
+        such as tile_l2 or nearest_entropy, of its nearest training image; or None.
       detection: of memorised prompts, or None.
     """
 

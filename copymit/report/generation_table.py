@@ -24,7 +24,10 @@ def tabulate_generations(
 
     Columns: generation, nearest_reference, similarity; where known prompt, prompt_used,
     seed, prompted_reference, nearest_is_prompted, nearest_is_duplicated,
-    prompted_is_duplicated, nearest_l2_ratio, and the columns of `measured`.
+    prompted_is_duplicated, nearest_l2_ratio, and the columns of `measured`: of an
+    evaluation nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the
+    complexity of the nearest reference (scores/complexity.py), and where asked for
+    template_similarity, tile_l2 and clip_score.
     """
     table = pd.DataFrame(
         {

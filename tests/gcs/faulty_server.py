@@ -17,6 +17,7 @@ import re
 import threading
 import time
 import urllib.parse
+from typing import ClassVar
 
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler
@@ -40,6 +41,7 @@ class Bucket(RequestHandler):
     protocol_version = "HTTP/1.1"
     counter = itertools.count(1)
     failed = delayed = 0
+    finished: ClassVar[dict] = {}  # uploads, by their sessions
 
     def __init__(self, fail_every, delay_every, delay_secs, storage, *args):
         self.fail_every, self.delay_every = fail_every, delay_every
@@ -100,6 +102,11 @@ class Bucket(RequestHandler):
             return self.list(listing[1], query, emulate)
         named = _OBJECT.fullmatch(parts.path)
         uploaded = _UPLOAD.fullmatch(parts.path)
+        session = query.get("upload_id")
+        if session in self.finished:  # asked again, because the answer was lost
+            self.drain()
+            obj = self.storage.get_file_obj(*self.finished[session])
+            return self.reply(200, json.dumps(obj).encode())
         if named or (uploaded and "name" in query):
             bucket = (named or uploaded)[1]
             name = urllib.parse.unquote(named[2]) if named else query["name"]
@@ -112,7 +119,14 @@ class Bucket(RequestHandler):
                 return self.reply(304 if reading else 412)
             if self.command == "GET" and there != "0":
                 self.generation = there
-        return emulate()
+        emulate()
+        if session and self.status == 200:
+            self.finished[session] = bucket, name
+        return None
+
+    def send_response(self, code, message=None):
+        self.status = code
+        super().send_response(code, message)
 
     def generation_of(self, bucket, name):
         try:

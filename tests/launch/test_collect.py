@@ -7,8 +7,23 @@ import pandas as pd
 import pytest
 from matplotlib import image
 
-from configs.sweeps_types import Bars, Clusters, Curves, Score, Tradeoff, draws
-from launch.collect import collect, estimate, format_number, read_points
+from configs.sweeps_types import (
+    Bars,
+    Changes,
+    Clusters,
+    Curves,
+    Score,
+    Tradeoff,
+    draws,
+)
+from launch.collect import (
+    collect,
+    estimate,
+    estimate_change,
+    format_number,
+    read_points,
+    to_markdown,
+)
 from launch.figures import pareto_front
 from launch.lease import Watch, this_process
 from launch.status import tabulate, to_text
@@ -74,6 +89,72 @@ def test_damaged_scores_are_named(finished):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"scores\.json is not valid JSON"):
         collect(sweep, make_plans(), str(finished), "fake")
+
+
+def test_seconds_an_image_are_collected_though_they_are_no_score(finished):
+    path = finished / make_plans()[0].scores / "timings.json"
+    path.write_text(json.dumps({"seconds_per_image": 0.25}))
+    collect(sweep, make_plans(), str(finished), "fake")
+    table = pd.read_parquet(finished / "fake.parquet")
+    assert table["seconds_per_image"].dropna().tolist() == [0.25]
+
+
+CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
+
+
+def make_mitigated():
+    """Seeds that differ more than the settings do."""
+    rows = [
+        ("none", "trigger", 0, 0.5),
+        ("none", "trigger", 1, 0.7),
+        ("none", "trigger", 2, 0.9),
+        ("none", "general", 0, 0.1),
+        ("GN", "trigger", 2, 0.79),
+        ("GN", "trigger", 0, 0.40),
+        ("GN", "trigger", 1, 0.60),
+        ("GN", "general", 0, 0.2),
+    ]
+    names = ["mitigation", "prompts", "seed", "dataset_similarity"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_changes_are_paired_by_seed():
+    table = make_mitigated()
+    rows = table[(table.mitigation == "GN") & (table.prompts == "trigger")]
+    change = estimate_change(rows, table, SIMILARITY, CHANGES)
+    differences = np.array([-0.1, -0.1, -0.11])
+    half = 4.302653 * differences.std(ddof=1) / np.sqrt(3)  # Student's, 2 degrees
+    np.testing.assert_allclose(
+        change[:3], [differences.mean() + d for d in (0, -half, half)], rtol=1e-6
+    )
+    assert change.num_seeds == 3
+    unpaired = estimate(rows, SIMILARITY)
+    assert unpaired.high - unpaired.low > 20 * half
+
+
+def test_changes_compare_the_same_prompts_and_one_seed_has_no_interval():
+    table = make_mitigated()
+    rows = table[(table.mitigation == "GN") & (table.prompts == "general")]
+    change = estimate_change(rows, table, SIMILARITY, CHANGES)
+    assert change.mean == pytest.approx(0.1)
+    assert np.isnan(change.low)
+
+
+def test_the_baseline_and_what_it_lacks_have_no_change():
+    table = make_mitigated()
+    none = table[table.mitigation == "none"]
+    assert estimate_change(none, table, SIMILARITY, CHANGES) is None
+    alone = table[table.seed == 2].assign(seed=9)
+    assert estimate_change(alone, table, SIMILARITY, CHANGES) is None
+
+
+def test_the_table_has_a_column_of_changes():
+    text = to_markdown(
+        make_mitigated(), ["mitigation", "prompts"], [SIMILARITY], "m", [], CHANGES
+    )
+    assert "| similarity | change of similarity |" in text
+    assert "| GN | general | 1 | 0.200 | +0.100 |" in text
+    assert "Changes: against none, seed by seed." in text
 
 
 def test_intervals_are_students_over_seeds():

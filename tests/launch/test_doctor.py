@@ -67,7 +67,7 @@ def test_two_hosts_share_one_step_and_one_page(tmp_path):
     assert [process.returncode for process in both] == [0, 0], pages
     assert "4 devices (cpu), 2 here, 2 process(es)" in pages[0][0]
     assert "4 devices: compiled in" in pages[0][0]
-    assert pages[0][0].endswith("nothing is wrong\n")
+    assert "\nnothing is wrong" in pages[0][0]
     assert "is wrong" not in pages[1][0]
 
 

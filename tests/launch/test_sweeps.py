@@ -5,7 +5,8 @@ import importlib
 import pytest
 
 from configs import sweeps
-from configs.sweeps_types import PRESETS, Bars, Clusters, Curves, Tradeoff
+from configs.sweeps_types import PRESETS, Bars, Clusters, Curves, Scatter, Tradeoff
+from copymit.scores.complexity import Complexity
 from launch.trials import list_trials, load_sweep, plan, unique_tasks
 
 
@@ -22,6 +23,9 @@ def test_every_sweep_can_be_listed_with_three_seeds(name, preset):
             assert {panel.x, panel.series} <= labels | {""}
         elif isinstance(panel, Tradeoff):
             assert {panel.point, panel.series} <= labels | {""}
+        elif isinstance(panel, Scatter):
+            assert panel.series in labels | {""}
+            assert panel.x in {f"nearest_{name}" for name in Complexity._fields}
         else:
             assert isinstance(panel, Clusters)
             assert all(trial.analysis for trial in trials)
