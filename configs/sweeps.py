@@ -6,8 +6,8 @@
 
 A sweep is a function `(preset, seeds) -> iterator of Trial`; write your own beside these or
 in a file of your own. Preset `full` is the paper's recipe (configs/imagenette.py and
-laion10k.py; about a day of an A6000 for each training); `small` is the demo shrunk further:
-12 emoji, about a minute of two CPU cores for each training. Sweeps in one directory share
+laion10k.py; about a day of an A6000 for each training); `small` is the demo, shrunk to 36
+emoji: five minutes of one slow CPU core for each training. Sweeps in one directory share
 the trainings that they have in common. docs/sweeps.md has the list and what was seen.
 The sweeps of mitigations are in sweeps_mitigations.py.
 """
@@ -26,6 +26,7 @@ from configs.sweeps_base import (
     first_dataset,
 )
 from configs.sweeps_mitigations import (
+    detectors,
     known_prompts,
     mitigations,
     mitigations_once,
@@ -38,6 +39,7 @@ __all__ = [
     "caption_specificity",
     "complexity",
     "dataset_size",
+    "detectors",
     "fig2",
     "fig3",
     "fig4",
@@ -189,7 +191,7 @@ def text_encoder(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same number of steps on more and more images."""
     config = "configs/laion100k.py" if preset == "full" else "configs/demo.py"
-    sizes = (1_000, 10_000, 100_000) if preset == "full" else (6, 12, 24, 48)
+    sizes = (1_000, 10_000, 100_000) if preset == "full" else (9, 18, 36, 72)
     for duplication in ("none", "full"):
         for images in sizes:
             changes = {
@@ -207,7 +209,7 @@ def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same images for more and more steps."""
     lengths = (25_000, 50_000, 100_000, 200_000)
-    for steps in lengths if preset == "full" else (300, 600, 1_200, 2_400):
+    for steps in lengths if preset == "full" else (625, 1_250, 2_500, 5_000):
         changes = {"train.steps": steps}
         yield from expand(
             preset, seeds, first_dataset(preset), Setting({"steps": steps}, changes)

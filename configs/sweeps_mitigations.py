@@ -76,8 +76,28 @@ _TARGET_NAMES = {
     "generate.prompt_target": "prompt optimised to",
     "generate.noise_target": "noise optimised to",
 }
+# As detection.json calls them, and what they look at.
+_DETECTORS = {
+    "text_stability": "stability under text noise, step 1",
+    "noise_norm_first": "text-conditional noise, step 1",
+    "noise_norm_mean": "text-conditional noise, all steps",
+    "bright_ending_norm": "the same where the end token is bright",
+    "sharpness": "sharpness, step 1",
+    "end_token_attention": "attention to the end token, last step",
+    "attention_entropy_d": "attention entropy D, last steps",
+    "attention_entropy_e": "attention entropy E, step 1",
+}
 _REWRITES = ("random_caption", "random_tokens", "word_repetition")
 _PROMPTS = {"trigger": "each", "general": "heldout"}
+
+
+def _auc(against: str, named: str) -> Score:
+    return Score(f"AUC against {named}", (f"{against}auc",))
+
+
+def _true_positives(against: str, named: str) -> Score:
+    key = f"{against}tpr_at_1_percent_fpr"
+    return Score(f"true positives at 1 % of {named}", (key,), percent=True)
 
 
 def _config(preset: str) -> str:
@@ -199,6 +219,26 @@ def mitigations_once(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     for prompts in _PROMPTS:
         for name, when, changes in _all_mitigations(preset, once=True):
             yield from _mitigated(preset, seeds, name, when, changes, prompts)
+
+
+@draws(
+    Bars("detector", _auc("", "other training captions"), "detector"),
+    Bars("detector", _auc("unseen_", "captions never trained on"), "detector"),
+    columns=(
+        _auc("", "other training captions"),
+        _true_positives("", "other training captions"),
+        _auc("unseen_", "captions never trained on"),
+        _true_positives("unseen_", "captions never trained on"),
+    ),
+)
+def detectors(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Which prompts are memorised, by each detector: one evaluation a seed for all."""
+    for name, shown in _DETECTORS.items():
+        for trial in _mitigated(preset, seeds, "none", "never", {}, "trigger"):
+            labels = {"detector": shown, "seed": trial.labels["seed"]}
+            yield trial._replace(
+                name=f"{name}_seed-{labels['seed']}", labels=labels, detector=name
+            )
 
 
 def _mitigated(

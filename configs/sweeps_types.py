@@ -24,6 +24,8 @@ class Trial(NamedTuple):
       labels: what the table and the figures know the trial by, with "seed".
       model: a published model, evaluated as it is: nothing is trained.
       analysis: options of `python -m copymit.analysis` for the data; None: not needed.
+      detector: of memorised prompts, whose entry of detection.json are the scores: `auc`
+        and `tpr_at_1_percent_fpr`, and with `unseen_` before them; "": scores.json.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Trial(NamedTuple):
     labels: Mapping[str, Any] = _NOTHING
     model: str = ""
     analysis: Mapping[str, Any] | None = None
+    detector: str = ""
 
 
 class Score(NamedTuple):

@@ -6,6 +6,7 @@ NAME.md (a row for each setting: means over seeds with intervals) and NAME.png.
 
 import io
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -88,11 +89,18 @@ def collect(
         points = read_points(known, root, columns_of(panels))
         written[f"{title}.png"] = figures.draw(panels, table, points, estimate)
     for name, content in written.items():
-        # Launchers that finish together write the same; a reader never sees a half.
-        partial = epath.Path(root) / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(epath.Path(root) / name)
+        _write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], missing
+
+
+def _write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes what a reader never sees half of, beside others that write the same."""
+    if "://" in str(path):
+        path.write_bytes(content)  # an object in a bucket is there whole or not at all
+        return
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def label_names(plans: Sequence[Plan]) -> list[str]:
@@ -109,14 +117,16 @@ def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
     records = Ledger(root).read([made.tasks[-1].key for made in plans])
     rows = []
     for made, version in zip(plans, records, strict=True):
-        path = epath.Path(root) / made.scores / "scores.json"
+        path = epath.Path(root) / made.tasks[-1].product
         record = version.record
         # While an evaluation is made again, the scores may be of the one before.
         if record is None or record.state != "done" or not path.exists():
             continue
+        scores = _read_scores(path)
+        if made.trial.detector:
+            scores = _scores_of_detector(scores, made.trial.detector)
         timings = path.parent / "timings.json"
-        scores = _flat(_read_scores(path))
-        scores |= _flat(_read_scores(timings)) if timings.exists() else {}
+        scores = _flat(scores | (_read_scores(timings) if timings.exists() else {}))
         if clash := sorted(scores.keys() & made.trial.labels.keys()):
             raise ValueError(f"{made.trial.name}: label {clash[0]!r} is also a score")
         about = {"trial": made.trial.name, "directory": made.scores}
@@ -124,6 +134,12 @@ def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
             about | dict(made.trial.labels) | {"task_seconds": record.seconds} | scores
         )
     return pd.DataFrame(rows, columns=None if rows else ["trial"])
+
+
+def _scores_of_detector(detection: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Joins a detector's scores against training captions and against unseen ones."""
+    unseen = detection["unseen"][name]
+    return detection["unmemorised"][name] | {f"unseen_{k}": unseen[k] for k in unseen}
 
 
 def _read_scores(path: epath.Path) -> dict[str, Any]:

@@ -337,14 +337,12 @@ def _draw_scatter(
 ) -> None:
     """Draws the generations of all trials, and Pearson's r as their scores have it.
 
-    Source: Somepalli et al. 2023b, on the complexity of images.
+    Source: Somepalli et al. 2023, on the complexity of images.
     """
-    points = _complete(points, (panel.x, panel.y))
+    points = _complete(points, (panel.x, panel.y)).reset_index(drop=True)
     trials = dict(_groups(table, panel.series))
     colors = np.empty(len(points), object)
-    for number, (series, rows) in enumerate(
-        _groups(points.reset_index(), panel.series)
-    ):
+    for number, (series, rows) in enumerate(_groups(points, panel.series)):
         color = _COLORS[number % len(_COLORS)]
         colors[rows.index] = color
         name = _with_correlation(series, estimate(trials[series], panel.correlation))

@@ -156,45 +156,51 @@ def list_trials(
 def plan(trial: Trial) -> Plan:
     """Turns a trial into commands."""
     run = f"runs/{_name_run(trial)}"
-    common = (f"--config={trial.config}", f"--workdir={ROOT}/{run}")
-    tasks = []
-    if not trial.model:
-        arguments = (*common, *_as_flags(trial.train))
-        tasks.append(Task(f"{run}/launch/train", "train.py", arguments, (), "", run))
+    tasks = [] if trial.model else [_training(trial, run)]
     clusters = ""
     if trial.analysis is not None:
-        name = _name(trial.analysis) or "data"
-        clusters = f"analyses/{name}"
-        arguments = tuple(f"--{k}={_as_text(v)}" for k, v in trial.analysis.items())
-        arguments += (f"--out={ROOT}/{clusters}",)
-        product = f"{clusters}/clusters.parquet"
+        clusters = f"analyses/{_name(trial.analysis) or 'data'}"
+        tasks.append(_analysis(trial.analysis, clusters))
+    name = _name(trial.evaluate) or "as-configured"
+    scores = f"{run}/eval/{name}"
+    before = tuple(task.key for task in tasks)
+    tasks.append(_evaluation(trial, run, name, before))
+    if trial.detector:
+        evaluated = tasks[-1]
         tasks.append(
-            Task(
-                f"{clusters}/launch/analysis",
-                "copymit.analysis",
-                arguments,
-                (),
-                product,
-                clusters,
+            evaluated._replace(
+                key=f"{run}/launch/detect-{name}",
+                arguments=(*evaluated.arguments, "--stages=detect"),
+                after=(*before, evaluated.key),
+                product=f"{scores}/detection.json",
             )
         )
-    name = _name(trial.evaluate) or "as-configured"
+    return Plan(trial, tuple(tasks), scores, clusters)
+
+
+def _training(trial: Trial, run: str) -> Task:
+    arguments = (*_common(trial, run), *_as_flags(trial.train))
+    return Task(f"{run}/launch/train", "train.py", arguments, (), "", run)
+
+
+def _analysis(options: Mapping[str, Any], clusters: str) -> Task:
+    arguments = tuple(f"--{k}={_as_text(v)}" for k, v in options.items())
+    arguments += (f"--out={ROOT}/{clusters}",)
+    key, product = f"{clusters}/launch/analysis", f"{clusters}/clusters.parquet"
+    return Task(key, "copymit.analysis", arguments, (), product, clusters)
+
+
+def _evaluation(trial: Trial, run: str, name: str, after: tuple[str, ...]) -> Task:
     settings = {**trial.train, **trial.evaluate} if trial.model else trial.evaluate
-    arguments = (*common, f"--name={name}", *_as_flags(settings))
+    arguments = (*_common(trial, run), f"--name={name}", *_as_flags(settings))
     if trial.model:
         arguments += (f"--model={trial.model}",)
-    scores = f"{run}/eval/{name}"
-    tasks.append(
-        Task(
-            f"{run}/launch/eval-{name}",
-            "evaluate.py",
-            arguments,
-            tuple(task.key for task in tasks),
-            f"{scores}/scores.json",
-            run,
-        )
-    )
-    return Plan(trial, tuple(tasks), scores, clusters)
+    key, product = f"{run}/launch/eval-{name}", f"{run}/eval/{name}/scores.json"
+    return Task(key, "evaluate.py", arguments, after, product, run)
+
+
+def _common(trial: Trial, run: str) -> tuple[str, ...]:
+    return f"--config={trial.config}", f"--workdir={ROOT}/{run}"
 
 
 def unique_tasks(plans: Iterable[Plan]) -> list[Task]:

@@ -138,7 +138,10 @@ def work(
             logger.warning("stopping: what runs here is told to save, and given back")
             _stop(jobs, signal.SIGTERM)
             for job in jobs:
-                _keep_log(job, site)
+                try:
+                    _keep_log(job, site)
+                except ConnectionError as error:
+                    logger.warning("%s: its log is lost: %s", job.task.label, error)
                 job.lease.release()
         finally:
             _stop(jobs, signal.SIGKILL)
@@ -211,13 +214,8 @@ def _ended(job: Job, site: Site) -> bool:
     code = job.process.poll()
     if code is None:
         return False
-    product = epath.Path(site.root) / job.task.product
-    error = None
-    if code:
-        error = f"exit code {code}: {_tail(job.log)}"
-    elif job.task.product and not product.exists():
-        error = f"ended without {product}: {_tail(job.log)}"
     try:
+        error = _error_of(job, code, site)
         _keep_log(job, site)
         ours = job.lease.finish(error)
     except ConnectionError as failure:
@@ -232,6 +230,21 @@ def _ended(job: Job, site: Site) -> bool:
     else:
         logger.info("%s: done", job.task.label)
     return True
+
+
+def _error_of(job: Job, code: int, site: Site) -> str | None:
+    """Says why an ended job has failed, or None.
+
+    Raises:
+      ConnectionError: if the bucket cannot be reached.
+    """
+    if code:
+        return f"exit code {code}: {_tail(job.log)}"
+    product = epath.Path(site.root) / job.task.product
+    with _reaching(site):
+        if job.task.product and not product.exists():
+            return f"ended without {product}: {_tail(job.log)}"
+    return None
 
 
 def _beats(job: Job) -> bool:
@@ -285,8 +298,19 @@ def _keep_log(job: Job, site: Site) -> None:
     """Copies a log beside its record where it was not written there."""
     if _is_remote(site):
         path = epath.Path(site.root) / f"{job.task.key}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(job.log.read_bytes())
+        with _reaching(site):
+            path.write_bytes(job.log.read_bytes())
+
+
+@contextlib.contextmanager
+def _reaching(site: Site) -> Iterator[None]:
+    """Gives what gcsfs raises, after all its retries, the name that it has elsewhere."""
+    try:
+        yield
+    except Exception as error:  # without a common kind, as tensorstore's
+        if not _is_remote(site) or isinstance(error, ImportError):
+            raise
+        raise ConnectionError(f"{site.root} cannot be reached: {error}") from error
 
 
 @contextlib.contextmanager

@@ -31,6 +31,13 @@ def main(arguments: list[str]) -> None:
         (workdir / "metrics.jsonl").write_text(json.dumps(step) + "\n")
         config = {"config": {"train": {"steps": 9}}}
         (workdir / "config.json").write_text(json.dumps(config))
+    elif flags.get("stages") == "detect":
+        out = workdir / "eval" / name
+        assert (out / "scores.json").exists()
+        found = {"auc": 0.9 + 0.01 * factor, "tpr_at_1_percent_fpr": 0.5}
+        detection = {"unmemorised": {"sharpness": found}}
+        detection["unseen"] = {"sharpness": found | {"auc": 1.0}}
+        (out / "detection.json").write_text(json.dumps(detection))
     else:
         scores = {
             "dataset_similarity": 0.5 + 0.01 * factor,

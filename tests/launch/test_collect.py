@@ -12,12 +12,14 @@ from configs.sweeps_types import (
     Changes,
     Clusters,
     Curves,
+    Scatter,
     Score,
     Tradeoff,
     draws,
 )
 from launch.collect import (
     collect,
+    columns_of,
     estimate,
     estimate_change,
     format_number,
@@ -27,7 +29,7 @@ from launch.collect import (
 from launch.figures import pareto_front
 from launch.lease import Watch, this_process
 from launch.status import tabulate, to_text
-from launch.trials import plan
+from launch.trials import plan, unique_tasks
 from launch.worker import Options, work
 from tests.launch.fake_sweep import make_backend, make_plans, make_tasks, make_trials
 
@@ -40,6 +42,7 @@ PANELS = (
     Tradeoff(QUALITY, SIMILARITY, "factor"),
     Bars("factor", Score("CLIP", ("clip_score",)), "factor"),
     Clusters(),
+    Scatter("nearest_entropy", "entropy", Score("r", ("complexity_entropy_pearson",))),
 )
 sweep = draws(*PANELS)(lambda preset, seeds: iter(make_trials()))
 
@@ -97,6 +100,32 @@ def test_seconds_an_image_are_collected_though_they_are_no_score(finished):
     collect(sweep, make_plans(), str(finished), "fake")
     table = pd.read_parquet(finished / "fake.parquet")
     assert table["seconds_per_image"].dropna().tolist() == [0.25]
+
+
+def test_scores_of_a_detector_are_those_of_the_detect_stage(tmp_path):
+    trials = [
+        trial._replace(name=f"detect-{trial.name}", detector="sharpness")
+        for trial in make_trials(2, 2)
+    ]
+    plans = [plan(trial) for trial in trials]
+    assert [task.program for task in plans[0].tasks] == [
+        "train.py",
+        "evaluate.py",
+        "evaluate.py",
+    ]
+    backend, watch = make_backend(tmp_path), Watch(this_process(), 5.0)
+    tasks = unique_tasks(plans)
+    work(tasks, str(tmp_path), watch, backend, Options(2, 1, 0.02, 1.0))
+    auc = Score("AUC", ("auc",))
+    unseen = Score("AUC of unseen", ("unseen_auc",))
+    drawn = draws(Bars("factor", auc, "factor"), columns=(auc, unseen))
+    collect(drawn(lambda *_: iter(trials)), plans, str(tmp_path), "detectors")
+    table = pd.read_parquet(tmp_path / "detectors.parquet")
+    assert table["auc"].tolist() == [0.91, 0.91]
+    assert table["unseen_auc"].tolist() == [1.0, 1.0]
+    assert "| 1 | 2 | 0.910 [0.910, 0.910] | 1.000 " in (
+        tmp_path / "detectors.md"
+    ).read_text()
 
 
 CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
@@ -188,12 +217,17 @@ def test_numbers_are_short():
     assert format_number(0.256, percent=True) == "25.6 %"
 
 
+def write_generations(root, made, **columns):
+    """Writes what the report of a trial's evaluation would."""
+    path = root / made.scores / "generations.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+
+
 def test_points_join_generations_with_the_clusters_of_their_matches(finished):
     trial = make_trials()[0]._replace(analysis={"source": "fluent_emoji"})
     made = plan(trial)
-    generations = {"nearest_reference": ["a", "b", "z"], "similarity": [0.9, 0.5, 0.4]}
-    (finished / made.scores / "generations.parquet").write_bytes(
-        pd.DataFrame(generations).to_parquet()
+    write_generations(
+        finished, made, nearest_reference=["a", "b", "z"], similarity=[0.9, 0.5, 0.4]
     )
     (finished / made.clusters).mkdir(parents=True)
     clusters = {
@@ -203,9 +237,33 @@ def test_points_join_generations_with_the_clusters_of_their_matches(finished):
         "caption_similarity": [1.0, 0.2, 1.0],
     }
     pd.DataFrame(clusters).to_parquet(finished / made.clusters / "clusters.parquet")
-    points = read_points([made], str(finished))
-    assert points["nearest_reference"].tolist() == ["a", "b"]
-    assert points["caption_similarity"].tolist() == [1.0, 0.2]
+    points = read_points([made], str(finished), columns_of([Clusters()]))
+    assert points["nearest_reference"].tolist() == ["a", "b", "z"]
+    np.testing.assert_array_equal(points["caption_similarity"], [1.0, 0.2, np.nan])
+    alone = read_points([made], str(finished), ["similarity"])
+    assert alone["similarity"].tolist() == [0.9, 0.5, 0.4]
+
+
+def test_points_are_those_of_every_trial_with_its_labels(finished):
+    for made in make_plans()[:2]:
+        write_generations(
+            finished, made, seed=[7, 8], similarity=[0.9, 0.5], nearest_entropy=[1, 2]
+        )
+    columns = columns_of(PANELS)
+    assert columns == ["similarity", "nearest_reference", "nearest_entropy"]
+    points = read_points(make_plans(), str(finished), ["nearest_entropy", "similarity"])
+    assert points["nearest_entropy"].tolist() == [1, 2, 1, 2]
+    assert points["seed"].tolist() == [0, 0, 1, 1]  # of the trial, not of the noise
+    assert read_points(make_plans(), str(finished), []).empty
+
+
+def test_generations_of_an_older_copymit_are_named_with_the_way_out(finished):
+    made = make_plans()[0]
+    write_generations(finished, made, nearest_reference=["a"], similarity=[0.9])
+    with pytest.raises(ValueError, match=r"no column 'nearest_entropy'.* delete ") as e:
+        collect(sweep, make_plans(), str(finished), "fake")
+    (record,) = [word for word in str(e.value).split() if word.endswith(".json")]
+    assert (finished / record).exists()
 
 
 def test_status_shows_each_trial_with_its_numbers(finished):

@@ -42,6 +42,17 @@ def test_mitigations_at_inference_share_one_training():
     assert [task.program for task in tasks].count("evaluate.py") == 5
 
 
+def test_detectors_look_at_what_the_sweep_of_mitigations_evaluates():
+    keys = {}
+    for name in ("mitigations", "mitigations_once", "detectors"):
+        trials = list_trials(load_sweep(f"configs/sweeps.py:{name}"), "small", 2)
+        keys[name] = {task.key for task in unique_tasks(plan(t) for t in trials)}
+    assert len(keys["detectors"]) == 6
+    new = {key for key in keys["detectors"] if "/launch/detect-" in key}
+    assert len(new) == 2
+    assert keys["detectors"] - new < keys["mitigations_once"] < keys["mitigations"]
+
+
 def test_figures_share_the_trainings_that_they_have_in_common():
     runs = {}
     for name in ("fig3", "fig5"):
