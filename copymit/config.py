@@ -1,5 +1,6 @@
 """Checks on a config as a whole, and the record of it that a working directory keeps."""
 
+import hashlib
 import importlib.metadata
 import json
 import subprocess
@@ -29,6 +30,14 @@ _FREE_TO_CHANGE = (
     "train.evaluate_every_steps",
     "train.evaluate_prompts",
 )
+
+# Settings that name files on which the parameters depend as on the settings themselves.
+# Of a prepared data set it is its description, which says how many bytes each shard has.
+_FILES = {
+    "data.captions": "",
+    "data.manifest": "",
+    "data.source": "dataset_info.json",
+}
 
 _RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -61,8 +70,10 @@ def claim_workdir(
     """
     path = workdir / "config.json"
     settings = json.loads(json.dumps(config.to_dict()))
+    digests = _file_digests(flatten(settings))
     if path.exists():
-        before = trained_settings(flatten(read_record(workdir)["config"]))
+        record = read_record(workdir)
+        before = trained_settings(flatten(record["config"]))
         now = trained_settings(flatten(settings))
         if now["train.learning_rate_schedule"] == "constant":
             before["train.steps"] = now["train.steps"]
@@ -70,6 +81,11 @@ def claim_workdir(
             f"{key} (there {before.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
+        ]
+        differ += [
+            f"{key} (the content of {now[key]} has changed)"
+            for key, digest in record.get("files", digests).items()
+            if before.get(key) == now.get(key) and digests.get(key) != digest
         ]
         if differ:
             raise ValueError(
@@ -79,7 +95,7 @@ def claim_workdir(
     if writer:
         workdir.mkdir(parents=True, exist_ok=True)
         # A kill must not leave half a record: the run could not go on from it.
-        text = json.dumps(_record(settings), indent=1) + "\n"
+        text = json.dumps(_record(settings, digests), indent=1) + "\n"
         write_whole(path, text.encode())
 
 
@@ -106,9 +122,22 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     return _restore_types(read_record(workdir)["config"])
 
 
-def _record(settings: dict[str, Any]) -> dict[str, Any]:
+def _file_digests(flat: dict[str, Any]) -> dict[str, str]:
+    """Digests the small files that settings name, where they exist."""
+    paths = {
+        key: epath.Path(flat[key]) / inner for key, inner in _FILES.items() if flat[key]
+    }
+    return {
+        key: hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in paths.items()
+        if path.exists()
+    }
+
+
+def _record(settings: dict[str, Any], digests: dict[str, str]) -> dict[str, Any]:
     return {
         "config": settings,
+        "files": digests,
         "command": sys.argv,
         "git_commit": _git_commit(),
         "python": sys.version.split()[0],

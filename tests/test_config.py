@@ -23,7 +23,14 @@ def workdir(tmp_path):
 def test_the_record_holds_all_settings_and_what_ran_them(config, workdir):
     claim_workdir(workdir, config)
     record = json.loads((workdir / "config.json").read_text())
-    assert record.keys() == {"config", "command", "git_commit", "python", "packages"}
+    assert record.keys() == {
+        "config",
+        "files",
+        "command",
+        "git_commit",
+        "python",
+        "packages",
+    }
     assert flatten(record["config"]) == flatten(config.to_dict())
     assert record["command"] == sys.argv
     assert record["python"] == sys.version.split()[0]
@@ -124,6 +131,30 @@ def test_only_one_of_several_hosts_writes_but_all_check(config, workdir):
     config.seed = 1
     with pytest.raises(ValueError, match="seed"):
         claim_workdir(workdir, config, writer=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "file"),
+    [
+        ("data.captions", "captions.json"),
+        ("data.manifest", "manifest.csv"),
+        ("data.source", "dataset_info.json"),
+    ],
+)
+def test_a_file_whose_content_has_changed_is_named(
+    config, workdir, tmp_path, setting, file
+):
+    path = tmp_path / file
+    path.write_text("before")
+    named = str(tmp_path) if setting == "data.source" else str(path)
+    config.update_from_flattened_dict({setting: named})
+    claim_workdir(workdir, config)
+    claim_workdir(workdir, config)
+    path.write_text("after")
+    with pytest.raises(ValueError, match=rf"{setting} \(the content of .* has changed"):
+        claim_workdir(workdir, config)
+    path.write_text("before")
+    claim_workdir(workdir, config)
 
 
 def test_a_directory_without_a_run_is_named_with_the_way_out(workdir):

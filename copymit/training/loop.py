@@ -39,7 +39,7 @@ from copymit.training.state import (
     init_state,
     make_optimizer,
 )
-from copymit.training.step import make_train_step
+from copymit.training.step import SeedKey, make_train_step, seed_key
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def train(
         mesh,
         draws.encode([""])[0],
     )
-    train_step = _compile(train_step, abstract, draws, mesh)
+    seed = seed_key(config.seed)
+    train_step = _compile(train_step, abstract, draws, seed, mesh)
 
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
@@ -141,7 +142,7 @@ def train(
             started = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - started)
-            state, scalars = train_step(state, _to_devices(batch, mesh))
+            state, scalars = train_step(state, _to_devices(batch, mesh), seed)
             recent.append(scalars)
 
             last = step == config.train.steps
@@ -271,7 +272,7 @@ def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:
     )
 
 
-def _compile(train_step, abstract: TrainState, draws: Draws, mesh: Mesh):
+def _compile(train_step, abstract: TrainState, draws: Draws, seed: SeedKey, mesh: Mesh):
     started = time.perf_counter()
     batch = {
         name: jax.ShapeDtypeStruct(
@@ -283,7 +284,7 @@ def _compile(train_step, abstract: TrainState, draws: Draws, mesh: Mesh):
     }
     # The mesh tells kernels, which the compiler cannot split, what to do on each device.
     with jax.set_mesh(mesh):
-        compiled = train_step.lower(abstract, batch).compile()
+        compiled = train_step.lower(abstract, batch, seed).compile()
     logger.info("compiled the step in %.1f s", time.perf_counter() - started)
     return compiled
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
@@ -19,6 +19,12 @@ from copymit.sharding import batch_sharding, replicated
 from copymit.training.state import TrainState, make_learning_rate
 
 Scalars = dict[str, jax.Array]
+SeedKey = UInt32[np.ndarray, "2"]
+
+
+def seed_key(seed: int) -> SeedKey:
+    """Returns the key of a seed as numbers, which every host can pass to the step."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def make_train_step(
@@ -29,11 +35,12 @@ def make_train_step(
     shardings: TrainState,
     mesh: Mesh,
     empty_ids: Int[np.ndarray, " L"],
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Scalars]]:
+) -> Callable[[TrainState, dict[str, jax.Array], SeedKey], tuple[TrainState, Scalars]]:
     """Returns the compiled step; the state passed in is consumed.
 
     Noise and timesteps are functions of (seed, step, position in the global batch), the
-    same however the batch is split over devices.
+    same however the batch is split over devices. The seed is the step's last argument,
+    `seed_key(config.seed)`: as a constant, it would have every seed compiled anew.
 
     Args:
       empty_ids: token ids of the empty caption.
@@ -42,8 +49,10 @@ def make_train_step(
     perturb = training_embeddings(config.mitigation)
     skip_above = config.mitigation.train.skip_above
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, Scalars]:
-        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(
+        state: TrainState, batch, seed: SeedKey
+    ) -> tuple[TrainState, Scalars]:
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(seed), state.step)
         latents_key, noise_key = jax.random.split(step_key)
         text_key = jax.random.fold_in(step_key, 2)
         moments = _moments(model, state.frozen, batch)
@@ -97,7 +106,7 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
