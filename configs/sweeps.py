@@ -71,9 +71,9 @@ _CORRELATIONS = {
     }.items()
 }
 _COMPLEXITY = {
-    "entropy": "entropy of the nearest training image (bits)",
-    "jpeg_bytes": "its size as a JPEG (bytes)",
-    "total_variation": "its total variation (levels)",
+    "entropy": "entropy of the nearest image (bits)",
+    "jpeg_bytes": "JPEG size of the nearest image (bytes)",
+    "total_variation": "total variation of the nearest image (levels)",
 }
 
 

@@ -4,6 +4,7 @@ Everything below is reached through etils' epath or tensorstore, which try again
 backoff, what a bucket refuses for a while.
 """
 
+import contextlib
 import io
 import logging
 import os
@@ -104,6 +105,8 @@ def _look_into(path: epath.Path) -> None:
 
 def _attempt(action, path: epath.Path, what: str) -> None:
     """Calls `action` in a thread that may never come back."""
+    with contextlib.suppress(ImportError):  # which the action will say
+        fsspec.get_filesystem_class("gcs")  # a slow import is no silence of the bucket
     failures: list[BaseException | None] = []
 
     def run() -> None:

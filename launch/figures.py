@@ -350,7 +350,7 @@ def _draw_scatter(
         ends = np.array([x.min(), x.max()]) if np.ptp(x) else np.array([])
         line = np.polyfit(x, rows[panel.y], 1) if len(ends) else [0.0]
         drawn = axes.plot(ends, np.polyval(line, ends), color=color, label=name)[0]
-        drawn.set_path_effects([withStroke(linewidth=4, foreground="white")])
+        drawn.set_path_effects([withStroke(linewidth=3, foreground="white")])
     # In a random order no series hides the others.
     order = np.random.default_rng(0).permutation(len(points))
     axes.scatter(

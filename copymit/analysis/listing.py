@@ -27,6 +27,7 @@ from copymit.data.images import ImageError, decode_image
 from copymit.embedding.embed import pixel_digest
 from copymit.embedding.store import listing_digest
 from copymit.metrics import format_duration
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +155,7 @@ def _read_part(path: epath.Path, about: dict[str, str]) -> pa.Table | None:
 def _write_part(path: epath.Path, table: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    partial = path.with_suffix(".parquet.partial")
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(path)
+    write_whole(path, buffer.getvalue())
 
 
 def fingerprint_files(paths: list[str]) -> str:

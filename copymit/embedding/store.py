@@ -87,8 +87,7 @@ class EmbeddingStore:
 
     def clear(self) -> None:
         """Removes everything."""
-        if self.directory.exists():
-            self.directory.rmtree()
+        self.directory.rmtree(missing_ok=True)
 
     def protocol(self) -> str | None:
         """Says how the features were made, or None for a store that is not there."""

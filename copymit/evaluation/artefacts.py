@@ -42,14 +42,12 @@ class Artefacts(NamedTuple):
         self, embedder: str, images: str, tile: Tile | None = None
     ) -> list[EmbeddingStore]:
         """Lists the stores of the same set in the evaluations beside this one."""
-        others = [
-            path
-            for path in sorted(self.out.parent.iterdir())
-            if path.is_dir() and path != self.out
-        ]
+        if not self.out.parent.exists():
+            return []  # a bucket knows no empty directories
         return [
             Artefacts(path, self.headline).store(embedder, images, tile)
-            for path in others
+            for path in sorted(self.out.parent.iterdir())
+            if path.is_dir() and path != self.out
         ]
 
     def matches(self, embedder: str, queries: str) -> epath.Path:

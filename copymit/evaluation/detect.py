@@ -141,9 +141,10 @@ def _digest(settings: Sequence) -> str:
 def _keep_parts_of(parts: epath.Path, digest: str) -> None:
     """Removes what was measured under other settings."""
     (parts / digest).mkdir(parents=True, exist_ok=True)
-    for other in parts.iterdir():
+    # A bucket knows no empty directories, such as that one may be.
+    for other in parts.iterdir() if parts.exists() else ():
         if other.name != digest:
-            other.rmtree()
+            other.rmtree(missing_ok=True)
 
 
 def _measure(

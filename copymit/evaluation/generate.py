@@ -154,8 +154,7 @@ def _keep_generations_of(folder: epath.Path, digest: str) -> None:
         folder.mkdir(exist_ok=True)
         return
     (folder.parent / "timings.json").unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmtree()
+    folder.rmtree(missing_ok=True)
     folder.mkdir(parents=True)
     marker.write_text(digest)
 

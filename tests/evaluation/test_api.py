@@ -3,13 +3,15 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
 from copymit.data.sources import load_source
 from copymit.embedding.image_set import examples_as_images
-from copymit.evaluation import evaluate
+from copymit.evaluation import evaluate, settings
 from copymit.evaluation.subject import open_finished
+from copymit.scores.complexity import measure_complexity
 
 pytestmark = pytest.mark.slow
 SIZE_PX = 32
@@ -45,6 +47,9 @@ def test_copies_are_found_and_the_result_is_one_table(pictures, tmp_path):
     np.testing.assert_allclose(table["similarity"], 1, atol=1e-5)
     np.testing.assert_allclose(table["tile_l2"], 0, atol=1e-9)
     assert table.loc["000002", "prompt"] == "=c"
+    nearest = measure_complexity(pictures[[4, 9, 9, 20]])
+    for name, values in nearest._asdict().items():
+        assert table[f"nearest_{name}"].tolist() == values.tolist()
     assert result.scores["tile_l2_below_0.15"] == 1
     assert result.report.exists()
     card = (result.directory / "metrics_card.txt").read_text()
@@ -89,6 +94,21 @@ def test_a_finished_evaluation_can_be_opened_and_compared_again(pictures, tmp_pa
     assert subject.prompts()["prompt"].tolist() == list("abcdefgh")
     assert subject.eval.embedders == ("pixels",)
     assert subject.generations().ids == [f"{i:02d}.png" for i in range(8)]
+
+
+def test_scores_of_an_older_version_are_computed_again(pictures, tmp_path, monkeypatch):
+    np.save(tmp_path / "made.npy", pictures[:3])
+    images = [str(tmp_path / "made.npy")] * 2
+    monkeypatch.setattr(settings, "_VERSIONS", {})
+    directory = audit(tmp_path, *images).directory
+    matches = (directory / "matches.parquet").stat().st_mtime_ns
+    measured = pd.read_parquet(directory / "measured.parquet")
+    older = measured.drop(columns=[c for c in measured if c.startswith("nearest_")])
+    older.to_parquet(directory / "measured.parquet")
+    assert "nearest_entropy" not in audit(tmp_path, *images).generations
+    monkeypatch.undo()
+    assert audit(tmp_path, *images).generations["nearest_entropy"].notna().all()
+    assert (directory / "matches.parquet").stat().st_mtime_ns == matches
 
 
 def test_images_that_cannot_be_read_are_skipped_counted_and_listed(pictures, tmp_path):

@@ -4,12 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.programs.conftest import cache, programs
 
@@ -39,14 +42,32 @@ class Bucket(NamedTuple):
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
             "FSSPEC_GCS": json.dumps({"token": "anon"}),
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": address,  # ArrayRecord's client
             "NO_GCE_CHECK": "true",
             "EPATH_USE_TF": "false",
         }
 
     def faults(self) -> dict[str, int]:
         """Counts the requests that failed and that were late."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/faults") as answer:
-            return json.load(answer)
+        return json.loads(self._ask("/faults"))
+
+    def read(self, path: str) -> bytes:
+        """Reads an object, past the faults."""
+        name = urllib.parse.quote(path.removeprefix(f"{self.root}/"), safe="")
+        return self._ask(f"/storage/v1/b/{NAME}/o/{name}?alt=media")
+
+    def list(self, folder: str) -> list[str]:
+        """Lists the objects below a folder, past the faults."""
+        prefix = urllib.parse.quote(folder.removeprefix(f"{self.root}/") + "/", safe="")
+        answer = json.loads(self._ask(f"/storage/v1/b/{NAME}/o?prefix={prefix}"))
+        return [f"{self.root}/{item['name']}" for item in answer.get("items", [])]
+
+    def _ask(self, path: str) -> bytes:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", headers={"X-No-Faults": "yes"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
 
 
 @contextmanager
@@ -81,17 +102,31 @@ def bucket():
 
 @pytest.fixture(scope="session")
 def faulty_bucket():
-    """A bucket of which every 11th request fails and every 13th answer is late."""
+    """A bucket of which every 101st request fails and every 53rd answer is late.
+
+    Each program meets some of both. A failure costs a second, before it is tried again.
+    """
     with serve_bucket(
-        "--fail_every=11", "--delay_every=13", "--delay_secs=0.3"
+        "--fail_every=101", "--delay_every=53", "--delay_secs=0.3"
     ) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
-def on_disk(programs, tmp_path_factory):
-    """The run that those in buckets are compared with."""
-    workdir = tmp_path_factory.mktemp("runs") / "disk"
-    programs.run("train.py", *programs.flags, f"--workdir={workdir}")
-    programs.run("evaluate.py", f"--workdir={workdir}")
-    return workdir
+def images(tmp_path_factory):
+    """A folder of images, enough for the tiny config."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(programs, faulty_bucket, images):
+    """These images as a data set in the faulty bucket."""
+    output = f"{faulty_bucket.root}/prepared"
+    words = ("-m", "copymit.data.prepare", "folder", images, f"--output={output}")
+    programs.run(*words, **faulty_bucket.environment)
+    return output

@@ -5,7 +5,8 @@
 The emulator knows no preconditions, sends no generations with the content, lists without
 offsets and cannot move; the real service does all of that, and tensorstore and gcsfs
 build on it. Every N-th request is refused with 503, in turn before and after it took
-effect (an answer may be lost on the way), and every N-th answer is late. Prints the port.
+effect (an answer may be lost on the way), and every N-th answer is late; but not those to
+the tests themselves, which send `X-No-Faults`. Prints the port.
 """
 
 import argparse
@@ -72,6 +73,9 @@ class Bucket(RequestHandler):
         if self.path == "/faults":
             counts = {"failed": Bucket.failed, "delayed": Bucket.delayed}
             return self.reply(200, json.dumps(counts).encode())
+        if "X-No-Faults" in self.headers:
+            with _LOCK:
+                return self.answer(emulate)
         number = next(self.counter)
         if self.delay_every and number % self.delay_every == 0:
             Bucket.delayed += 1

@@ -24,7 +24,7 @@ from configs import tiny
 from copymit.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 1800  # a busy machine is slow
 
 
 @dataclass(frozen=True)

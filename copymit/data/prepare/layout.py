@@ -27,6 +27,7 @@ from copymit.data.record_source import (
     SETTINGS_FILE,
     shard_name,
 )
+from copymit.storage import is_remote
 
 SKIPPED_FILE = "skipped.json"
 PROGRESS_FOLDER = "incomplete"  # gone when the data set is whole
@@ -142,7 +143,7 @@ def finish(
 def clean_up(folder: epath.Path) -> None:
     """Removes what only an unfinished data set needs."""
     if (folder / PROGRESS_FOLDER).exists():
-        (folder / PROGRESS_FOLDER).rmtree()
+        (folder / PROGRESS_FOLDER).rmtree(missing_ok=True)
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -155,6 +156,9 @@ def write_json(path: epath.Path, value: Any) -> None:
 def _write_whole(
     path: epath.Path, data: bytes, partial: epath.Path | None = None
 ) -> None:
+    if is_remote(path):
+        path.write_bytes(data)  # an object is never seen half written
+        return
     partial = partial or path.parent / f"{path.name}.partial"
     for parent in {path.parent, partial.parent}:
         parent.mkdir(parents=True, exist_ok=True)
