@@ -68,7 +68,7 @@ _TARGETS: dict[str, dict[str, tuple[float, ...]]] = {
     "small": {
         "train.skip_above": (12.0, 20.0),
         "generate.prompt_target": (6.0, 12.0),
-        "generate.noise_target": (8.2, 6.0),
+        "generate.noise_target": (2.0, 4.0),
     },
 }
 _TARGET_NAMES = {

@@ -123,9 +123,10 @@ def test_scores_of_a_detector_are_those_of_the_detect_stage(tmp_path):
     table = pd.read_parquet(tmp_path / "detectors.parquet")
     assert table["auc"].tolist() == [0.91, 0.91]
     assert table["unseen_auc"].tolist() == [1.0, 1.0]
-    assert "| 1 | 2 | 0.910 [0.910, 0.910] | 1.000 " in (
-        tmp_path / "detectors.md"
-    ).read_text()
+    assert (
+        "| 1 | 2 | 0.910 [0.910, 0.910] | 1.000 "
+        in (tmp_path / "detectors.md").read_text()
+    )
 
 
 CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
