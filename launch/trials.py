@@ -9,9 +9,12 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
 
 from configs.sweeps_types import PRESETS, SweepFunction, Trial
 
@@ -114,13 +117,13 @@ def list_trials(
     num_seeds: int,
     overrides: Mapping[str, str] | None = None,
 ) -> list[Trial]:
-    """Lists the trials of a sweep, checked.
+    """Lists the trials of a sweep, checked, without the settings that change nothing.
 
     Args:
       overrides: settings of every trial, such as {"data.source": "gs://..."}.
     Raises:
       ValueError: for an unknown preset, two trials of one name, or a setting that does
-        not exist; names the trial.
+        not exist or cannot have its value; names the trial.
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset={preset}: use one of {', '.join(PRESETS)}")
@@ -136,21 +139,7 @@ def list_trials(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several trials are called {twice[0]!r}: names must differ")
-    known: dict[str, frozenset[str]] = {}
-    for trial in trials:
-        if not _NAME.fullmatch(trial.name):
-            raise ValueError(
-                f"trial {trial.name!r}: use letters, digits, and . _ + - for names"
-            )
-        if trial.config not in known:
-            known[trial.config] = _settings_of(trial.config)
-        unknown = sorted({*trial.train, *trial.evaluate} - known[trial.config])
-        if unknown:
-            raise ValueError(
-                f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
-                "(configs/common.py lists every one)"
-            )
-    return trials
+    return [_resolved(trial) for trial in trials]
 
 
 def plan(trial: Trial) -> Plan:
@@ -224,6 +213,39 @@ def _with_overrides(trial: Trial, overrides: Mapping[str, str]) -> Trial:
     )
 
 
+def _resolved(trial: Trial) -> Trial:
+    """Checks a trial, and drops what its config says already: equal runs get one name."""
+    if not _NAME.fullmatch(trial.name):
+        raise ValueError(
+            f"trial {trial.name!r}: use letters, digits, and . _ + - for names"
+        )
+    unknown = sorted({*trial.train, *trial.evaluate} - set(_read(trial.config)))
+    if unknown:
+        raise ValueError(
+            f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
+            "(configs/common.py lists every one)"
+        )
+    try:
+        train = _changes(trial.config, {}, trial.train)
+        # Of a run, evaluate.py starts from the file's settings, not from the training's.
+        before = train if trial.model else {}
+        evaluate = _changes(trial.config, before, trial.evaluate)
+    except flags.Error as error:
+        raise ValueError(f"trial {trial.name}: {error}") from error
+    return trial._replace(train=train, evaluate=evaluate)
+
+
+def _changes(
+    config: str, before: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Keeps the settings that change something, as the programs read them.
+
+    And the seed: a name without it would not say which of several it is.
+    """
+    base, now = _read(config, before), _read(config, {**before, **settings})
+    return {k: now[k] for k in settings if now[k] != base[k] or k == "seed"}
+
+
 def _name_run(trial: Trial) -> str:
     """Names a training by its settings, so that equal ones are one in every sweep."""
     config = Path(trial.config.partition(":")[0]).stem
@@ -254,27 +276,29 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _settings_of(config: str) -> frozenset[str]:
-    """Lists the settings that a config file has, dotted.
+def _read(config: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Reads the settings of a config file, dotted, with changes, as the programs do.
 
     Raises:
-      ValueError, FileNotFoundError: if it cannot be loaded.
+      FileNotFoundError, flags.Error: if it cannot be loaded, or a value is none.
     """
-    file, _, argument = config.partition(":")
+    file, colon, argument = config.partition(":")
     path = Path(file) if Path(file).exists() else PROJECT / file
     if not path.exists():
         raise FileNotFoundError(f"{file} does not exist")
-    get_config: Callable = _import_file(path).get_config
-    made = get_config(argument) if argument else get_config()
-    return frozenset(_leaves(made.to_dict()))
+    command = ["", f"--config={path}{colon}{argument}", *_as_flags(settings or {})]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    values(command)
+    return dict(_leaves(values.config.to_dict()))
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield prefix + key, value
 
 
 def _import_file(path: Path) -> Any:

@@ -44,6 +44,7 @@ def test_a_sweep_that_is_not_there_is_named(reference, message):
         ([TINY, TINY], r"several trials are called 'a'"),
         ([TINY._replace(train={"train.step": 1})], r"trial a: .* 'train.step'"),
         ([TINY._replace(evaluate={"eval.bogus": 1})], r"trial a: .* 'eval.bogus'"),
+        ([TINY._replace(train={"seed": "x"})], r"trial a: .*config.seed=x"),
         ([TINY._replace(name="../a")], r"trial '\.\./a': use letters"),
         ([TINY._replace(config="configs/absent.py")], r"absent\.py does not exist"),
         ([], r"no trial with --preset=small"),
@@ -78,6 +79,42 @@ def test_names_say_what_varies_and_other_settings_give_other_names():
     long = TINY._replace(train={"data.source": "gs://bucket/" + 90 * "x"})
     assert all(len(part) < 120 for part in plan(long).scores.split("/"))
     assert "gs:" not in plan(long).scores
+
+
+@pytest.mark.parametrize(
+    ("settings", "equal"),
+    [
+        ({}, {"data.duplication_factor": 10}),
+        ({"eval.guidance_scale": 2}, {"eval.guidance_scale": 2.0}),
+        ({"data.classes": "('a', 'b')"}, {"data.classes": ("a", "b")}),
+        ({"data.random_flip": "true"}, {"data.random_flip": True}),
+    ],
+)
+def test_settings_that_come_to_the_same_share_a_run(settings, equal):
+    demo = TINY._replace(config="configs/demo.py")
+    trials = [
+        demo._replace(name=name, train={"seed": 0, **train})
+        for name, train in (("a", settings), ("b", equal))
+    ]
+    a, b = (plan(t) for t in list_trials(sweep_of(*trials), "small", 1))
+    assert a.tasks == b.tasks
+    assert "seed-0" in a.scores
+
+
+def test_equal_evaluations_of_one_run_are_one_task():
+    evaluate = {"eval.guidance_scale": 2.0}
+    again = {**evaluate, "eval.sampler": "ddim"}
+    trials = [TINY._replace(evaluate=evaluate)]
+    trials += [TINY._replace(name="b", evaluate=again)]
+    made = [plan(trial) for trial in list_trials(sweep_of(*trials), "small", 1)]
+    assert len(unique_tasks(made)) == 2
+
+
+def test_a_published_model_keeps_a_setting_that_its_training_settings_change():
+    changed, own = {"eval.guidance_scale": 2.0}, {"eval.guidance_scale": 7.5}
+    trial = Trial("a", "configs/common.py", changed, own, model="m")
+    (task,) = plan(list_trials(sweep_of(trial), "small", 1)[0]).tasks
+    assert task.arguments.count("--config.eval.guidance_scale=7.5") == 1
 
 
 def test_settings_reach_the_program_that_reads_them():
