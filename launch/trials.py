@@ -139,7 +139,8 @@ def list_trials(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several trials are called {twice[0]!r}: names must differ")
-    return [_resolved(trial) for trial in trials]
+    own = {config: _read(config, {}) for config in {t.config for t in trials}}
+    return [_resolved(trial, own[trial.config]) for trial in trials]
 
 
 def plan(trial: Trial) -> Plan:
@@ -213,37 +214,41 @@ def _with_overrides(trial: Trial, overrides: Mapping[str, str]) -> Trial:
     )
 
 
-def _resolved(trial: Trial) -> Trial:
-    """Checks a trial, and drops what its config says already: equal runs get one name."""
+def _resolved(trial: Trial, own: Mapping[str, Any]) -> Trial:
+    """Checks a trial, and drops what its config says already: equal runs get one name.
+
+    Args:
+      own: settings of the config.
+    """
     if not _NAME.fullmatch(trial.name):
         raise ValueError(
             f"trial {trial.name!r}: use letters, digits, and . _ + - for names"
         )
-    unknown = sorted({*trial.train, *trial.evaluate} - set(_read(trial.config)))
+    unknown = sorted({*trial.train, *trial.evaluate} - own.keys())
     if unknown:
         raise ValueError(
             f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
             "(configs/common.py lists every one)"
         )
     try:
-        train = _changes(trial.config, {}, trial.train)
+        train = _changes(own, _read(trial.config, trial.train), trial.train)
         # Of a run, evaluate.py starts from the file's settings, not from the training's.
         before = train if trial.model else {}
-        evaluate = _changes(trial.config, before, trial.evaluate)
+        now = _read(trial.config, {**before, **trial.evaluate})
+        evaluate = _changes({**own, **before}, now, trial.evaluate)
     except flags.Error as error:
         raise ValueError(f"trial {trial.name}: {error}") from error
     return trial._replace(train=train, evaluate=evaluate)
 
 
 def _changes(
-    config: str, before: Mapping[str, Any], settings: Mapping[str, Any]
+    before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, Any]:
-    """Keeps the settings that change something, as the programs read them.
+    """Keeps the settings of these names that changed, and the seed.
 
-    And the seed: a name without it would not say which of several it is.
+    A name without it would not say which of several it is.
     """
-    base, now = _read(config, before), _read(config, {**before, **settings})
-    return {k: now[k] for k in settings if now[k] != base[k] or k == "seed"}
+    return {k: now[k] for k in names if now[k] != before[k] or k == "seed"}
 
 
 def _name_run(trial: Trial) -> str:
@@ -276,7 +281,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _read(config: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _read(config: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the settings of a config file, dotted, with changes, as the programs do.
 
     Raises:
@@ -286,7 +291,7 @@ def _read(config: str, settings: Mapping[str, Any] | None = None) -> dict[str, A
     path = Path(file) if Path(file).exists() else PROJECT / file
     if not path.exists():
         raise FileNotFoundError(f"{file} does not exist")
-    command = ["", f"--config={path}{colon}{argument}", *_as_flags(settings or {})]
+    command = ["", f"--config={path}{colon}{argument}", *_as_flags(settings)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     values(command)
