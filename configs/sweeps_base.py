@@ -8,6 +8,11 @@ from configs.sweeps_types import Score, Trial
 SIMILARITY = Score("dataset similarity (95th percentile)", ("dataset_similarity",))
 BACKGROUND = Score("training images, to each other", ("background_dataset_similarity",))
 QUALITY = Score("FID (or Frechet distance)", ("fid", "fd_efficientnet_lite0"))
+# The distance to the training images rewards copying them, this one does not.
+QUALITY_HELDOUT = Score(
+    "Frechet distance to held-out images",
+    ("fid_to_heldout", "fd_efficientnet_lite0_to_heldout"),
+)
 CLIP = Score("CLIP score", ("clip_score",))
 HITS = Score("prompted image is the nearest", ("prompted_image_hits",), percent=True)
 MEMORISED = Score(
@@ -24,7 +29,7 @@ _TRAIN: dict[str, dict[str, Any]] = {
     # half of its steps or its batch hardly anything is memorised.
     "small": {
         "data.num_examples": 36,
-        "data.num_heldout": 36,
+        "data.num_heldout": 144,
         "train.batch_size": 6,
         "train.checkpoint_every_steps": 1_250,
         "train.evaluate_every_steps": 0,

@@ -11,34 +11,44 @@ from configs.sweeps_base import (
     HITS,
     MEMORISED,
     QUALITY,
+    QUALITY_HELDOUT,
     SIMILARITY,
     Setting,
     expand,
 )
-from configs.sweeps_types import Bars, Changes, Score, Tradeoff, Trial, draws
+from configs.sweeps_types import (
+    Bars,
+    Changes,
+    Differences,
+    Panel,
+    Score,
+    Tradeoff,
+    Trial,
+    draws,
+)
 
 _Changes = Mapping[str, Any]
+_NOTHING: _Changes = {}
 
 _TABLE = (SIMILARITY, Score("mean similarity", ("similarity_mean",)), QUALITY, CLIP)
 
 TRAINING: dict[str, _Changes] = {
     "none": {},
-    "MC": {"multiple_captions": True},
-    "GN": {"gaussian_noise": 0.1},
-    "RC": {"random_caption": 0.1},
-    "RT": {"random_tokens": 0.1},
-    "CWR": {"word_repetition": 0.1},
+    "MC": {"mitigation.train.multiple_captions": True},
+    "GN": {"mitigation.train.gaussian_noise": 0.1},
+    "RC": {"mitigation.train.random_caption": 0.1},
+    "RT": {"mitigation.train.random_tokens": 0.1},
+    "CWR": {"mitigation.train.word_repetition": 0.1},
 }
 INFERENCE: dict[str, _Changes] = {
     "none": {},
-    "GNI": {"gaussian_noise": 0.1},
-    "RT": {"random_tokens": 2},
-    "CWR": {"word_repetition": 2},
-    "RNA": {"random_numbers": 2},
+    "GNI": {"mitigation.generate.gaussian_noise": 0.1},
+    "RT": {"mitigation.generate.random_tokens": 2},
+    "CWR": {"mitigation.generate.word_repetition": 2},
+    "RNA": {"mitigation.generate.random_numbers": 2},
 }
-# Every mitigation at several strengths, first its authors', where they have one. Norms
-# and thresholds belong to a size of latents and to an embedder.
-_STRENGTHS = {
+# Every mitigation at several strengths, first its authors', where they have one.
+_STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "train.gaussian_noise": ("GN", (0.1, 0.05, 0.3)),
     "train.random_caption": ("RC", (0.1, 0.4)),
     "train.random_tokens": ("RT", (0.1, 0.4)),
@@ -57,25 +67,27 @@ _STRENGTHS = {
     "generate.repulsion": ("repulsion", (1.0, 0.5)),
     "generate.despecification": ("despecification", (13.0, 5.0)),
 }
-# Norms for latents of 64x64x4 and for the small models' 8x8x16, where the first
-# predictions of memorised prompts differ by 14 to 36, and those of others by 8.
-_TARGETS: dict[str, dict[str, tuple[float, ...]]] = {
+# Norms belong to a size of latents: 64x64x4, and the small models' 8x8x16, where the
+# first predictions of memorised prompts differ by 14 to 36, and those of others by 8.
+_TARGETS: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     "full": {
-        "train.skip_above": (1.0, 3.0),
-        "generate.prompt_target": (3.0, 5.0),
-        "generate.noise_target": (8.2, 6.0),
+        "train.skip_above": ("skipping above", (1.0, 3.0)),
+        "generate.prompt_target": ("prompt optimised to", (3.0, 5.0)),
+        "generate.noise_target": ("noise optimised to", (8.2, 6.0)),
     },
     "small": {
-        "train.skip_above": (12.0, 20.0),
-        "generate.prompt_target": (6.0, 12.0),
-        "generate.noise_target": (2.0, 4.0),
+        "train.skip_above": ("skipping above", (12.0, 20.0)),
+        "generate.prompt_target": ("prompt optimised to", (6.0, 12.0)),
+        "generate.noise_target": ("noise optimised to", (2.0, 4.0)),
     },
 }
-_TARGET_NAMES = {
-    "train.skip_above": "skipping above",
-    "generate.prompt_target": "prompt optimised to",
-    "generate.noise_target": "noise optimised to",
+_OPPOSITE = {
+    "mitigation.generate.dynamic_transition": True,
+    "mitigation.generate.guidance_before": -2.0,
 }
+# What the guide advises before any mitigation; half of the steps of each preset.
+_HALF = {"full": {"train.steps": 50_000}, "small": {"train.steps": 1_250}}
+_DEDUPLICATED = {"data.duplication_factor": 1}
 # As detection.json calls them, and what they look at.
 _DETECTORS = {
     "text_stability": "stability under text noise, step 1",
@@ -87,7 +99,24 @@ _DETECTORS = {
     "attention_entropy_d": "attention entropy D, last steps",
     "attention_entropy_e": "attention entropy E, step 1",
 }
-_REWRITES = ("random_caption", "random_tokens", "word_repetition")
+_AT_GENERATION = "mitigation.generate."
+# With these, embeddings of captions cannot be computed before the training.
+_UNCACHED = (
+    "mitigation.train.random_caption",
+    "mitigation.train.random_tokens",
+    "mitigation.train.word_repetition",
+    "model.text_encoder.train",
+)
+_KNOWN_PROMPTS = {
+    "data.source": "data/sd14_memorised",
+    "data.captions": "data/sd14_memorised.json",
+    "data.num_examples": 0,
+    "data.resolution": 512,
+}
+_TEXT_ENCODERS: dict[str, _Changes] = {
+    "frozen": {},
+    "trained": {"model.text_encoder.train": True},
+}
 _PROMPTS = {"trigger": "each", "general": "heldout"}
 
 
@@ -104,16 +133,19 @@ def _config(preset: str) -> str:
     return "configs/laion10k.py" if preset == "full" else "configs/demo.py"
 
 
-def _training(preset: str, changes: _Changes) -> dict[str, Any]:
-    """Returns the settings of a training with mitigations of these names."""
-    train = {f"mitigation.train.{key}": value for key, value in changes.items()}
-    if preset == "full" and any(name in changes for name in _REWRITES):
-        train["data.cache_embeddings"] = False  # the captions are made up as it goes
-    return train
-
-
-def _generation(changes: _Changes) -> dict[str, Any]:
-    return {f"mitigation.generate.{key}": value for key, value in changes.items()}
+def _setting(
+    preset: str,
+    labels: Mapping[str, Any],
+    changes: _Changes,
+    train: _Changes = _NOTHING,
+    evaluate: _Changes = _NOTHING,
+) -> Setting:
+    """Divides changes into those of the training and those of the evaluation."""
+    generated = {k: v for k, v in changes.items() if k.startswith(_AT_GENERATION)}
+    trained = {k: v for k, v in changes.items() if k not in generated}
+    if preset == "full" and any(name in changes for name in _UNCACHED):
+        trained["data.cache_embeddings"] = False
+    return Setting(labels, {**train, **trained}, {**evaluate, **generated})
 
 
 @draws(
@@ -125,7 +157,7 @@ def _generation(changes: _Changes) -> dict[str, Any]:
 def table_train_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The paper's table of mitigations in training, on captions of the images."""
     for name, changes in TRAINING.items():
-        setting = Setting({"mitigation": name}, _training(preset, changes))
+        setting = _setting(preset, {"mitigation": name}, changes)
         yield from expand(preset, seeds, _config(preset), setting)
 
 
@@ -138,7 +170,7 @@ def table_train_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial
 def table_inference_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The paper's table of mitigations at inference: one training, many evaluations."""
     for name, changes in INFERENCE.items():
-        setting = Setting({"mitigation": name}, {}, _generation(changes))
+        setting = _setting(preset, {"mitigation": name}, changes)
         yield from expand(preset, seeds, _config(preset), setting)
 
 
@@ -158,20 +190,17 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     for name, changes in INFERENCE.items():
         # The original code inserts four words here, and two elsewhere.
         changes = {k: 4 if isinstance(v, int) else v for k, v in changes.items()}
-        evaluate = _generation(changes)
+        setting = _setting(preset, {"mitigation": name}, changes)
         if preset == "full":
-            data = {
-                "data.source": "data/sd14_memorised",
-                "data.captions": "data/sd14_memorised.json",
-                "data.num_examples": 0,
-                "data.resolution": 512,
-            }
-            evaluate |= {"eval.prompts": "each", "eval.num_generations": 120}
-            setting = Setting(
-                {"mitigation": name}, data, evaluate, "stable-diffusion-v1-4"
+            setting = setting._replace(
+                train=_KNOWN_PROMPTS,
+                evaluate={
+                    **setting.evaluate,
+                    "eval.prompts": "each",
+                    "eval.num_generations": 120,
+                },
+                model="stable-diffusion-v1-4",
             )
-        else:
-            setting = Setting({"mitigation": name}, {}, evaluate)
         yield from expand(preset, seeds, _config(preset), setting)
 
 
@@ -181,17 +210,23 @@ _RULER = (
     _DUPLICATED,
     HITS,
     QUALITY,
+    QUALITY_HELDOUT,
     CLIP,
     Score("seconds an image", ("seconds_per_image",)),
 )
 _CHANGES = Changes(
-    "mitigation", "none", (SIMILARITY, _DUPLICATED, QUALITY), within=("prompts",)
+    "mitigation",
+    "none",
+    (SIMILARITY, _DUPLICATED, QUALITY_HELDOUT),
+    within=("prompts",),
 )
-
-
-_TRADEOFFS = (
+_PANELS: tuple[Panel, ...] = (
+    Differences(SIMILARITY, _CHANGES, "prompts"),
+    Differences(QUALITY_HELDOUT, _CHANGES, "prompts"),
     *(
-        Tradeoff(QUALITY, SIMILARITY, "mitigation", "when", only=("prompts", prompts))
+        Tradeoff(
+            QUALITY_HELDOUT, SIMILARITY, "mitigation", "when", only=("prompts", prompts)
+        )
         for prompts in _PROMPTS
     ),
     Tradeoff(
@@ -205,25 +240,33 @@ _TRADEOFFS = (
 )
 
 
-@draws(*_TRADEOFFS, columns=_RULER, changes=_CHANGES)
+@draws(*_PANELS, columns=_RULER, changes=_CHANGES)
 def mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Every mitigation at every strength, on captions trained on and on new ones."""
-    for name, when, changes in _all_mitigations(preset):
-        for prompts in _PROMPTS:
-            yield from _mitigated(preset, seeds, name, when, changes, prompts)
+    yield from _all_mitigations(preset, seeds, once=False)
 
 
-@draws(*_TRADEOFFS, columns=_RULER, changes=_CHANGES)
+@draws(*_PANELS, columns=_RULER, changes=_CHANGES)
 def mitigations_once(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
-    """Every mitigation at one strength: two fifths of the above."""
-    for prompts in _PROMPTS:
-        for name, when, changes in _all_mitigations(preset, once=True):
-            yield from _mitigated(preset, seeds, name, when, changes, prompts)
+    """Every mitigation at one strength: half of the above."""
+    yield from _all_mitigations(preset, seeds, once=True)
 
 
 @draws(
-    Bars("detector", _auc("", "other training captions"), "detector"),
-    Bars("detector", _auc("unseen_", "captions never trained on"), "detector"),
+    Bars(
+        "detector",
+        _auc("", "other training captions"),
+        "detector",
+        "text encoder",
+        chance=0.5,
+    ),
+    Bars(
+        "detector",
+        _auc("unseen_", "captions never trained on"),
+        "detector",
+        "text encoder",
+        chance=0.5,
+    ),
     columns=(
         _auc("", "other training captions"),
         _true_positives("", "other training captions"),
@@ -232,69 +275,65 @@ def mitigations_once(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     ),
 )
 def detectors(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
-    """Which prompts are memorised, by each detector: one evaluation a seed for all."""
-    for name, shown in _DETECTORS.items():
-        for trial in _mitigated(preset, seeds, "none", "never", {}, "trigger"):
-            labels = {"detector": shown, "seed": trial.labels["seed"]}
-            yield trial._replace(
-                name=f"{name}_seed-{labels['seed']}", labels=labels, detector=name
-            )
+    """Which prompts are memorised, by each detector: one evaluation a seed for all.
+
+    The small models' text encoder is random where it is frozen, and what looks at the
+    attention to its tokens can see nothing there.
+    """
+    for encoder, changes in _TEXT_ENCODERS.items():
+        for name, shown in _DETECTORS.items():
+            labels = {"detector": shown, "text encoder": encoder, "prompts": "trigger"}
+            for trial in _by_one_ruler(preset, seeds, labels, changes):
+                seed = trial.labels["seed"]
+                yield trial._replace(
+                    name=f"{name}_{encoder}_seed-{seed}",
+                    labels={"detector": shown, "text encoder": encoder, "seed": seed},
+                    detector=name,
+                )
 
 
-def _mitigated(
-    preset: str,
-    seeds: Sequence[int],
-    name: str,
-    when: str,
-    changes: _Changes,
-    prompts: str,
+def _by_one_ruler(
+    preset: str, seeds: Sequence[int], labels: Mapping[str, Any], changes: _Changes
 ) -> Iterator[Trial]:
-    # Held-out images must exist, and guidance must be on for what acts on it.
-    config, train, evaluate = "configs/demo.py", {}, {"eval.guidance_scale": 2.0}
+    """Yields trials with duplicated and held-out images, and with guidance."""
+    # Guidance must be on for what acts on it.
+    config, train = "configs/demo.py", {}
+    evaluate: dict[str, Any] = {"eval.guidance_scale": 2.0}
     if preset == "full":
-        config, evaluate = "configs/laion100k.py", {"eval.num_generations": 4_000}
-        train = {"data.num_examples": 10_000, "data.num_heldout": 1_000}
-    trained = _training(
-        preset,
-        {
-            key.removeprefix("train."): value
-            for key, value in changes.items()
-            if key.startswith("train.")
-        },
-    )
-    generated = {
-        f"mitigation.{key}": value
-        for key, value in changes.items()
-        if key.startswith("generate.")
-    }
-    setting = Setting(
-        {"mitigation": name, "when": when, "prompts": prompts},
-        train | trained,
-        evaluate | {"eval.prompts": _PROMPTS[prompts]} | generated,
-    )
+        config = "configs/laion100k.py"
+        train = {
+            "data.num_examples": 10_000,
+            "data.num_heldout": 1_000,
+            "data.duplication": "full",
+        }
+        evaluate = {"eval.num_generations": 4_000}
+    evaluate["eval.prompts"] = _PROMPTS[labels["prompts"]]
+    setting = _setting(preset, labels, changes, train, evaluate)
     yield from expand(preset, seeds, config, setting)
 
 
 def _all_mitigations(
-    preset: str, *, once: bool = False
-) -> Iterator[tuple[str, str, _Changes]]:
-    """Yields (name with its strength, when it acts, settings under `mitigation`).
+    preset: str, seeds: Sequence[int], *, once: bool
+) -> Iterator[Trial]:
+    """Yields every mitigation on both kinds of prompts.
 
     Args:
       once: each at its first strength only.
     """
+    for prompts in _PROMPTS:
+        for name, when, changes in _mitigations(preset, once):
+            labels = {"mitigation": name, "when": when, "prompts": prompts}
+            yield from _by_one_ruler(preset, seeds, labels, changes)
+
+
+def _mitigations(preset: str, once: bool) -> Iterator[tuple[str, str, _Changes]]:
+    """Yields (name with its strength, when it acts, settings)."""
     yield "none", "never", {}
-    strengths_of: dict[str, tuple[str, tuple]] = _STRENGTHS | {
-        key: (_TARGET_NAMES[key], strengths)
-        for key, strengths in _TARGETS[preset].items()
-    }
-    for key, (name, strengths) in strengths_of.items():
+    yield "without duplicates", "training", _DEDUPLICATED
+    yield "half of the steps", "training", _HALF[preset]
+    for key, (name, strengths) in (_STRENGTHS | _TARGETS[preset]).items():
         when = "training" if key.startswith("train.") else "inference"
         for strength in strengths[:1] if once else strengths:
             shown = name if strength is True else f"{name} {strength:g}"
-            yield shown, when, {key: strength}
-    yield (
-        "opposite guidance",
-        "inference",
-        {"generate.dynamic_transition": True, "generate.guidance_before": -2.0},
-    )
+            yield shown, when, {f"mitigation.{key}": strength}
+    yield "opposite guidance", "inference", _OPPOSITE

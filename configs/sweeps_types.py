@@ -70,13 +70,18 @@ class Curves(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A score of each value of a label, a colour for each series."""
+    """A score of each value of a label, a colour for each series.
+
+    Attributes:
+      chance: what guessing would score, drawn as a dotted line; None: no such thing.
+    """
 
     x: str
     y: Score
     x_label: str
     series: str = ""
     baseline: Score | None = None
+    chance: float | None = None
 
 
 class Tradeoff(NamedTuple):
@@ -86,6 +91,7 @@ class Tradeoff(NamedTuple):
 
     Attributes:
       point: label of the trials that names a point.
+      reference: a point that is named wherever it lies.
       only: label and value of the trials that are drawn; None: all.
     """
 
@@ -95,6 +101,7 @@ class Tradeoff(NamedTuple):
     series: str = ""
     x_low_is_good: bool = True
     only: tuple[str, str] | None = None
+    reference: str = "none"
 
 
 class Clusters(NamedTuple):
@@ -140,7 +147,21 @@ class Changes(NamedTuple):
     within: tuple[str, ...] = ()
 
 
-Panel = Curves | Bars | Tradeoff | Clusters | Scatter
+class Differences(NamedTuple):
+    """How far a score of each setting lies from the baseline, seed by seed.
+
+    Settings are in the order of their change of the first of the `changes`' scores.
+
+    Attributes:
+      series: label of the trials that divides each setting's.
+    """
+
+    y: Score
+    changes: Changes
+    series: str = ""
+
+
+Panel = Curves | Bars | Tradeoff | Differences | Clusters | Scatter
 SweepFunction = Callable[[str, Sequence[int]], Iterator[Trial]]
 
 

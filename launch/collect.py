@@ -20,12 +20,13 @@ from configs.sweeps_types import (
     Changes,
     Clusters,
     Curves,
+    Differences,
     Scatter,
     Score,
     SweepFunction,
     Tradeoff,
 )
-from launch import figures
+from launch.figures.figure import draw
 from launch.lease import Ledger
 from launch.trials import Plan
 
@@ -87,7 +88,7 @@ def collect(
     if panels:
         known = [made for made in plans if made.trial.name in set(table.trial)]
         points = read_points(known, root, columns_of(panels))
-        written[f"{title}.png"] = figures.draw(panels, table, points, estimate)
+        written[f"{title}.png"] = draw(panels, table, points, estimate, estimate_change)
     for name, content in written.items():
         _write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], missing
@@ -346,6 +347,8 @@ def _scores_of(panels: Sequence[Any]) -> list[Score]:
             scores += [panel.y] + ([panel.baseline] if panel.baseline else [])
         elif isinstance(panel, Tradeoff):
             scores += [panel.y, panel.x]
+        elif isinstance(panel, Differences):
+            scores.append(panel.y)
         elif isinstance(panel, Scatter):
             scores.append(panel.correlation)
     return scores

@@ -52,7 +52,9 @@ def make_train_step(
     def train_step(
         state: TrainState, batch, seed: SeedKey
     ) -> tuple[TrainState, Scalars]:
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(seed), state.step)
+        step_key = jax.random.fold_in(
+            jax.random.wrap_key_data(jnp.asarray(seed)), state.step
+        )
         latents_key, noise_key = jax.random.split(step_key)
         text_key = jax.random.fold_in(step_key, 2)
         moments = _moments(model, state.frozen, batch)

@@ -26,7 +26,7 @@ from launch.collect import (
     read_points,
     to_markdown,
 )
-from launch.figures import pareto_front
+from launch.figures.tradeoff import pareto_front
 from launch.lease import Watch, this_process
 from launch.status import tabulate, to_text
 from launch.trials import plan, unique_tasks

@@ -1,0 +1,1 @@
+"""Figures of sweeps: tables of scores in, pictures out."""

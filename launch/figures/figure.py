@@ -1,0 +1,122 @@
+"""The figure of a sweep: a table of scores in, PNG bytes out.
+
+Panels side by side, each with intervals over seeds; no global state of matplotlib is
+touched.
+"""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from configs.sweeps_types import (
+    Bars,
+    Clusters,
+    Curves,
+    Differences,
+    Panel,
+    Scatter,
+    Tradeoff,
+)
+from launch.figures.averages import draw_bars, draw_curves, lies
+from launch.figures.generations import complete, draw_clusters, draw_scatter
+from launch.figures.style import STYLE, ChangeEstimator, Estimator
+from launch.figures.tradeoff import chosen, draw_differences, draw_tradeoff, part_names
+
+DPI = 150
+_CLUSTER = ("image_similarity", "caption_similarity")
+_ROW_INCHES = 16.0  # of panels; what does not fit goes below
+
+
+@matplotlib.style.context(["default", STYLE])
+def draw(
+    panels: Sequence[Panel],
+    table: pd.DataFrame,
+    points: pd.DataFrame,
+    estimate: Estimator,
+    estimate_change: ChangeEstimator,
+) -> bytes:
+    """Draws panels that have data; the same table gives the same bytes.
+
+    Args:
+      table: a row for each trial.
+      points: a row for each generation, for `Clusters` and `Scatter`.
+    """
+    drawable = [panel for panel in panels if _has_data(panel, table, points)]
+    rows = _rows([(panel, *_inches(panel, table)) for panel in drawable])
+    width = max((sum(w for _, w, _ in row) for row in rows), default=5.0)
+    heights = [max(h for _, _, h in row) for row in rows] or [4.4]
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    parts = figure.subfigures(
+        len(heights), 1, squeeze=False, height_ratios=heights if rows else None
+    )[:, 0]
+    tradeoffs: list[Axes] = []
+    for row, part in zip(rows, parts, strict=False):
+        ratios = [w for _, w, _ in row]
+        places = part.subplots(1, len(row), squeeze=False, width_ratios=ratios)[0]
+        for (panel, _, _), axes in zip(row, places, strict=True):
+            if isinstance(panel, Curves):
+                draw_curves(axes, panel, table, estimate)
+            elif isinstance(panel, Bars):
+                draw_bars(axes, panel, table, estimate)
+            elif isinstance(panel, Tradeoff):
+                draw_tradeoff(axes, panel, table, estimate)
+                tradeoffs.append(axes)
+            elif isinstance(panel, Differences):
+                draw_differences(axes, panel, table, estimate_change)
+            elif isinstance(panel, Clusters):
+                draw_clusters(axes, panel, complete(points, _CLUSTER))
+            else:
+                draw_scatter(axes, panel, table, points, estimate)
+    figure.draw_without_rendering()  # names are put where the layout leaves the points
+    for axes in tradeoffs:
+        part_names(axes)
+    if not rows:
+        figure.text(0.5, 0.5, "no trial has these scores", ha="center")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _has_data(panel: Panel, table: pd.DataFrame, points: pd.DataFrame) -> bool:
+    if isinstance(panel, Clusters):
+        return not complete(points, _CLUSTER).empty
+    if isinstance(panel, Scatter):
+        return not complete(points, (panel.x, panel.y)).empty
+    wanted = [panel.y]
+    if isinstance(panel, Tradeoff):
+        wanted, table = [panel.y, panel.x], chosen(table, panel.only)
+    return all(
+        any(key in table and table[key].notna().any() for key in score.keys)
+        for score in wanted
+    )
+
+
+def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
+    """Gives a panel (width, height) for the names that are in it."""
+    if isinstance(panel, Tradeoff):
+        return 7.0, 5.2
+    if isinstance(panel, Differences):
+        return 7.0, 1.2 + 0.27 * table[panel.changes.label].nunique()
+    if isinstance(panel, Bars):
+        count = table[panel.x].nunique()
+        if lies(panel, table):
+            return 6.4, max(3.4, 1.4 + 0.4 * count)
+        return min(max(3.4, 0.95 * count), 11.0), 4.4
+    return 4.6, 4.4
+
+
+def _rows(
+    sized: Sequence[tuple[Panel, float, float]],
+) -> list[list[tuple[Panel, float, float]]]:
+    """Divides panels, in order, into rows that fit."""
+    rows: list[list[tuple[Panel, float, float]]] = []
+    for entry in sized:
+        if rows and sum(w for _, w, _ in rows[-1]) + entry[1] <= _ROW_INCHES:
+            rows[-1].append(entry)
+        else:
+            rows.append([entry])
+    return rows
