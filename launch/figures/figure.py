@@ -50,14 +50,14 @@ def draw(
     width = max((sum(w for _, w, _ in row) for row in rows), default=5.0)
     heights = [max(h for _, _, h in row) for row in rows] or [4.4]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    parts = figure.subfigures(
-        len(heights), 1, squeeze=False, height_ratios=heights if rows else None
-    )[:, 0]
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     tradeoffs: list[Axes] = []
-    for row, part in zip(rows, parts, strict=False):
+    for number, row in enumerate(rows):
         ratios = [w for _, w, _ in row]
-        places = part.subplots(1, len(row), squeeze=False, width_ratios=ratios)[0]
-        for (panel, _, _), axes in zip(row, places, strict=True):
+        cells = grid[number].subgridspec(1, len(row), width_ratios=ratios)
+        for (panel, _, _), axes in zip(
+            row, cells.subplots(squeeze=False)[0], strict=True
+        ):
             if isinstance(panel, Curves):
                 draw_curves(axes, panel, table, estimate)
             elif isinstance(panel, Bars):

@@ -81,6 +81,7 @@ def part_names(axes: Axes) -> None:
             list(axes.texts),
             ax=axes,
             ensure_inside_axes=True,
+            expand=(1.15, 1.4),
             iter_lim=200,
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6},
         )

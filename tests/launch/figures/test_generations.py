@@ -1,11 +1,10 @@
-"""A table of scores and points of generations become a picture."""
+"""Points of generations become a picture."""
 
 import io
 
-import matplotlib.figure
+import matplotlib.colors
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib import image
 from scipy import stats
 
@@ -31,20 +30,6 @@ def make_sweep(num_seeds=3, count=40):
             part = pd.DataFrame({"nearest_entropy": x, "similarity": y})
             points.append(part.assign(**labels))
     return pd.DataFrame(trials), pd.concat(points, ignore_index=True)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were made, to look into."""
-    made = []
-    begin = matplotlib.figure.Figure.__init__
-
-    def spy(figure, *args, **kwargs):
-        made.append(figure)
-        begin(figure, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "__init__", spy)
-    return made
 
 
 def texts_of(axes):

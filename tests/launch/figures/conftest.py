@@ -1,0 +1,17 @@
+"""The figures that a test made, to look into."""
+
+import matplotlib.figure
+import pytest
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    made = []
+    begin = matplotlib.figure.Figure.__init__
+
+    def spy(figure, *args, **kwargs):
+        made.append(figure)
+        begin(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "__init__", spy)
+    return made

@@ -1,0 +1,50 @@
+"""Bars lie where their names are long, and rows of panels are as wide as they need."""
+
+import pandas as pd
+import pytest
+
+from configs.sweeps_types import Bars, Score
+from launch.collect import estimate, estimate_change
+from launch.figures.averages import lies
+from launch.figures.figure import draw
+
+AUC = Score("AUC", ("auc",))
+PANEL = Bars("detector", AUC, "detector", "encoder", chance=0.5)
+
+
+def make_table(names):
+    return pd.DataFrame(
+        {"detector": name, "encoder": encoder, "seed": seed, "auc": 0.6 + 0.1 * i}
+        for i, name in enumerate(names)
+        for encoder in ("frozen", "trained")
+        for seed in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "lying"),
+    [(("MC", "GN"), False), (("attention to the end token, last step",) * 1, True)],
+)
+def test_bars_with_long_names_lie(names, lying):
+    assert lies(PANEL, make_table(names)) is lying
+
+
+def test_lying_bars_have_their_scores_along_x_from_the_top(figures):
+    names = ("the norm of the first step", "the norm of all of the steps")
+    table = make_table(names)
+    draw([PANEL], table, pd.DataFrame(), estimate, estimate_change)
+    (axes,) = figures[0].axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == list(names)
+    assert axes.get_xlabel() == "AUC"
+    assert axes.yaxis_inverted()
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([0.6, 0.7, 0.6, 0.7])
+    chance = [line for line in axes.lines if line.get_label() == "chance"]
+    assert [line.get_xdata()[0] for line in chance] == [0.5]
+
+
+def test_panels_that_do_not_fit_go_below(figures):
+    table = make_table(("the norm of the first step", "the norm of all of the steps"))
+    draw([PANEL] * 3, table, pd.DataFrame(), estimate, estimate_change)
+    tops = [round(axes.get_position().y0, 2) for axes in figures[0].axes]
+    assert tops[0] == tops[1] > tops[2]
