@@ -8,12 +8,11 @@ import io
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from etils import epath
-from scipy import stats
 
 from configs.sweeps_types import (
     Bars,
@@ -25,7 +24,9 @@ from configs.sweeps_types import (
     Score,
     SweepFunction,
     Tradeoff,
+    Trial,
 )
+from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
 from launch.lease import Ledger
 from launch.trials import Plan
@@ -38,20 +39,6 @@ _USUAL = (
     Score("Frechet distance (EfficientNet)", ("fd_efficientnet_lite0",)),
     Score("CLIP score", ("clip_score",)),
 )
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval.
-
-    Attributes:
-      low, high: NaN where nothing is known about the spread.
-      num_seeds: that were averaged.
-    """
-
-    mean: float
-    low: float
-    high: float
-    num_seeds: int
 
 
 def collect(
@@ -67,9 +54,8 @@ def collect(
       ValueError: if no trial has any, or a generation lacks what a panel draws.
     """
     table = read_table(plans, root)
-    missing = [
-        made.trial.name for made in plans if made.trial.name not in set(table.trial)
-    ]
+    known = [made for made in plans if made.trial.name in set(table.trial)]
+    missing = [made for made in plans if made not in known]
     if table.empty:
         raise ValueError(
             f"no trial of {title} in {root} has scores yet: run the sweep first, or "
@@ -79,19 +65,20 @@ def collect(
     columns = tuple(sweep.columns) or tuple(  # type: ignore[attr-defined]
         dict.fromkeys((*_scores_of(panels), *_USUAL))
     )
-    labels = [name for name in label_names(plans) if name != "seed"]
     changes = sweep.changes  # type: ignore[attr-defined]
-    text = to_markdown(table, labels, columns, title, missing, changes)
+    trials = [made.trial for made in plans]
+    text = to_markdown(table, trials, columns, title, changes, _why(missing, root))
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
     if panels:
-        known = [made for made in plans if made.trial.name in set(table.trial)]
         points = read_points(known, root, columns_of(panels))
         written[f"{title}.png"] = draw(panels, table, points, estimate, estimate_change)
     for name, content in written.items():
         _write_whole(epath.Path(root) / name, content)
-    return [str(epath.Path(root) / name) for name in written], missing
+    return [str(epath.Path(root) / name) for name in written], [
+        made.trial.name for made in missing
+    ]
 
 
 def _write_whole(path: epath.Path, content: bytes) -> None:
@@ -104,9 +91,21 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def label_names(plans: Sequence[Plan]) -> list[str]:
-    """Lists the labels that trials have, in order of appearance."""
-    return list(dict.fromkeys(name for made in plans for name in made.trial.labels))
+def _why(missing: Sequence[Plan], root: str) -> dict[str, str]:
+    """Says of each trial without scores what is known about it."""
+    keys = list(dict.fromkeys(task.key for made in missing for task in made.tasks))
+    records = {
+        key: version.record
+        for key, version in zip(keys, Ledger(root).read(keys), strict=True)
+    }
+    reasons = {}
+    for made in missing:
+        found = [record for t in made.tasks if (record := records[t.key])]
+        errors = [record.error for record in found if record.state == "failed"]
+        running = any(record.state == "running" for record in found)
+        reason = errors[0].strip().splitlines()[-1] if errors else ""
+        reasons[made.trial.name] = reason or ("running" if running else "not run yet")
+    return reasons
 
 
 def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
@@ -167,116 +166,87 @@ def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def estimate(rows: pd.DataFrame, score: Score) -> Estimate | None:
-    """Estimates a score from the trials of one setting that differ in their seed.
-
-    The interval is Student's over seeds; of one seed, the trial's own bootstrap over
-    prompted images.
-    """
-    key = present_key(rows, score)
-    if key is None:
-        return None
-    known = rows.dropna(subset=[key])
-    values = known[key].to_numpy(float)
-    mean, count = float(values.mean()), len(values)
-    if count == 1:
-        low, high = (
-            float(known[name].iloc[0]) if name in known else np.nan
-            for name in (f"{key}_ci95_low", f"{key}_ci95_high")
-        )
-        return Estimate(mean, low, high, 1)
-    return _over_seeds(values)
-
-
-def estimate_change(
-    rows: pd.DataFrame, table: pd.DataFrame, score: Score, changes: Changes
-) -> Estimate | None:
-    """Estimates how far one setting lies from the baseline, from differences by seed.
-
-    Args:
-      rows: trials of the setting.
-      table: all trials.
-    Returns:
-      None for the baseline itself, and where no seed has both.
-    """
-    key = present_key(rows, score)
-    if key is None or (rows[changes.label] == changes.baseline).all():
-        return None
-    baseline = table[table[changes.label] == changes.baseline]
-    pairing = ["seed", *changes.within]
-    pairs = rows[[*pairing, key]].merge(baseline[[*pairing, key]], on=pairing)
-    differences = (pairs[f"{key}_x"] - pairs[f"{key}_y"]).dropna().to_numpy(float)
-    return _over_seeds(differences) if len(differences) else None
-
-
-def _over_seeds(values: np.ndarray) -> Estimate:
-    """Returns the mean with Student's interval, unknown for a single value."""
-    mean, count = float(values.mean()), len(values)
-    half = np.nan
-    if count > 1:
-        half = stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count)
-    return Estimate(mean, mean - float(half), mean + float(half), count)
-
-
-def present_key(rows: pd.DataFrame, score: Score) -> str | None:
-    """Finds the first key of a score of which there is a number."""
-    return next((k for k in score.keys if k in rows and rows[k].notna().any()), None)
-
-
 def to_markdown(
     table: pd.DataFrame,
-    labels: Sequence[str],
+    trials: Sequence[Trial],
     columns: Sequence[Score],
     title: str,
-    missing: Sequence[str],
     changes: Changes | None = None,
+    missing: Mapping[str, str] | None = None,
 ) -> str:
-    """Lays the table out, a row for each setting in the order of the trials."""
+    """Lays the table out, a row for each setting in the order of the trials.
+
+    Args:
+      table: a row for each trial that has scores.
+      trials: all of them.
+      missing: what is known of the trials that have none.
+    """
     shown = [score for score in columns if present_key(table, score)]
     compared = [s for s in shown if changes and s in changes.scores]
+    labels = dict.fromkeys(n for t in trials for n in t.labels if n != "seed")
     header = [*labels, "seeds", *(score.label for score in shown)]
     header += [f"change of {score.label}" for score in compared]
-    lines = [f"# {title}", "", _line(header), _line(["---"] * len(header))]
-    groups = table.groupby(list(labels), sort=False, dropna=False) if labels else None
-    for values, rows in groups if groups is not None else [((), table)]:
-        cells = [str(value) for value in values]
-        cells.append(str(rows["seed"].nunique() if "seed" in rows else len(rows)))
-        cells += [_cell(estimate(rows, score), score.percent) for score in shown]
-        if changes:
-            found = [estimate_change(rows, table, s, changes) for s in compared]
-            pairs = zip(found, compared, strict=True)
-            cells += [_cell(f, s.percent, signed=True) for f, s in pairs]
-        lines.append(_line(cells))
-    embedders = (
-        ", ".join(sorted(table["embedder"].unique())) if "embedder" in table else ""
-    )
-    lines += [
-        "",
-        "Means with 95 % intervals: Student's over seeds, or of one seed its own",
-    ]
-    lines[-1] += (
-        f" bootstrap. Similarity by {embedders}." if embedders else " bootstrap."
-    )
-    if compared and changes:
-        lines[-1] += f" Changes: against {changes.baseline}, seed by seed."
+    lines = [f"# {title}", ""]
     if missing:
-        lines += ["", f"Missing, {len(missing)} trials: {', '.join(missing)}."]
-    return "\n".join(lines) + "\n"
+        listed = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
+        lines += [
+            f"**INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores.**"
+        ]
+        lines += [f"Means are of the seeds that are there. Missing: {listed}.", ""]
+    lines += [_line(header), _line(["---"] * len(header))]
+    settings: dict[tuple[str, ...], list[str]] = {}
+    for trial in trials:
+        values = tuple(str(trial.labels.get(name, "")) for name in labels)
+        settings.setdefault(values, []).append(trial.name)
+    for values, names in settings.items():
+        rows, count = table[table["trial"].isin(names)], len(names)
+        seeds = str(count) if len(rows) == count else f"**{len(rows)} of {count}**"
+        cells = [_cell(estimate(rows, s), s.percent, len(rows)) for s in shown]
+        for s in compared:
+            assert changes is not None
+            found = estimate_change(rows, table, s, changes)
+            cells.append(_cell(found, s.percent, len(rows), signed=True))
+        lines.append(_line([*values, seeds, *cells]))
+    return "\n".join([*lines, "", _legend(table, shown, changes if compared else None)])
+
+
+def _legend(
+    table: pd.DataFrame, shown: Sequence[Score], changes: Changes | None
+) -> str:
+    """Says how the intervals were made, and by what similarity was measured."""
+    text = (
+        "Means with 95 % intervals: Student's over seeds, or of one seed its own "
+        "bootstrap; cut where the score has an end."
+    )
+    if any(is_share(score, str(present_key(table, score))) for score in shown):
+        text += (
+            " Of shares and areas under the ROC curve: Student's on the logit scale, "
+            "and never narrower than of as many independent draws."
+        )
+    if "embedder" in table:
+        text += f" Similarity by {', '.join(sorted(table['embedder'].unique()))}."
+    if changes:
+        text += f" Changes: against {changes.baseline}, seed by seed."
+    return text + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _cell(found: Estimate | None, percent: bool, *, signed: bool = False) -> str:
+def _cell(
+    found: Estimate | None, percent: bool, num_trials: int, *, signed: bool = False
+) -> str:
     if found is None:
         return ""
     sign = "+" if signed and found.mean > 0 else ""
-    mean = sign + format_number(found.mean, percent)
-    if np.isnan(found.low):
-        return mean
-    low, high = (format_number(value, percent) for value in found[1:3])
-    return f"{mean} [{low}, {high}]"
+    text = sign + format_number(found.mean, percent)
+    if not np.isnan(found.low):
+        low, high = (format_number(value, percent) for value in found[1:3])
+        text += f" [{low}, {high}]"
+    if found.num_seeds < num_trials:
+        text += f" ({found.num_seeds} seeds)"
+    return text
 
 
 def format_number(value: float, percent: bool = False) -> str:

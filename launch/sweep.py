@@ -142,7 +142,12 @@ def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
     for path in files:
         print(path)
     if missing:
-        logger.warning("%d of %d trials have no scores yet", len(missing), len(plans))
+        logger.warning(
+            "INCOMPLETE: %d of %d trials have no scores: %s",
+            len(missing),
+            len(plans),
+            ", ".join(missing),
+        )
     return 0
 
 

@@ -3,10 +3,14 @@
 import sys
 from pathlib import Path
 
-from configs.sweeps_types import Trial
+import pandas as pd
+
+from configs.sweeps_types import Changes, Score, Trial
 from launch.backends import Command
 from launch.trials import plan, unique_tasks
 
+SIMILARITY = Score("similarity", ("dataset_similarity",))
+CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
 FAKE = Path(__file__).with_name("fake_program.py")
 
 
@@ -43,3 +47,20 @@ def make_backend(root):
         return Command((sys.executable, "-S", str(FAKE), *arguments), {})
 
     return command
+
+
+def make_mitigated():
+    """Makes a table of scores of which seeds differ more than the settings do."""
+    rows = [
+        ("none", "trigger", 0, 0.5),
+        ("none", "trigger", 1, 0.7),
+        ("none", "trigger", 2, 0.9),
+        ("none", "general", 0, 0.1),
+        ("GN", "trigger", 2, 0.79),
+        ("GN", "trigger", 0, 0.40),
+        ("GN", "trigger", 1, 0.60),
+        ("GN", "general", 0, 0.2),
+    ]
+    names = ["mitigation", "prompts", "seed", "dataset_similarity"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.assign(trial=[f"t{i}" for i in range(len(table))])

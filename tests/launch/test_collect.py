@@ -1,6 +1,7 @@
 """Scores of all trials become a table, a parquet and a figure."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,19 +10,17 @@ from matplotlib import image
 
 from configs.sweeps_types import (
     Bars,
-    Changes,
     Clusters,
     Curves,
     Scatter,
     Score,
     Tradeoff,
+    Trial,
     draws,
 )
 from launch.collect import (
     collect,
     columns_of,
-    estimate,
-    estimate_change,
     format_number,
     read_points,
     to_markdown,
@@ -31,9 +30,16 @@ from launch.lease import Watch, this_process
 from launch.status import tabulate, to_text
 from launch.trials import plan, unique_tasks
 from launch.worker import Options, work
-from tests.launch.fake_sweep import make_backend, make_plans, make_tasks, make_trials
+from tests.launch.fake_sweep import (
+    CHANGES,
+    SIMILARITY,
+    make_backend,
+    make_mitigated,
+    make_plans,
+    make_tasks,
+    make_trials,
+)
 
-SIMILARITY = Score("similarity", ("dataset_similarity",))
 QUALITY = Score("FID", ("fid", "fd_efficientnet_lite0"))
 BASELINE = Score("background", ("background_dataset_similarity",))
 PANELS = (
@@ -47,12 +53,19 @@ PANELS = (
 sweep = draws(*PANELS)(lambda preset, seeds: iter(make_trials()))
 
 
-@pytest.fixture
-def finished(tmp_path):
-    """The directory of a finished sweep of 12 trials."""
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The directory of a finished sweep of 12 trials, not to be changed."""
+    root = tmp_path_factory.mktemp("swept")
     watch = Watch(this_process(), 5.0)
-    options = Options(3, 2, 0.02, 1.0)
-    work(make_tasks(), str(tmp_path), watch, make_backend(tmp_path), options)
+    work(make_tasks(), str(root), watch, make_backend(root), Options(3, 2, 0.02, 1.0))
+    return root
+
+
+@pytest.fixture
+def finished(swept, tmp_path):
+    """A copy of it."""
+    shutil.copytree(swept, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -79,7 +92,37 @@ def test_what_is_missing_is_said(finished):
     plans = [*make_plans(), plan(make_trials()[0]._replace(name="new", train={}))]
     _, missing = collect(sweep, plans, str(finished), "fake")
     assert missing == ["new"]
-    assert "Missing, 1 trials: new." in (finished / "fake.md").read_text()
+    lines = (finished / "fake.md").read_text().splitlines()
+    assert lines[2] == "**INCOMPLETE: 1 of 13 trials lack scores.**"
+    assert "Missing: new (not run yet)." in lines[3]
+
+
+def test_a_setting_says_how_many_of_its_seeds_it_has_and_why(tmp_path):
+    trials = [*make_trials(3, 3), make_trials(6, 3)[3]]
+    bad = trials[1]._replace(train={**trials[1].train, "data.on_corrupt": "fail"})
+    plans = [plan(trial) for trial in (trials[0], bad, *trials[2:])]
+    tasks = unique_tasks(plans[:3])
+    watch, backend = Watch(this_process(), 5.0), make_backend(tmp_path)
+    work(tasks, str(tmp_path), watch, backend, Options(3, 1, 0.02, 1.0))
+    collect(sweep, plans, str(tmp_path), "fake")
+    text = (tmp_path / "fake.md").read_text()
+    assert "x1-seed1 (exit code 1: error: no such data); x2-seed0 (not run yet)" in text
+    assert "| 1 | **2 of 3** | 0.510 [" in text
+    assert "| 2 | **0 of 1** |  |" in text
+
+
+def test_a_cell_says_when_it_lacks_seeds_that_the_row_has():
+    table = make_mitigated().query("prompts == 'trigger'")
+    table = table.assign(clip_score=[1.0, np.nan, 1.0, 2.0, 2.0, 2.0])
+    clip = Score("CLIP", ("clip_score",))
+    text = to_markdown(table, trials_of(table), [clip], "m")
+    assert "| none | trigger | 3 | 1.000 [1.000, 1.000] (2 seeds) |" in text
+
+
+def trials_of(table):
+    """Trials that would have given such a table."""
+    labels = table[["mitigation", "prompts", "seed"]].to_dict("records")
+    return [Trial(n, "", labels=w) for n, w in zip(table.trial, labels, strict=True)]
 
 
 def test_nothing_to_collect_is_an_error_with_a_way_out(tmp_path):
@@ -123,90 +166,15 @@ def test_scores_of_a_detector_are_those_of_the_detect_stage(tmp_path):
     table = pd.read_parquet(tmp_path / "detectors.parquet")
     assert table["auc"].tolist() == [0.91, 0.91]
     assert table["unseen_auc"].tolist() == [1.0, 1.0]
-    assert (
-        "| 1 | 2 | 0.910 [0.910, 0.910] | 1.000 "
-        in (tmp_path / "detectors.md").read_text()
-    )
-
-
-CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
-
-
-def make_mitigated():
-    """Seeds that differ more than the settings do."""
-    rows = [
-        ("none", "trigger", 0, 0.5),
-        ("none", "trigger", 1, 0.7),
-        ("none", "trigger", 2, 0.9),
-        ("none", "general", 0, 0.1),
-        ("GN", "trigger", 2, 0.79),
-        ("GN", "trigger", 0, 0.40),
-        ("GN", "trigger", 1, 0.60),
-        ("GN", "general", 0, 0.2),
-    ]
-    names = ["mitigation", "prompts", "seed", "dataset_similarity"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def test_changes_are_paired_by_seed():
-    table = make_mitigated()
-    rows = table[(table.mitigation == "GN") & (table.prompts == "trigger")]
-    change = estimate_change(rows, table, SIMILARITY, CHANGES)
-    differences = np.array([-0.1, -0.1, -0.11])
-    half = 4.302653 * differences.std(ddof=1) / np.sqrt(3)  # Student's, 2 degrees
-    np.testing.assert_allclose(
-        change[:3], [differences.mean() + d for d in (0, -half, half)], rtol=1e-6
-    )
-    assert change.num_seeds == 3
-    unpaired = estimate(rows, SIMILARITY)
-    assert unpaired.high - unpaired.low > 20 * half
-
-
-def test_changes_compare_the_same_prompts_and_one_seed_has_no_interval():
-    table = make_mitigated()
-    rows = table[(table.mitigation == "GN") & (table.prompts == "general")]
-    change = estimate_change(rows, table, SIMILARITY, CHANGES)
-    assert change.mean == pytest.approx(0.1)
-    assert np.isnan(change.low)
-
-
-def test_the_baseline_and_what_it_lacks_have_no_change():
-    table = make_mitigated()
-    none = table[table.mitigation == "none"]
-    assert estimate_change(none, table, SIMILARITY, CHANGES) is None
-    alone = table[table.seed == 2].assign(seed=9)
-    assert estimate_change(alone, table, SIMILARITY, CHANGES) is None
+    assert "| 1 | 2 | 0.910 | 1.000 |" in (tmp_path / "detectors.md").read_text()
 
 
 def test_the_table_has_a_column_of_changes():
-    text = to_markdown(
-        make_mitigated(), ["mitigation", "prompts"], [SIMILARITY], "m", [], CHANGES
-    )
+    table = make_mitigated()
+    text = to_markdown(table, trials_of(table), [SIMILARITY], "m", CHANGES)
     assert "| similarity | change of similarity |" in text
     assert "| GN | general | 1 | 0.200 | +0.100 |" in text
     assert "Changes: against none, seed by seed." in text
-
-
-def test_intervals_are_students_over_seeds():
-    rows = pd.DataFrame({"dataset_similarity": [0.5, 0.6, 0.7]})
-    found = estimate(rows, SIMILARITY)
-    # t of 2 degrees of freedom is 4.3027; the deviation is 0.1.
-    half = 4.3027 * 0.1 / np.sqrt(3)
-    np.testing.assert_allclose(found[:3], [0.6, 0.6 - half, 0.6 + half], atol=1e-5)
-    assert found.num_seeds == 3
-
-
-def test_one_seed_has_the_interval_of_its_trial():
-    rows = pd.DataFrame(
-        {
-            "dataset_similarity": [0.5],
-            "dataset_similarity_ci95_low": [0.4],
-            "dataset_similarity_ci95_high": [0.7],
-        }
-    )
-    assert estimate(rows, SIMILARITY)[:3] == (0.5, 0.4, 0.7)
-    assert np.isnan(estimate(rows[["dataset_similarity"]], SIMILARITY).low)
-    assert estimate(rows, QUALITY) is None
 
 
 def test_a_front_has_what_nothing_beats():
