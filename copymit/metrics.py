@@ -7,14 +7,15 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
-from tensorboardX.record_writer import register_writer_factory
 
 from copymit.storage import GrowingObject, is_remote, write_whole
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,13 @@ class _EventsInBucket:
         """A bucket knows no directories."""
 
 
-register_writer_factory("gs", _EventsInBucket())
+def _open_events(workdir: epath.Path, first_step: int) -> "SummaryWriter":
+    # Where torch is installed this imports it: seconds that only a training should pay.
+    from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import register_writer_factory
+
+    register_writer_factory("gs", _EventsInBucket())
+    return SummaryWriter(str(workdir), purge_step=first_step + 1)
 
 
 class MetricWriter:
@@ -65,7 +72,7 @@ class MetricWriter:
             else cast(IO[bytes], self._path.open("ab"))
         )
         self._flushed = time.monotonic()
-        self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
+        self._events = _open_events(workdir, first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the scalars of one step."""
