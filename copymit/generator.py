@@ -16,6 +16,7 @@ from copymit.mitigation.at_generation import (
     GenerationMitigations,
     Text,
     check_mitigations,
+    check_transition,
     sample_with_mitigations,
 )
 from copymit.mitigation.compose import generation_mitigations
@@ -23,8 +24,16 @@ from copymit.mitigation.embeddings import add_gaussian_noise
 from copymit.mitigation.repulsion import Embed, References, flatten
 from copymit.models.assembly import DiffusionModel, ModelParams
 
-Generate = Callable[..., UInt8[Array, "B H W 3"]]
-"""(params, input_ids "B L", image_ids "B"[, references]) -> images; host or device
+
+class Generated(NamedTuple):
+    """Images, and the steps that optimisations took for each; see `Sampled`."""
+
+    images: UInt8[Array, "B H W 3"]
+    steps: dict[str, Int[Array, " B"]]
+
+
+Generate = Callable[..., Generated]
+"""(params, input_ids "B L", image_ids "B"[, references]) -> `Generated`; host or device
 arrays. The `References` are those that the mitigations repel from, if they do; best on
 the devices already, replicated."""
 
@@ -115,7 +124,12 @@ def make_generate(
         cannot be.
     """
     trajectory = make_trajectory(noise_scheduler, options)
-    check_mitigations(options.mitigations, noise_scheduler.num_train_timesteps)
+    check_mitigations(
+        options.mitigations,
+        noise_scheduler.num_train_timesteps,
+        options.guidance_scale,
+    )
+    check_transition(options.mitigations, trajectory)
 
     # The references are an argument: in the program they would be a constant.
     def generate(
@@ -135,7 +149,7 @@ def make_generate(
             _with_noise(model.encode_text(params, ids), keys, half, options.text_noise)
             for half, ids in enumerate((input_ids, negative), 1)
         ]
-        latents = sample_with_mitigations(
+        latents, steps = sample_with_mitigations(
             functools.partial(_predict, model, params),
             trajectory,
             Text(input_ids, *texts),
@@ -148,7 +162,8 @@ def make_generate(
             embed=embed,
         )
         pixel_values = model.decode_latents(params, latents)
-        return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
+        images = jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
+        return Generated(images, steps)
 
     return jax.jit(generate)
 

@@ -64,7 +64,7 @@ def make_images(model, params):
                 model, noise_scheduler, options, np.zeros(LENGTH, np.int32)
             )
         ids = np.asarray(image_ids, np.int32)
-        return np.asarray(compiled[options](params, input_ids, ids)).astype(int)
+        return np.asarray(compiled[options](params, input_ids, ids).images).astype(int)
 
     return make
 

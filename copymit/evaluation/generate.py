@@ -11,11 +11,12 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
@@ -23,9 +24,10 @@ from PIL import Image
 from copymit.data.dataset import Dataset
 from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.evaluation.optimised import write_steps
 from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
-from copymit.generator import make_generate, sampling_options
+from copymit.generator import Generate, make_generate, sampling_options
 from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
@@ -93,7 +95,7 @@ def _fill(
     folder: epath.Path,
     prompts: Sequence[Prompt],
     missing: Sequence[int],
-    make_images: Callable[..., jax.Array],
+    make_images: Generate,
     tokenizer: Tokenizer,
     mesh: Mesh,
     config: ConfigDict,
@@ -118,13 +120,15 @@ def _fill(
             for array in (input_ids, numbers.astype(np.int32))
         ]
         with jax.set_mesh(mesh):
-            images = jax.block_until_ready(make_images(*inputs))
+            made = jax.block_until_ready(make_images(*inputs))
         batches.append(time.perf_counter() - batch_started)
         # The last batch was filled up with repetitions, which are dropped here.
         wanted = missing[first : first + size]
-        for row, image in _local_rows(images):
+        steps = multihost_utils.process_allgather(made.steps, tiled=True)
+        for row, image in _local_rows(made.images):
             if row < len(wanted):
-                _write_png(folder / f"{prompts[wanted[row]].id}.png", image)
+                own = {name: int(x[row]) for name, x in steps.items()}
+                _write_png(folder / f"{prompts[wanted[row]].id}.png", image, own)
         done = min(first + size, len(missing))
         rate = done / (time.perf_counter() - started)
         logger.info(
@@ -159,7 +163,7 @@ def _keep_generations_of(folder: epath.Path, digest: str) -> None:
     marker.write_text(digest)
 
 
-def _write_png(path: epath.Path, image: np.ndarray) -> None:
+def _write_png(path: epath.Path, image: np.ndarray, steps: Mapping[str, int]) -> None:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG", pnginfo=write_steps(steps))
     write_whole(path, file.getvalue())

@@ -75,7 +75,7 @@ def make_copy_monitor(
     own = unit_rows(references.rows(chosen))
 
     def monitor(networks: ModelParams, step: int) -> dict[str, float]:
-        made = np.asarray(generate(networks, input_ids, np.arange(len(chosen))))
+        made = np.asarray(generate(networks, input_ids, np.arange(len(chosen))).images)
         features = unit_rows(embed_arrays(embedder, made, config.eval.batch_size))
         nearest = search_exact(features, vectors, 1).similarities[:, 0]
         hits = np.einsum("qd,qd->q", features, own) >= nearest - TIE_TOLERANCE

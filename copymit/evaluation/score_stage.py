@@ -17,6 +17,7 @@ from copymit.embedding.image_set import reader_by_id
 from copymit.embedding.store import Embeddings, load_embeddings
 from copymit.evaluation.artefacts import Artefacts, write_table
 from copymit.evaluation.embed_stage import embedder_names, list_skipped
+from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
 from copymit.scores.clip_score import clip_score
@@ -39,6 +40,12 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     matched = _matched_complexity(subject, views)
     scores = compute_scores(views, provenance, matched, seed)
     scores |= _quality(subject, artefacts)
+    if subject.run is not None:
+        pictures = [subject.generations_folder / f"{i}.png" for i in generations]
+        mitigation = subject.run.config.mitigation.generate
+        optimised = score_optimisations(pictures, mitigation)
+        scores["warnings"] += optimised.pop("warnings")
+        scores |= optimised
     measured = _measure_parts(subject, artefacts, views)
     background = _template_similarity(artefacts, "background")
     if background is not None:

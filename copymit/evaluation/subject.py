@@ -7,6 +7,7 @@ and a directory for the results.
 import dataclasses
 import functools
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from copymit.embedding.image_set import (
 from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.stages import content_digest
 from copymit.metrics import read_metrics
-from copymit.mitigation.compose import with_mitigations
+from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.pretrained.trained import latest_step, load_trained
@@ -41,6 +42,8 @@ from copymit.settings import (
     evaluation_settings,
     mitigation_settings,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -191,7 +194,10 @@ def open_run(
     config = _completed(read_config(workdir))
     if settings is not None:
         config.eval = settings.eval
-        config.mitigation.generate = with_mitigations(settings).mitigation.generate
+        mitigation = with_mitigations(settings).mitigation
+        for problem in unused_in_evaluation(mitigation, config.mitigation):
+            raise ValueError(problem)
+        config.mitigation.generate = mitigation.generate
     step = latest_step(workdir)
     load = functools.partial(load_trained, config, workdir, step)
     return _subject_of_run(
@@ -240,6 +246,8 @@ def open_model(
     config = config.copy_and_resolve_references()
     config.model.pretrained = source
     config = with_mitigations(with_pretrained_settings(config))
+    for problem in unused_in_evaluation(config.mitigation, mitigation_settings()):
+        logger.warning(problem)
     dataset = load_dataset(config.data, config.seed)
     return _subject_of_run(
         Run(config, dataset, functools.partial(load_networks, config.model), None),

@@ -116,6 +116,19 @@ class Text(NamedTuple):
     negative_hidden_states: Float[Array, "B L D"]
 
 
+class Sampled(NamedTuple):
+    """What came of a sampling.
+
+    Attributes:
+      latents: clean ones.
+      steps: of `prompt_target` and `noise_target`, where they are on, the steps that each
+        example's optimisation took; see `Descended`.
+    """
+
+    latents: Float[Array, "B h w c"]
+    steps: dict[str, Int[Array, " B"]]
+
+
 _LIMITS = {
     "guidance_transition": (0, 1e6),
     "guidance_before": (-100, 100),
@@ -134,6 +147,18 @@ _LIMITS = {
     "noisy_threshold": (-1, 1),
 }
 
+# What changes nothing unless one of these is on.
+_BELONGS_TO = {
+    "guidance_before": ("guidance_transition", "dynamic_transition"),
+    "prompt_learning_rate": ("prompt_target",),
+    "prompt_iterations": ("prompt_target",),
+    "noise_norm_weight": ("noise_target",),
+    "noise_learning_rate": ("noise_target",),
+    "noise_iterations": ("noise_target",),
+    "clean_threshold": ("repulsion", "despecification"),
+    "noisy_threshold": ("repulsion", "despecification"),
+}
+
 _SWITCHES = (
     "guidance_transition",
     "prompt_target",
@@ -146,9 +171,10 @@ _SWITCHES = (
 
 
 def check_mitigations(
-    mitigations: GenerationMitigations, num_train_timesteps: int
+    mitigations: GenerationMitigations, num_train_timesteps: int, guidance_scale: float
 ) -> None:
-    """Refuses strengths out of range and settings that contradict each other.
+    """Refuses strengths out of range, and settings that contradict each other or would
+    change nothing.
 
     Raises:
       ValueError: names the setting and the way out.
@@ -171,12 +197,40 @@ def check_mitigations(
             m.guidance_transition,
             "and dynamic_transition=True both say when guidance begins: use one of them",
         )
-    if m.guidance_before and not m.schedules_guidance:
+    for name, switches in _BELONGS_TO.items():
+        value = getattr(m, name)
+        if value != GenerationMitigations._field_defaults[name] and not any(
+            getattr(m, switch) for switch in switches
+        ):
+            raise _error(
+                name, value, f"changes nothing alone: add {' or '.join(switches)}"
+            )
+    if m.despecification and max(guidance_scale, m.guidance_before) <= 1:
         raise _error(
-            "guidance_before",
-            m.guidance_before,
-            "comes before a transition that is not set: add dynamic_transition=True or "
-            "a guidance_transition",
+            "despecification",
+            m.despecification,
+            f"takes guidance off down to a scale of 1, and eval.guidance_scale="
+            f"{guidance_scale} leaves nothing to take: use repulsion, or a scale above 1",
+        )
+
+
+def check_transition(
+    mitigations: GenerationMitigations, trajectory: Trajectory
+) -> None:
+    """Refuses a transition before the first or after the last step of a sampling.
+
+    Raises:
+      ValueError: names the timesteps that are visited.
+    """
+    first, last = trajectory.timesteps[0], trajectory.timesteps[-1]
+    transition = mitigations.guidance_transition
+    if transition and not last <= transition < first:
+        begins = "at once" if transition >= first else "never"
+        raise _error(
+            "guidance_transition",
+            transition,
+            f"is not between the timesteps of the sampler, {first:g} to {last:g}, so "
+            f"guidance would begin {begins}: use one of these, or 0 for no transition",
         )
 
 
@@ -196,7 +250,7 @@ def sample_with_mitigations(
     clip_latents: float | None = None,
     references: References | None = None,
     embed: Embed = flatten,
-) -> Float[Array, "B h w c"]:
+) -> Sampled:
     """Samples latents from noise.
 
     Args:
@@ -211,10 +265,10 @@ def sample_with_mitigations(
     both = control((1.0, m.start_attention))
     alone = control((m.start_attention,))
 
-    noise = _initial_noise(m, both, trajectory, text, make_noise)
+    noise, steps = _initial_noise(m, both, trajectory, text, make_noise)
     if m.prompt_target:
         step = first_step(trajectory, noise)
-        hidden_states = optimise_prompts(
+        hidden_states, steps["prompt_target"] = optimise_prompts(
             alone,
             text.hidden_states,
             control((1.0,))(
@@ -231,7 +285,8 @@ def sample_with_mitigations(
     guided = guidance_scale != 1 or m.schedules_guidance
     if not m.schedules_guidance and not m.repels:
         denoise = with_guidance(both if guided else alone, *texts, guidance_scale)
-        return sample(denoise, trajectory, noise, clip_latents=clip_latents)
+        latents = sample(denoise, trajectory, noise, clip_latents=clip_latents)
+        return Sampled(latents, steps)
 
     if m.repels and references is None:
         name = "repulsion" if m.repulsion else "despecification"
@@ -251,13 +306,14 @@ def sample_with_mitigations(
             pred = alone(step.noisy_latents, step.timesteps, text.hidden_states)
             return combine(state, step, pred, pred)
 
-    return sample_with_state(
+    latents = sample_with_state(
         denoise_on,
         schedule.init(noise.shape[0]),
         trajectory,
         noise,
         clip_latents=clip_latents,
     )
+    return Sampled(latents, steps)
 
 
 def _controlled(
@@ -288,7 +344,8 @@ def _initial_noise(
     trajectory: Trajectory,
     text: Text,
     make_noise: Callable[[int], jax.Array],
-) -> jax.Array:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the noise, and the steps that its optimisation took, if it is on."""
     predict_both = with_both_texts(
         predict, text.hidden_states, text.negative_hidden_states
     )
@@ -300,7 +357,9 @@ def _initial_noise(
 
     candidates = [make_noise(number) for number in range(max(m.noise_candidates, 1))]
     noise = select_noise(difference, jnp.stack(candidates))
-    return optimise_noise(
+    if not m.noise_target:
+        return noise, {}
+    noise, steps = optimise_noise(
         difference,
         noise,
         target=m.noise_target,
@@ -308,6 +367,7 @@ def _initial_noise(
         learning_rate=m.noise_learning_rate,
         max_iterations=m.noise_iterations,
     )
+    return noise, {"noise_target": steps}
 
 
 def _schedule(

@@ -6,8 +6,9 @@ of text embeddings on the device. A mitigation that is off costs nothing.
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ class Mitigation(NamedTuple):
     Attributes:
       setting: under `mitigation`, what switches it on.
       strength: the paper's, where it is asked for without one.
-      largest: that makes sense, or None; 0 is off.
+      largest: that makes sense, or None where at_generation.py has it; 0 is off.
       aliases: in the paper and in the original code.
     """
 
@@ -54,7 +55,7 @@ MITIGATIONS = {
         "train.multiple_captions", True, 1, ("MC", "allcaps")
     ),
     "gaussian_noise": Mitigation(
-        "train.gaussian_noise", 0.1, None, ("GN", "rand_noise_lam")
+        "train.gaussian_noise", 0.1, 100, ("GN", "rand_noise_lam")
     ),
     "random_caption": Mitigation("train.random_caption", 0.1, 1, ("RC", "randrepl")),
     "random_tokens": Mitigation("train.random_tokens", 0.1, 1, ("RT", "randwordadd")),
@@ -62,34 +63,36 @@ MITIGATIONS = {
         "train.word_repetition", 0.1, 1, ("CWR", "wordrepeat")
     ),
     "embedding_mixup": Mitigation(
-        "train.embedding_mixup", 0.1, None, ("mixup_noise_lam",)
+        "train.embedding_mixup", 0.1, 100, ("mixup_noise_lam",)
     ),
-    "skipping": Mitigation("train.skip_above", 3.0, None, ("Wen", "hard_threshold")),
+    "skipping": Mitigation("train.skip_above", 2.0, 1e6, ("Wen", "hard_threshold")),
     "generation_noise": Mitigation(
-        "generate.gaussian_noise", 0.1, None, ("GNI", "rand_noise_lam_inference")
+        "generate.gaussian_noise", 0.1, 100, ("GNI", "rand_noise_lam_inference")
     ),
     "generation_tokens": Mitigation(
-        "generate.random_tokens", 2, None, ("RTI", "rand_word_add")
+        "generate.random_tokens", 2, 1000, ("RTI", "rand_word_add")
     ),
     "generation_repetition": Mitigation(
-        "generate.word_repetition", 2, None, ("CWRI", "rand_word_repeat")
+        "generate.word_repetition", 2, 1000, ("CWRI", "rand_word_repeat")
     ),
     "generation_numbers": Mitigation(
-        "generate.random_numbers", 2, None, ("RNA", "rand_numb_add")
+        "generate.random_numbers", 2, 1000, ("RNA", "rand_numb_add")
     ),
     "static_transition": Mitigation(
         "generate.guidance_transition", 500, None, ("STP",)
     ),
-    "dynamic_transition": Mitigation("generate.dynamic_transition", True, 1, ("DTP",)),
+    "dynamic_transition": Mitigation(
+        "generate.dynamic_transition", True, None, ("DTP",)
+    ),
     "opposite_guidance": Mitigation("generate.guidance_before", -2.0, None, ("OG",)),
     "prompt_optimisation": Mitigation(
         "generate.prompt_target", 3.0, None, ("PO", "optim_target_loss")
     ),
     "attention_rescaling": Mitigation(
-        "generate.start_attention", 1.25, None, ("CAR", "c1")
+        "generate.start_attention", 1.25, None, ("CAR", "c1", "miti_mem")
     ),
     "padding_mask": Mitigation(
-        "generate.mask_padding", True, 1, ("cross_attn_mask", "miti_mem")
+        "generate.mask_padding", True, None, ("cross_attn_mask",)
     ),
     "noise_selection": Mitigation("generate.noise_candidates", 8, None, ()),
     "noise_optimisation": Mitigation("generate.noise_target", 8.2, None, ("SAIL",)),
@@ -109,20 +112,28 @@ def with_mitigations(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     for asked in config.mitigation.apply:
-        name, _, strength = str(asked).partition("=")
+        name, given, strength = str(asked).partition("=")
         mitigation = _find(name)
         section, key = mitigation.setting.split(".")
         kind = type(config.mitigation[section][key])
-        try:
-            value = kind(float(strength)) if strength else kind(mitigation.strength)
-        except ValueError as error:
-            raise ValueError(
-                f"mitigation.apply: {asked!r}: {strength!r} is not a number"
-            ) from error
-        config.mitigation[section][key] = value
+        config.mitigation[section][key] = (
+            _read_strength(asked, strength, kind) if given else mitigation.strength
+        )
     config.mitigation.apply = ()
     _check(config)
     return config
+
+
+def _read_strength(asked: str, text: str, kind: type) -> Any:
+    expected = {bool: "0 or 1", int: "a whole number"}.get(kind, "a number")
+    try:
+        number = float(text)
+        value = kind(number)
+    except (ValueError, OverflowError):
+        number, value = math.nan, None
+    if value != number:
+        raise ValueError(f"mitigation.apply: {asked!r}: {text!r} is not {expected}")
+    return value
 
 
 def _find(name: str) -> Mitigation:
@@ -139,22 +150,31 @@ def _check(config: ConfigDict) -> None:
     check_mitigations(
         generation_mitigations(config.mitigation.generate),
         config.diffusion.num_train_timesteps,
+        config.eval.guidance_scale,
     )
     for mitigation in MITIGATIONS.values():
         section, key = mitigation.setting.split(".")
         value = config.mitigation[section][key]
-        if key in GenerationMitigations._fields:
-            continue  # checked together, above
-        if value < 0 or (mitigation.largest is not None and value > mitigation.largest):
-            above = "" if mitigation.largest is None else f" to {mitigation.largest}"
+        # The others were checked together, above. What is not a number is not below.
+        if mitigation.largest is not None and not 0 <= value <= mitigation.largest:
             raise ValueError(
                 f"mitigation.{mitigation.setting}={value} is out of range: use 0 for "
-                f"none{above or ' or more'}"
+                f"none, or up to {mitigation.largest:g}"
             )
     train = config.mitigation.train
     if train.num_insertions < 1:
         raise ValueError(
             f"mitigation.train.num_insertions={train.num_insertions} must be at least 1"
+        )
+    if train.num_insertions != 2 and not (train.random_tokens or train.word_repetition):
+        raise ValueError(
+            f"mitigation.train.num_insertions={train.num_insertions} changes nothing "
+            "without random_tokens or word_repetition: set one of them too"
+        )
+    if train.skip_above and config.data.caption_style == "unconditional":
+        raise ValueError(
+            f"mitigation.train.skip_above={train.skip_above} compares a caption with the "
+            "empty one, and data.caption_style='unconditional' has no other: set it to 0"
         )
     rewrites = [
         name
@@ -190,6 +210,32 @@ def check_captions_vary(config: ConfigDict, caption_counts: np.ndarray) -> None:
             f"each of the {len(caption_counts)} has one: make more with python -m "
             "copymit.data.caption, or give a captions file"
         )
+
+
+def unused_in_evaluation(asked: ConfigDict, trained: ConfigDict) -> list[str]:
+    """Says which mitigations in training are asked for after a training without them.
+
+    Args:
+      asked, trained: `mitigation` sections, of the evaluation and of the training.
+    Returns:
+      For each its setting, and the names of those that act at generation.
+    """
+    generate = ", ".join(
+        f"{name} ({', '.join(m.aliases)})" if m.aliases else name
+        for name, m in MITIGATIONS.items()
+        if m.setting.startswith("generate.")
+    )
+    asked_of_training = {
+        m.setting: asked.train[key]
+        for m in MITIGATIONS.values()
+        for section, _, key in (m.setting.partition("."),)
+        if section == "train" and asked.train[key] not in (0, trained.train[key])
+    }
+    return [
+        f"mitigation.{setting}={value} acts in training, and this model was not trained "
+        f"with it. At generation there are {generate}"
+        for setting, value in asked_of_training.items()
+    ]
 
 
 def training_caption(

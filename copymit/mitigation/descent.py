@@ -6,11 +6,25 @@ nothing else in the batch.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+
+class Descended(NamedTuple):
+    """Where a batch came to.
+
+    Attributes:
+      position: of each example.
+      steps: that each took: 0 if it was below the target from the start, and all that
+        were allowed if it was never seen below.
+    """
+
+    position: Float[Array, "B ..."]
+    steps: Int[Array, " B"]
 
 
 def row_norms(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
@@ -31,7 +45,7 @@ def descend(
     *,
     target: float,
     max_iterations: int,
-) -> Float[Array, "B ..."]:
+) -> Descended:
     """Moves every example until its loss is at most `target`.
 
     Args:
@@ -44,18 +58,19 @@ def descend(
     """
 
     def unfinished(carry):
-        _, _, active, iteration = carry
+        *_, active, _, iteration = carry
         return active.any() & (iteration < max_iterations)
 
     def move(carry):
-        x, optimizer_state, active, iteration = carry
+        x, optimizer_state, active, steps, iteration = carry
         values, pull_back = jax.vjp(losses, x)
         active &= values > target
         (gradient,) = pull_back(jnp.ones_like(values))
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, x)
         moved = jnp.where(per_row(active, x), x + updates, x)
-        return moved, optimizer_state, active, iteration + 1
+        return moved, optimizer_state, active, steps + active, iteration + 1
 
-    active = jnp.ones(start.shape[0], bool)
-    carry = (start, optimizer.init(start), active, jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, move, carry)[0]
+    active, steps = jnp.ones(start.shape[0], bool), jnp.zeros(start.shape[0], int)
+    carry = (start, optimizer.init(start), active, steps, jnp.asarray(0))
+    position, *_, steps, _ = jax.lax.while_loop(unfinished, move, carry)
+    return Descended(position, steps)

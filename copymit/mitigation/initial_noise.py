@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from copymit.mitigation.descent import descend, per_row, row_norms
+from copymit.mitigation.descent import Descended, descend, per_row, row_norms
 
 Difference = Callable[[jax.Array], jax.Array]
 """(noise "B h w c") -> conditional minus unconditional prediction of the first step."""
@@ -55,17 +55,15 @@ def optimise_noise(
     norm_weight: float = 0.05,
     learning_rate: float = 0.05,
     max_iterations: int = 10,
-) -> Float[Array, "B h w c"]:
+) -> Descended:
     """Descends the sharpness loss with Adam until it is at most `target` (SAIL).
 
     Args:
-      target: 0 changes nothing; 8.2 in the authors' code, of which 0.05 * 128 is the
+      target: 8.2 in the authors' code, of which 0.05 * 128 is the
         norm of 64x64x4 normal numbers.
     Returns:
       Noise; what is below the target from the start is as it was.
     """
-    if not target:
-        return noise
     return descend(
         lambda x: sharpness_loss(difference, x, norm_weight),
         noise,

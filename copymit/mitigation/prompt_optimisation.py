@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from copymit.diffusion.sampler import Predict, Step
-from copymit.mitigation.descent import descend, row_norms
+from copymit.mitigation.descent import Descended, descend, row_norms
 
 # Of torch's AdamW, which the paper's code leaves at its defaults.
 _WEIGHT_DECAY = 0.01
@@ -28,7 +28,7 @@ def optimise_prompts(
     target: float,
     learning_rate: float = 0.05,
     max_iterations: int = 10,
-) -> Float[Array, "B L D"]:
+) -> Descended:
     """Descends `||predict(x, t, e) - unconditional||` from the given embeddings e.
 
     The embedding of the start token stays as it is. The norm is that of the network's
@@ -39,13 +39,11 @@ def optimise_prompts(
       predict: the network with the prompt.
       unconditional: its prediction without the prompt at the same step.
       step: the first one of the sampling.
-      target: 0 changes nothing; 3 in the paper, for 64x64x4 latents of Stable Diffusion.
+      target: 3 in the paper, for 64x64x4 latents of Stable Diffusion.
       learning_rate: of AdamW; 0.05 in the paper.
     Returns:
       Embeddings in the dtype they came in; those at or below the target as they were.
     """
-    if not target:
-        return encoder_hidden_states
     dtype = encoder_hidden_states.dtype
 
     def magnitudes(hidden):
@@ -63,4 +61,4 @@ def optimise_prompts(
         target=target,
         max_iterations=max_iterations,
     )
-    return optimised.astype(dtype)
+    return optimised._replace(position=optimised.position.astype(dtype))

@@ -56,7 +56,7 @@ def make_preview(
 
     def preview(state: TrainState, step: int) -> UInt8[np.ndarray, "H W 3"]:
         networks = {**(state.ema or state.params), **state.frozen}
-        images = np.asarray(generate(networks, input_ids, np.arange(len(shown))))
+        images = np.asarray(generate(networks, input_ids, np.arange(len(shown))).images)
         grid = tile(images, _COLUMNS)
         if jax.process_index() == 0:
             (workdir / "samples").mkdir(exist_ok=True)

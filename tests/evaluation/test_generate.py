@@ -14,7 +14,9 @@ from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation import generate as generate_module
 from copymit.evaluation.generate import generate
+from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.prompts import make_prompts, read_prompts
+from copymit.generator import Generated
 
 
 @pytest.fixture
@@ -163,11 +165,13 @@ def test_a_missing_file_of_prompts_is_named(tmp_path):
 
 
 class FlatImages:
-    """A generator whose image k has the colour 10 k; it keeps what it was asked for."""
+    """A generator whose image k has the colour 10 k and took k mod 5 steps to each target;
+    it keeps what it was asked for."""
 
     def __init__(self):
         self.batches = []
         self.stop_after = None
+        self.optimised = ()
 
     def __call__(self, params, input_ids, image_ids):
         if len(self.batches) == self.stop_after:
@@ -176,7 +180,8 @@ class FlatImages:
         self.batches.append(numbers.tolist())
         assert len(input_ids) == len(numbers)
         colours = (10 * numbers).astype(np.uint8).reshape(-1, 1, 1, 1)
-        return jnp.broadcast_to(colours, (len(numbers), 16, 16, 3))
+        images = jnp.broadcast_to(colours, (len(numbers), 16, 16, 3))
+        return Generated(images, dict.fromkeys(self.optimised, image_ids % 5))
 
 
 @pytest.fixture
@@ -248,3 +253,41 @@ def test_a_wrong_setting_removes_nothing(run, config):
 def test_a_prompt_that_is_cut_is_reported(run, caplog):
     run()
     assert "prompt is cut to 8 tokens: 'family: man, woman, boy'" in caplog.text
+
+
+def pictures_of(out):
+    return sorted((out / "generations").iterdir())
+
+
+def test_what_optimisations_came_to_is_counted_even_after_an_interruption(
+    run, config, flat_images
+):
+    config.mitigation.generate.update(noise_target=8.2, noise_iterations=4)
+    flat_images.optimised, flat_images.stop_after = ("noise_target",), 1
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    flat_images.stop_after = None
+    found = score_optimisations(pictures_of(run()), config.mitigation.generate)
+    # Of 0 to 11 by 5: 0, 5 and 10 took no step, 4 and 9 all four.
+    assert found["num_noises_optimised"] == 9
+    assert found["num_noises_still_above_target"] == 2
+    (warning,) = found["warnings"]
+    assert "noise_target=8.2 was not reached by 2 of 12 generations in 4" in warning
+
+
+def test_a_target_above_every_generation_is_told(run, config, flat_images):
+    config.mitigation.generate.prompt_target = 100.0
+    config.eval.num_generations = 1
+    flat_images.optimised = ("prompt_target",)
+    found = score_optimisations(pictures_of(run()), config.mitigation.generate)
+    assert found["num_prompts_optimised"] == 0
+    (warning,) = found["warnings"]
+    assert "prompt_target=100 changed nothing: no generation was above" in warning
+
+
+def test_pictures_without_optimisation_or_without_notes_are_not_counted(run, config):
+    pictures = pictures_of(run())
+    nothing = {"warnings": []}
+    assert score_optimisations(pictures, config.mitigation.generate) == nothing
+    config.mitigation.generate.prompt_target = 3.0
+    assert score_optimisations(pictures, config.mitigation.generate) == nothing

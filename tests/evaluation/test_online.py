@@ -9,6 +9,7 @@ from copymit.data.dataset import load_dataset
 from copymit.embedding.image_set import examples_as_images
 from copymit.evaluation import online
 from copymit.evaluation.online import choose_prompted, make_copy_monitor
+from copymit.generator import Generated
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def monitored(config, monkeypatch, tmp_path):
     def measure(make):
         made = np.stack([make(images, int(row)) for row in chosen])
         monkeypatch.setattr(
-            online, "make_generate", lambda *_: lambda *_: jnp.asarray(made)
+            online,
+            "make_generate",
+            lambda *_: lambda *_: Generated(jnp.asarray(made), {}),
         )
         return make_copy_monitor(config, None, None, dataset, tmp_path)({}, 3)
 

@@ -118,7 +118,7 @@ def make_latents(ids=IDS, numbers=NUMBERS, sampler="ddim", scale=3.0, **strength
     *table, _ = SAMPLERS[sampler](SCHEDULER, 6)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(numbers)
     run = compiled(scale, OFF._replace(**strengths))
-    return np.asarray(run(table, ids, keys, REFERENCES))
+    return np.asarray(run(table, ids, keys, REFERENCES).latents)
 
 
 # Programs with float32 sums in another order, through 6 steps.
@@ -139,7 +139,7 @@ def test_everything_off_is_the_plain_sampling_bit_for_bit():
             OFF,
             guidance_scale=7.5,
             num_train_timesteps=1000,
-        )
+        ).latents
 
     def plain(noise):
         denoise = with_guidance(
@@ -206,7 +206,9 @@ def test_the_generator_composes_all_of_them():
             0, "dpmsolver++", 4, None, 3.0, None, 0.1, mitigations
         )
         generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE)
-        images.append(np.asarray(generate({}, IDS, NUMBERS, REFERENCES)).astype(int))
+        made = generate({}, IDS, NUMBERS, REFERENCES)
+        assert made.steps.keys() <= {"prompt_target", "noise_target"}
+        images.append(np.asarray(made.images).astype(int))
     assert images[1].std(axis=(1, 2, 3)).min() > 10
     assert np.abs(images[1] - images[0]).max(axis=(1, 2, 3)).min() > 10
 
@@ -223,14 +225,50 @@ def test_the_generator_composes_all_of_them():
             {"guidance_transition": 500, "dynamic_transition": True},
             "guidance_transition=500 and dynamic_transition=True both",
         ),
-        ({"guidance_before": -2.0}, "guidance_before=-2.0 .* add dynamic_transition"),
+        ({"guidance_before": -2.0}, "guidance_before=-2.0 .* or dynamic_transition"),
+        ({"prompt_iterations": 20}, "20 changes nothing alone: add prompt_target"),
+        ({"noise_norm_weight": 0.01}, "0.01 changes nothing alone: add noise_target"),
+        ({"clean_threshold": 0.8}, "alone: add repulsion or despecification"),
     ],
 )
 def test_a_strength_that_cannot_be_is_named_with_the_way_out(strengths, message):
     with pytest.raises(
         ValueError, match=rf"mitigation\.generate\..*{message}|{message}"
     ):
-        check_mitigations(OFF._replace(**strengths), 1000)
+        check_mitigations(OFF._replace(**strengths), 1000, 7.5)
+
+
+def test_despecification_without_guidance_to_take_is_refused():
+    check_mitigations(OFF._replace(despecification=13.0), 1000, 1.5)
+    with pytest.raises(ValueError, match=r"despecification=13.0 .*guidance_scale=1"):
+        check_mitigations(OFF._replace(despecification=13.0), 1000, 1.0)
+
+
+@pytest.mark.parametrize(("transition", "begins"), [(990, "at once"), (10, "never")])
+def test_a_transition_outside_of_the_sampling_is_refused(transition, begins):
+    mitigations = OFF._replace(guidance_transition=transition)
+    options = SamplingOptions(0, "ddim", 40, "leading", 3, None, 0, mitigations)
+    # Timesteps 976 to 1.
+    message = rf"transition={transition} is not .* 976 to 1, .* begin {begins}"
+    if transition == 10:
+        options = options._replace(timestep_spacing="trailing")
+        message = rf"transition={transition} is not .* 999 to 24, .* begin {begins}"
+    with pytest.raises(ValueError, match=message):
+        make_generate(MODEL, SCHEDULER, options, NEGATIVE)
+
+
+@pytest.mark.parametrize("name", ["prompt", "noise"])
+def test_the_steps_of_an_optimisation_tell_what_came_of_it(name):
+    (setting,) = EACH[name]
+    *table, _ = SAMPLERS["ddim"](SCHEDULER, 6)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(NUMBERS)
+
+    def steps(target):
+        run = compiled(3.0, OFF._replace(**{setting: target}))
+        return run(table, IDS, keys, REFERENCES).steps[setting].tolist()
+
+    assert steps(1e6) == [0] * B
+    assert steps(1e-6) == [10] * B
 
 
 @pytest.mark.parametrize("name", ["repulsion", "despecification"])

@@ -1,5 +1,7 @@
 """Mitigations as a config asks for them: names, strengths, contradictions, and together."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from copymit.mitigation.compose import (
     generation_rewrite,
     training_caption,
     training_embeddings,
+    unused_in_evaluation,
     with_mitigations,
 )
 
@@ -50,6 +53,21 @@ def test_names_of_two_mitigations_never_meet():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize(
+    ("flag", "setting"),
+    [
+        ("c1", "start_attention"),
+        ("miti_mem", "start_attention"),  # without it, their c1 does nothing
+        ("cross_attn_mask", "mask_padding"),
+    ],
+)
+def test_flags_of_the_attention_paper_s_code_mean_what_they_meant(
+    flag, setting, config
+):
+    config.mitigation.apply = (flag,)
+    assert with_mitigations(config).mitigation.generate[setting]
+
+
 def test_a_strength_is_taken_as_given(config):
     config.mitigation.apply = ("GN=0.25", "RNA=4")
     resolved = with_mitigations(config).mitigation
@@ -66,7 +84,26 @@ def test_a_strength_is_taken_as_given(config):
             {"mitigation.train.random_caption": 1.5},
             r"random_caption=1\.5 is out of range",
         ),
-        ({"mitigation.train.gaussian_noise": -0.1}, "use 0 for none or more"),
+        ({"mitigation.train.gaussian_noise": -0.1}, "use 0 for none, or up to 100"),
+        ({"mitigation.train.gaussian_noise": math.nan}, "gaussian_noise=nan is out of"),
+        ({"mitigation.train.skip_above": math.inf}, "skip_above=inf is out of range"),
+        ({"mitigation.generate.gaussian_noise": math.nan}, "noise=nan is out of range"),
+        ({"mitigation.apply": ("GN=",)}, "'GN=': '' is not a number"),
+        ({"mitigation.apply": ("GN=nan",)}, "'nan' is not a number"),
+        ({"mitigation.apply": ("RNA=2.7",)}, "'2.7' is not a whole number"),
+        ({"mitigation.apply": ("RNA=inf",)}, "'inf' is not a whole number"),
+        ({"mitigation.apply": ("RNA=1e9",)}, "random_numbers=1000000000 is out of"),
+        ({"mitigation.apply": ("MC=0.5",)}, "'0.5' is not 0 or 1"),
+        ({"mitigation.apply": ("OG",)}, "guidance_before=-2.0 changes nothing alone"),
+        (
+            {"mitigation.apply": ("despecification",), "eval.guidance_scale": 1.0},
+            "despecification=13.0 takes guidance off down to",
+        ),
+        (
+            {"mitigation.apply": ("Wen",), "data.caption_style": "unconditional"},
+            "skip_above=2.0 compares a caption with the empty one",
+        ),
+        ({"mitigation.train.num_insertions": 4}, "num_insertions=4 changes nothing"),
         (
             {"mitigation.generate.random_numbers": -1},
             "random_numbers=-1 is out of range",
@@ -86,6 +123,23 @@ def test_what_cannot_be_is_refused(changes, message, config):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         with_mitigations(config)
+
+
+def test_a_switch_may_be_given_as_0_or_1(config):
+    config.mitigation.apply = ("MC=1", "DTP=0")
+    resolved = with_mitigations(config).mitigation
+    assert resolved.train.multiple_captions is True
+    assert resolved.generate.dynamic_transition is False
+
+
+def test_what_acts_in_training_alone_is_told_where_there_was_another(config):
+    trained = config.mitigation.copy_and_resolve_references()
+    trained.train.gaussian_noise = 0.1
+    assert unused_in_evaluation(config.mitigation, trained) == []
+    assert unused_in_evaluation(trained, trained) == []
+    (problem,) = unused_in_evaluation(trained, config.mitigation)
+    assert "train.gaussian_noise=0.1 acts in training" in problem
+    assert "generation_noise (GNI, " in problem
 
 
 def test_multiple_captions_of_images_with_one_are_refused(config):

@@ -12,11 +12,13 @@ def squares(x):
 
 
 def run(x, target, iterations, rate=0.5):
+    return np.asarray(descended(x, target, iterations, rate).position)
+
+
+def descended(x, target, iterations, rate=0.5):
     start = jnp.asarray(x, jnp.float32)
-    return np.asarray(
-        descend(
-            squares, start, optax.sgd(rate), target=target, max_iterations=iterations
-        )
+    return descend(
+        squares, start, optax.sgd(rate), target=target, max_iterations=iterations
     )
 
 
@@ -24,6 +26,12 @@ def test_every_row_stops_at_the_first_point_below_the_target():
     # Halved at every step, the loss is quartered: 8, 2, 0.5, 0.125.
     moved = run([[4.0], [1.0], [0.5]], target=0.5, iterations=10)
     assert moved.tolist() == [[1.0], [1.0], [0.5]]
+
+
+def test_steps_are_counted_row_by_row():
+    # As above; the last one starts too high for five steps.
+    found = descended([[4.0], [1.0], [0.5], [1000.0]], target=0.5, iterations=5)
+    assert found.steps.tolist() == [2, 0, 0, 5]
 
 
 def test_there_are_no_more_iterations_than_allowed():
@@ -44,7 +52,7 @@ def test_a_row_whose_loss_is_not_a_number_stays():
 
 
 def test_the_norm_of_nothing_has_no_gradient():
-    descended = descend(
+    found = descend(
         row_norms, jnp.zeros((1, 3)), optax.sgd(1.0), target=-1.0, max_iterations=2
     )
-    assert not np.asarray(descended).any()
+    assert not np.asarray(found.position).any()

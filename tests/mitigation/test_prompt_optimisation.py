@@ -28,15 +28,12 @@ def optimise(hidden, unconditional=None, **options):
     step = STEP._replace(noisy_latents=jnp.zeros((len(hidden), 2, 2, 3)))
     if unconditional is None:
         unconditional = jnp.zeros_like(step.noisy_latents)
-    return optimise_prompts(network, hidden, unconditional, step, **options)
+    found = optimise_prompts(network, hidden, unconditional, step, **options)
+    return found.position
 
 
 def magnitudes(hidden) -> np.ndarray:
     return np.linalg.norm(np.asarray(hidden.astype(jnp.float32)).sum(1), axis=1)
-
-
-def test_a_target_of_zero_returns_the_very_array(hidden):
-    assert optimise(hidden, target=0.0) is hidden
 
 
 def test_the_first_step_is_that_of_adamw(hidden):

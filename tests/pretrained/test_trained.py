@@ -155,7 +155,7 @@ def test_diffusers_generates_the_same_image_from_the_exported_run(run):
         token_ids(NEGATIVE),
     )
     number = np.array([5], np.int32)
-    ours = np.asarray(generate(params, token_ids(PROMPT)[None], number))[0] / 255
+    ours = np.asarray(generate(params, token_ids(PROMPT)[None], number).images)[0] / 255
 
     key = jax.random.fold_in(jax.random.key(config.eval.seed), 5)
     noise = np.asarray(jax.random.normal(key, model.latent_shape))
