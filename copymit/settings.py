@@ -97,7 +97,11 @@ def evaluation_settings() -> ConfigDict:
     detection.num_seeds = 1  # initial noises a prompt; the cost grows with it
     detection.memorised_similarity = 0.0  # of its generations; 0 = above 95 % of the
     # training images' to each other
-    detection.memorised_prompts = ""  # a file of those that are; "" = by similarity
+    # As eval.prompts_file, a file of those that are memorised; "" = by similarity.
+    detection.memorised_prompts = ""
+    # And one of those that are not: with both only these two lists are looked at, and
+    # nothing needs to be generated before.
+    detection.other_prompts = ""
     detection.text_noise = 0.1
     detection.num_text_noises = 2
     detection.entropy_layer = 3  # of entropy E

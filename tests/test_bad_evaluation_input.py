@@ -82,6 +82,39 @@ def test_a_wrong_value_of_the_eval_section_is_named_before_anything_is_removed(
     assert earlier.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "memorised_prompts",
+            "gone.txt",
+            "detection.memorised_prompts='gone.txt' does",
+        ),
+        ("other_prompts", __file__, "set eval.detection.memorised_prompts"),
+        ("memorised_similarity", float("nan"), "memorised_similarity=nan must be"),
+        ("num_prompts", 0, "num_prompts=0 must be at least 1"),
+    ],
+)
+def test_wrong_settings_of_the_detection_are_named(
+    name, value, message, config, workdir
+):
+    config.eval.detection[name] = value
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_stages(open_run(workdir, config, None), ["detect"])
+
+
+def test_a_mitigation_in_training_is_refused_where_only_generation_is_left(
+    config, workdir
+):
+    config.mitigation.apply = ("RT",)
+    with pytest.raises(
+        ValueError, match=r"train\.random_tokens=0\.1 acts in training.*tokens \(RTI"
+    ):
+        open_run(workdir, config, None)
+    config.mitigation.apply = ("RTI",)
+    assert open_run(workdir, config, None).run.config.mitigation.generate.random_tokens
+
+
 def test_an_unknown_stage_is_named_beside_the_known_ones(workdir):
     with pytest.raises(ValueError, match="generate,embed,search,score,detect,report"):
         run_stages(open_run(workdir, None, None), ["generate", "judge"])

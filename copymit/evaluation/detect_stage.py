@@ -2,7 +2,8 @@
 
 Writes `detection.parquet`, a row a prompt: its kind, the similarity of its generations,
 whether it is memorised, every detector; `detection.json`, AUC and TPR at 1 % FPR; and
-what `detect_prompts` keeps. Prompts are taken as given, before any mitigation.
+what `detect_prompts` keeps. Prompts are taken as given, before any mitigation. Where two
+lists say which prompts are memorised and which are not, no scored run is needed.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+from ml_collections import ConfigDict
 
 from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation.artefacts import Artefacts, write_table
@@ -22,7 +24,7 @@ from copymit.evaluation.subject import Run, Subject
 from copymit.mitigation.detection import DETECTORS
 from copymit.mitigation.detector import DetectionOptions
 
-UNSEEN = "unseen"
+PROMPTED, UNSEEN = "prompted", "unseen"
 _OPTIONS = (
     "num_seeds",
     "text_noise",
@@ -43,8 +45,15 @@ def run_detect(subject: Subject, artefacts: Artefacts) -> None:
             "the detect stage looks into a model, and there are only images: give "
             "--workdir of a training, or --model"
         )
-    prompts = list_prompts(subject)
     settings = subject.eval.detection
+    prompts = given_prompts(settings, subject.eval) or list_prompts(subject)
+    known = settings.memorised_prompts and set(read_prompts(settings.memorised_prompts))
+    if known and known.isdisjoint(prompt.prompt_used for prompt in prompts):
+        raise ValueError(
+            f"eval.detection.memorised_prompts={settings.memorised_prompts!r} has none of "
+            f"the {len(prompts)} prompts that are looked at: set eval.prompts='file' and "
+            "eval.prompts_file, or eval.detection.other_prompts to look at both lists"
+        )
     measured = detect_prompts(
         subject.run.config,
         subject.run.load_params,
@@ -62,6 +71,29 @@ def run_detect(subject: Subject, artefacts: Artefacts) -> None:
         artefacts.detection_summary.write_text(text + "\n")
 
 
+def given_prompts(detection: ConfigDict, evaluation: ConfigDict) -> dict[Prompt, str]:
+    """Lists the prompts of `memorised_prompts` and `other_prompts`, if both are given.
+
+    Raises:
+      ValueError: if a prompt is in both files.
+    """
+    if not detection.other_prompts:
+        return {}
+    memorised = read_prompts(detection.memorised_prompts)
+    others = read_prompts(detection.other_prompts)
+    if twice := sorted(set(memorised) & set(others)):
+        raise ValueError(
+            f"eval.detection: {twice[0]!r} is in both {detection.memorised_prompts} and "
+            f"{detection.other_prompts}: leave it in one"
+        )
+    texts = dict.fromkeys([*memorised, *others])
+    seed, scale = evaluation.seed, evaluation.guidance_scale
+    return {
+        Prompt(f"{i:06d}", text, text, seed, scale, None): PROMPTED
+        for i, text in enumerate(texts)
+    }
+
+
 def list_prompts(subject: Subject) -> dict[Prompt, str]:
     """Lists distinct prompts with their kinds: those generated from, then unseen ones."""
     assert subject.run is not None
@@ -74,7 +106,7 @@ def list_prompts(subject: Subject) -> dict[Prompt, str]:
             text = row["prompt"]
             given = Prompt(**{k: row[k] for k in Prompt._fields})
             chosen.setdefault(text, given._replace(prompt_used=text))
-    listed = dict.fromkeys(chosen.values(), "prompted")
+    listed = dict.fromkeys(chosen.values(), PROMPTED)
     for prompt in _heldout_prompts(run, most):
         if prompt.prompt not in chosen:
             number = len(generated) + len(listed)
@@ -103,19 +135,18 @@ def with_truth(
     """Adds `similarity`, of a prompt's generations, and `memorised`.
 
     The similarity is the mean of the similarities of all generations of the prompt to
-    their nearest training images. Unseen prompts have no generations.
+    their nearest training images. Unseen prompts have no generations, nor have those of
+    two lists.
 
     Returns:
       The table, and how it was decided what is memorised.
     """
-    matches = artefacts.read_matches(artefacts.headline, "generations")
-    nearest = matches[matches["rank"] == 0].set_index("generation")["similarity"]
-    prompts = subject.prompts()
-    assert prompts is not None
-    similarity = prompts["id"].map(nearest).groupby(prompts["prompt"]).mean()
     table = measured.copy()
     prompted = table["kind"] != UNSEEN
-    table.insert(3, "similarity", table["prompt"].map(similarity).where(prompted))
+    similarity = np.nan
+    if not subject.eval.detection.other_prompts:
+        similarity = _similarities(table["prompt"], subject, artefacts).where(prompted)
+    table.insert(3, "similarity", similarity)
     if path := subject.eval.detection.memorised_prompts:
         memorised = table["prompt"].isin(set(read_prompts(path)))
         truth = f"prompts listed in {path}"
@@ -134,6 +165,16 @@ def with_truth(
         memorised = table["similarity"] > threshold
     table.insert(4, "memorised", memorised & prompted)
     return table, truth
+
+
+def _similarities(
+    texts: pd.Series, subject: Subject, artefacts: Artefacts
+) -> pd.Series:
+    matches = artefacts.read_matches(artefacts.headline, "generations")
+    nearest = matches[matches["rank"] == 0].set_index("generation")["similarity"]
+    prompts = subject.prompts()
+    assert prompts is not None
+    return texts.map(prompts["id"].map(nearest).groupby(prompts["prompt"]).mean())
 
 
 def summarise_kinds(table: pd.DataFrame, seed: int) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def run_stages(
             if stage not in OPTIONAL_STAGES and not finished:
                 unfinished = unfinished or stage
             continue
-        if unfinished:
+        lists = stage == "detect" and subject.eval.detection.other_prompts
+        if unfinished and not lists:
             raise ValueError(
                 f"the {stage} stage needs what the {unfinished} stage makes, and in "
                 f"{subject.out} that is missing or of other settings: run "

@@ -58,8 +58,9 @@ def stage_settings(config: ConfigDict, stage: str) -> list:
         settings.append(["read", read_prompts(config.prompts_file)])
     if stage == "detect":
         settings.append(config.detection.to_dict())
-        if path := config.detection.memorised_prompts:
-            settings.append(["read", read_prompts(path)])
+        for name in ("memorised_prompts", "other_prompts"):
+            if path := config.detection[name]:
+                settings.append(["read", read_prompts(path)])
     if stage == "embed":
         settings += [[k, _identity(v)] for k, v in sorted(config.weights.items()) if v]
     return settings
@@ -98,12 +99,18 @@ def check_settings(config: ConfigDict) -> None:
     list_tiles(config.tiles)
     detection = config.detection
     for name, least in (("num_prompts", 1), ("memorised_similarity", 0)):
-        if detection[name] < least:
+        if not detection[name] >= least:  # what is not a number is not either
             raise ValueError(
                 f"eval.detection.{name}={detection[name]} must be at least {least}"
             )
-    if detection.memorised_prompts:
-        read_prompts(detection.memorised_prompts, "eval.detection.memorised_prompts")
+    for name in ("memorised_prompts", "other_prompts"):
+        if detection[name]:
+            read_prompts(detection[name], f"eval.detection.{name}")
+    if detection.other_prompts and not detection.memorised_prompts:
+        raise ValueError(
+            f"eval.detection.other_prompts={detection.other_prompts!r} are those that are "
+            "not memorised: set eval.detection.memorised_prompts, a file of those that are"
+        )
 
 
 def _identity(weights: str) -> list:

@@ -9,8 +9,10 @@ from etils import epath
 
 from configs import tiny
 from copymit.data.dataset import load_dataset
+from copymit.evaluation import detect_stage
 from copymit.evaluation.artefacts import Artefacts, write_table
 from copymit.evaluation.detect_stage import (
+    given_prompts,
     list_prompts,
     run_detect,
     summarise_kinds,
@@ -113,6 +115,58 @@ def test_a_threshold_or_a_list_of_prompts_may_decide(
     table, truth = with_truth(measured, subject, artefacts)
     assert table["memorised"].tolist() == [False, True, False, False]
     assert "known.txt" in truth
+
+
+@pytest.fixture
+def lists(config, tmp_path):
+    """Returns a function: texts known to be memorised, and others -> the settings."""
+
+    def write(memorised, others):
+        for name, texts in (("memorised", memorised), ("other", others)):
+            path = tmp_path / f"{name}.txt"
+            path.write_text("\n".join(texts))
+            config.eval.detection[f"{name}_prompts"] = str(path)
+        return config.eval.detection
+
+    return write
+
+
+def test_two_lists_are_looked_at_in_place_of_what_was_generated(lists, config):
+    listed = given_prompts(lists(["a", "b", "a"], ["c"]), config.eval)
+    assert [p.prompt_used for p in listed] == ["a", "b", "c"]
+    assert [p.id for p in listed] == ["000000", "000001", "000002"]
+    assert set(listed.values()) == {"prompted"}
+
+
+def test_without_both_lists_there_is_none(config):
+    assert given_prompts(config.eval.detection, config.eval) == {}
+
+
+def test_a_prompt_in_both_lists_is_refused(lists, config):
+    with pytest.raises(ValueError, match=r"'b' is in both .*memorised.txt and .*other"):
+        given_prompts(lists(["a", "b"], ["b"]), config.eval)
+
+
+def test_two_lists_are_the_truth_and_need_no_generations(lists, subject, tmp_path):
+    lists(["a"], ["b", "c"])
+    measured = pd.DataFrame(
+        {"id": list("012"), "prompt": list("abc"), "kind": ["prompted"] * 3}
+    )
+    nothing = Artefacts(epath.Path(tmp_path / "nothing"), "pixels")
+    table, truth = with_truth(measured, subject, nothing)
+    assert table["memorised"].tolist() == [True, False, False]
+    assert table["similarity"].isna().all()
+    assert "memorised.txt" in truth
+
+
+def test_a_list_that_names_no_prompt_is_refused_before_anything_is_measured(
+    lists, subject, artefacts, config, monkeypatch
+):
+    monkeypatch.setattr(detect_stage, "detect_prompts", None)
+    lists(["never generated"], ["b"])
+    config.eval.detection.other_prompts = ""
+    with pytest.raises(ValueError, match=r"memorised.txt' has none of the 4 prompts"):
+        run_detect(subject, artefacts)
 
 
 def test_each_comparison_has_its_own_numbers():
