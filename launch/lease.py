@@ -5,15 +5,20 @@ A record is only ever replaced by someone who has read the very version that is 
 `ifGenerationMatch`). So of several launchers one wins, without a server.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tensorstore as ts
+
+# Half a minute in all: who does not reach the records for long has to say so.
+_RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "8s"}
+_PATIENCE_SECS = 60  # where nothing is refused, and nothing answered
 
 State = Literal["pending", "running", "done", "failed"]
 
@@ -80,7 +85,9 @@ class Ledger:
     """
 
     def __init__(self, root: str | os.PathLike):
-        self._store = ts.KvStore.open(_spec(str(root))).result()
+        self._root = str(root)
+        context = ts.Context({"gcs_request_retries": _RETRIES})
+        self._store = ts.KvStore.open(_spec(self._root), context=context).result()
 
     def read(self, keys: Sequence[str]) -> list[Version]:
         """Reads records, all at once.
@@ -90,7 +97,7 @@ class Ledger:
           ConnectionError: if they cannot be reached.
         """
         pending = [self._store.read(f"{key}.json") for key in keys]
-        results = [_wait_for(future) for future in pending]
+        results = [self._wait_for(future) for future in pending]
         return [
             Version(_parse(key, result.value), result.stamp.generation)
             for key, result in zip(keys, results, strict=True)
@@ -105,7 +112,7 @@ class Ledger:
         text = json.dumps(
             record._asdict() | {"owner": record.owner._asdict()}, indent=1
         )
-        stamp = _wait_for(
+        stamp = self._wait_for(
             self._store.write(f"{key}.json", text.encode(), if_equal=generation)
         )
         if stamp.generation:
@@ -113,6 +120,31 @@ class Ledger:
         # The answer to an earlier attempt of ours may have been lost on the way.
         (version,) = self.read([key])
         return version.generation if version.record == record else None
+
+    def _wait_for(self, future: Any) -> Any:
+        try:
+            return future.result(timeout=_PATIENCE_SECS)
+        except TimeoutError:
+            future.cancel()
+            reason = f"no answer in {_PATIENCE_SECS} s"
+        except Exception as error:  # tensorstore's have no common kind
+            reason = str(error)
+        raise ConnectionError(f"{self._root} cannot be reached: {reason}")
+
+
+@contextlib.contextmanager
+def reaching(root: str) -> Iterator[None]:
+    """Gives what gcsfs raises, of many kinds and after all its retries, one name.
+
+    Raises:
+      ConnectionError: for anything but a ValueError, which is about the content.
+    """
+    try:
+        yield
+    except (ConnectionError, ImportError, ValueError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{root} cannot be reached: {error}") from error
 
 
 class Lease:
@@ -149,6 +181,12 @@ class Lease:
     def _write(self, record: Record) -> bool:
         generation = self._ledger.replace(self.key, record, self._generation)
         if generation is None:
+            # A sign of life that was given up may have arrived after all.
+            (there,) = self._ledger.read([self.key])
+            if there.record is None or there.record.owner != record.owner:
+                return False
+            generation = self._ledger.replace(self.key, record, there.generation)
+        if generation is None:
             return False
         self._record, self._generation = record, generation
         return True
@@ -159,12 +197,13 @@ class Watch:
 
     A lease counts as abandoned when its owner is known to be dead, or when it was seen
     unchanged for `patience_secs` by the clock of whoever looks: clocks of different
-    hosts are never compared.
+    hosts are never compared. Only time in which it was looked at counts: who could not
+    look, since the bucket was away or the machine asleep, knows nothing of the owner.
     """
 
     def __init__(self, me: Owner, patience_secs: float):
         self.me, self.patience_secs = me, patience_secs
-        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._seen: dict[str, tuple[bytes, float, float]] = {}
 
     def is_abandoned(self, key: str, version: Version) -> bool:
         """Looks at a running record once more."""
@@ -172,11 +211,12 @@ class Watch:
         if version.record.owner.is_dead(self.me):
             return True
         now = time.monotonic()
-        generation, since = self._seen.get(key, (b"", now))
+        generation, silent, looked = self._seen.get(key, (b"", 0.0, now))
+        silent += min(now - looked, self.patience_secs / 4)
         if generation != version.generation:
-            since = now
-        self._seen[key] = version.generation, since
-        return now - since >= self.patience_secs
+            silent = 0.0
+        self._seen[key] = version.generation, silent, now
+        return silent >= self.patience_secs
 
 
 def claim(
@@ -237,13 +277,6 @@ def _ticks_at_start(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] == "Z" else fields[19]
-
-
-def _wait_for(future: Any) -> Any:
-    try:
-        return future.result()
-    except Exception as error:  # tensorstore's are of many kinds, without a common one
-        raise ConnectionError(f"the records cannot be reached: {error}") from error
 
 
 def _spec(root: str) -> dict[str, str]:

@@ -1,19 +1,33 @@
 """Where the trials of a sweep stand, read from what lies in its directory."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from launch.lease import Ledger, Record
+from launch.lease import Ledger, Version, Watch, reaching
 from launch.trials import Plan, Task, unique_tasks
 from launch.worker import standing
 
 _REFRESH_SECS = 2.0
-_MAX_NAME = 44
+_READERS = 16  # files read at a time: those of a bucket take a while each
+_HEADER = ("trial", "state", "progress", "ETA", "loss", "similarity")
+_FEWEST_OF_NAME = 24  # characters, however narrow the terminal
+# What is shown first where not all fits.
+_STATES = (
+    "training",
+    "evaluating",
+    "abandoned",
+    "failed",
+    "trained",
+    "pending",
+    "done",
+)
 
 
 class Row(NamedTuple):
@@ -28,23 +42,32 @@ class Row(NamedTuple):
     note: str
 
 
-def show(plans: Sequence[Plan], root: str, max_failures: int) -> None:
+def show(plans: Sequence[Plan], root: str, max_failures: int, watch: Watch) -> None:
     """Prints the table: again and again at a terminal until all is done, else once."""
-    live = sys.stdout.isatty()
-    while True:
-        rows = tabulate(plans, root, max_failures)
-        if live:
-            print("\033[H\033[J", end="")
-        print(to_text(rows), flush=True)
-        if not live or all(row.state in ("done", "failed") for row in rows):
-            return
-        try:
-            time.sleep(_REFRESH_SECS)
-        except KeyboardInterrupt:
-            return
+    if not sys.stdout.isatty():
+        print(to_text(tabulate(plans, root, max_failures, watch)))
+        return
+    rows: list[Row] = []
+    try:
+        while not rows or not all(row.state in ("done", "failed") for row in rows):
+            time.sleep(_REFRESH_SECS if rows else 0.0)
+            trouble = ""
+            try:
+                rows = tabulate(plans, root, max_failures, watch)
+            except ConnectionError as error:
+                if not rows:
+                    raise
+                trouble = f"\n{error}; trying again"
+            size = shutil.get_terminal_size()
+            text = to_text(rows, size.columns, size.lines - 2)
+            print(f"\033[H\033[J{text}{trouble}", flush=True)
+    except KeyboardInterrupt:
+        return
 
 
-def tabulate(plans: Sequence[Plan], root: str, max_failures: int) -> list[Row]:
+def tabulate(
+    plans: Sequence[Plan], root: str, max_failures: int, watch: Watch
+) -> list[Row]:
     """Makes a row of each trial.
 
     Raises:
@@ -53,34 +76,31 @@ def tabulate(plans: Sequence[Plan], root: str, max_failures: int) -> list[Row]:
     tasks = {task.key: task for task in unique_tasks(plans)}
     versions = dict(zip(tasks, Ledger(root).read(list(tasks)), strict=True))
     states = standing(tasks, versions, max_failures)
-    metrics: dict[str, tuple[dict, int]] = {}
-    rows = []
-    for made in plans:
-        workdir = made.tasks[-1].workdir
-        if workdir not in metrics:
-            metrics[workdir] = _read_progress(epath.Path(root) / workdir)
-        rows.append(
-            _row(
-                made,
-                states,
-                {key: version.record for key, version in versions.items()},
-                *metrics[workdir],
-                _read_json(epath.Path(root) / made.scores / "scores.json"),
-            )
-        )
-    return rows
+    for key, state in states.items():
+        if state == "running" and watch.is_abandoned(key, versions[key]):
+            states[key] = "abandoned"
+    workdirs = list(dict.fromkeys(made.tasks[-1].workdir for made in plans))
+    with reaching(root), ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda w: _read_progress(epath.Path(root) / w), workdirs)
+        paths = [epath.Path(root) / made.scores / "scores.json" for made in plans]
+        scores = list(pool.map(_read_json, paths))
+        progress = dict(zip(workdirs, found, strict=True))
+    return [
+        _row(made, states, versions, *progress[made.tasks[-1].workdir], known)
+        for made, known in zip(plans, scores, strict=True)
+    ]
 
 
 def _row(
     made: Plan,
     states: Mapping[str, str],
-    records: Mapping[str, Record | None],
+    versions: Mapping[str, Version],
     last: Mapping[str, float],
     total: int,
     scores: Mapping[str, Any],
 ) -> Row:
     task = _current(made.tasks, states)
-    state, record = states[task.key], records[task.key]
+    state, record = states[task.key], versions[task.key].record
     what = task.key.rpartition("/")[2].partition("-")[0]
     if state == "running":
         state = "training" if what == "train" else "evaluating"
@@ -95,11 +115,14 @@ def _row(
     progress = "100 %" if done else f"{step}/{total}" if last else ""
     note = ""
     if record is not None and not done:
+        place = f"on {record.owner.host}, process {record.owner.pid}"
         if state in ("training", "evaluating"):
-            note = f"on {record.owner.host}, process {record.owner.pid}"
+            note = place
+        elif state == "abandoned":
+            note = f"{what} {place}, which died or was cut off: start a launcher"
         elif record.error:
             last_line = record.error.strip().splitlines()[-1]
-            note = f"{what} failed {record.failures}x: {last_line[:90]}"
+            note = f"{what} failed {record.failures}x: {last_line}"
     return Row(
         made.trial.name,
         "done" if done else state,
@@ -136,31 +159,45 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
         return {}  # being written
 
 
-def to_text(rows: Sequence[Row]) -> str:
-    """Lays rows out for a terminal, with a summary."""
-    header = ("trial", "state", "progress", "ETA", "loss", "similarity", "")
-    table = [header] + [
-        (
-            row.trial
-            if len(row.trial) <= _MAX_NAME
-            else row.trial[: _MAX_NAME - 1] + "…",
-            row.state,
-            row.progress,
-            row.eta,
-            "" if row.loss is None else f"{row.loss:.4f}",
-            "" if row.similarity is None else f"{row.similarity:.3f}",
-            row.note,
-        )
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
+def to_text(rows: Sequence[Row], columns: int = 0, lines: int = 0) -> str:
+    """Lays rows out for a terminal of a size (0 = any), with a summary.
+
+    Where not all fits, what runs and what failed is shown first.
+    """
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    return "\n".join([*lines, f"{len(rows)} trials: {counts}"])
+    summary = f"{len(rows)} trials: {counts}"
+    if lines and len(rows) + sum(bool(row.note) for row in rows) + 2 > lines:
+        rows = sorted(rows, key=lambda row: _STATES.index(row.state))
+    cells = [_HEADER, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if columns:
+        taken = sum(widths[1:]) + 2 * len(widths[1:])
+        widths[0] = min(widths[0], max(columns - taken, _FEWEST_OF_NAME))
+    text: list[str] = []
+    for (name, *others), note in zip(cells, ["", *(r.note for r in rows)], strict=True):
+        first = _shorten(name, widths[0])
+        padded = map(str.ljust, (first, *others), widths)
+        block = ["  ".join(padded).rstrip(), *([f"    {note}"] if note else [])]
+        if lines and len(text) + len(block) > lines - 2:
+            text.append("and more")
+            break
+        text += block
+    return "\n".join(line[: columns or None] for line in [*text, summary])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    loss = "" if row.loss is None else f"{row.loss:.4f}"
+    similarity = "" if row.similarity is None else f"{row.similarity:.3f}"
+    return row.trial, row.state, row.progress, row.eta, loss, similarity
+
+
+def _shorten(name: str, width: int) -> str:
+    """Leaves out the middle: trials of one setting differ at the end."""
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from launch.backends import Backend, local, python_command, tpu, xpk
 from launch.collect import collect
-from launch.lease import Watch, this_process
+from launch.lease import Watch, reaching, this_process
 from launch.status import show
 from launch.trials import (
     Plan,
@@ -105,7 +105,8 @@ def _run(arguments: argparse.Namespace) -> int:
             print(shlex.join(python_command(task, root)))
         return 0
     if arguments.status:
-        show(plans, root, arguments.max_failures)
+        watch = Watch(this_process(), arguments.lease_secs)
+        show(plans, root, arguments.max_failures, watch)
         return 0
     title = arguments.sweep.rpartition(":")[2]
     if arguments.collect:
@@ -138,7 +139,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
-    files, missing = collect(sweep, plans, root, title)
+    with reaching(root):
+        files, missing = collect(sweep, plans, root, title)
     for path in files:
         print(path)
     if missing:

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 from etils import epath
 
 from launch.backends import Backend
-from launch.lease import Lease, Ledger, Version, Watch, claim, may_start
+from launch.lease import Lease, Ledger, Version, Watch, claim, may_start, reaching
 from launch.trials import PROJECT, Task, digest_of
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def work(
     ledger = Ledger(root)
     versions = _read(ledger, list(by_key))
     jobs: list[Job] = []
+    reached = False
     last_beat = last_answer = time.monotonic()
     with _stop_requests() as stopped, tempfile.TemporaryDirectory() as logs:
         site = Site(root, logs, ledger, watch, backend, options)
@@ -119,7 +120,14 @@ def work(
                 state = standing(by_key, versions, options.max_failures)
                 if not jobs and _nothing_left(state):
                     return state
-                job = _start_one(by_key, state, versions, jobs, site)
+                try:
+                    job = _start_one(by_key, state, versions, jobs, site)
+                except ConnectionError as error:
+                    if not reached:
+                        raise  # nothing is lost, and somebody looks on
+                    logger.warning("%s; trying again", error)
+                    job = None
+                reached = reached or job is not None
                 jobs += [job] if job else []
                 time.sleep(0 if job else options.poll_secs)
                 jobs = [job for job in jobs if not _ended(job, site)]
@@ -136,13 +144,7 @@ def work(
                         raise  # by now somebody else may have taken our tasks over
                     logger.warning("%s; trying again", error)
             logger.warning("stopping: what runs here is told to save, and given back")
-            _stop(jobs, signal.SIGTERM)
-            for job in jobs:
-                try:
-                    _keep_log(job, site)
-                except ConnectionError as error:
-                    logger.warning("%s: its log is lost: %s", job.task.label, error)
-                job.lease.release()
+            _give_back(jobs, site)
         finally:
             _stop(jobs, signal.SIGKILL)
     return standing(by_key, _read(ledger, list(by_key)), options.max_failures)
@@ -241,7 +243,7 @@ def _error_of(job: Job, code: int, site: Site) -> str | None:
     if code:
         return f"exit code {code}: {_tail(job.log)}"
     product = epath.Path(site.root) / job.task.product
-    with _reaching(site):
+    with reaching(site.root):
         if job.task.product and not product.exists():
             return f"ended without {product}: {_tail(job.log)}"
     return None
@@ -273,6 +275,17 @@ def _stop(jobs: Sequence[Job], how: signal.Signals) -> None:
             job.process.wait()
 
 
+def _give_back(jobs: Sequence[Job], site: Site) -> None:
+    """Ends jobs so that they can go on elsewhere."""
+    _stop(jobs, signal.SIGTERM)
+    for job in jobs:
+        try:
+            job.lease.release()
+            _keep_log(job, site)
+        except ConnectionError as error:
+            logger.warning("%s: %s", job.task.label, error)
+
+
 def _signal(job: Job, how: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.process.pid, how)
@@ -298,19 +311,8 @@ def _keep_log(job: Job, site: Site) -> None:
     """Copies a log beside its record where it was not written there."""
     if _is_remote(site):
         path = epath.Path(site.root) / f"{job.task.key}.log"
-        with _reaching(site):
+        with reaching(site.root):
             path.write_bytes(job.log.read_bytes())
-
-
-@contextlib.contextmanager
-def _reaching(site: Site) -> Iterator[None]:
-    """Gives what gcsfs raises, after all its retries, the name that it has elsewhere."""
-    try:
-        yield
-    except Exception as error:  # without a common kind, as tensorstore's
-        if not _is_remote(site) or isinstance(error, ImportError):
-            raise
-        raise ConnectionError(f"{site.root} cannot be reached: {error}") from error
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ from launch.collect import (
 )
 from launch.figures.tradeoff import pareto_front
 from launch.lease import Watch, this_process
-from launch.status import tabulate, to_text
 from launch.trials import plan, unique_tasks
 from launch.worker import Options, work
 from tests.launch.fake_sweep import (
@@ -233,53 +232,3 @@ def test_generations_of_an_older_copymit_are_named_with_the_way_out(finished):
         collect(sweep, make_plans(), str(finished), "fake")
     (record,) = [word for word in str(e.value).split() if word.endswith(".json")]
     assert (finished / record).exists()
-
-
-def test_status_shows_each_trial_with_its_numbers(finished):
-    rows = tabulate(make_plans(), str(finished), 3)
-    assert {row.state for row in rows} == {"done"}
-    assert rows[0].loss == 0.5
-    assert rows[0].similarity == 0.51
-    text = to_text(rows)
-    assert "x1-seed0" in text
-    assert text.endswith("12 trials: 12 done")
-
-
-def test_status_shows_what_runs_and_what_failed(tmp_path):
-    trials = make_trials(1, 1, **{"data.on_corrupt": "fail"})
-    plans = [plan(trials[0]), *make_plans(1, 1)]
-    watch = Watch(this_process(), 5.0)
-    failing = plans[0].tasks[:1]
-    work(failing, str(tmp_path), watch, make_backend(tmp_path), Options(1, 1, 0.02, 1))
-    workdir = tmp_path / plans[1].tasks[0].workdir
-    (workdir / "launch").mkdir(parents=True)
-    (workdir / "config.json").write_text('{"config": {"train": {"steps": 90}}}')
-    metrics = {"step": 30, "loss": 0.25, "steps_per_second": 2.0}
-    (workdir / "metrics.jsonl").write_text(json.dumps(metrics) + '\n{"step": 3')
-    record = {
-        "state": "running",
-        "digest": "",
-        "owner": {"host": "pod", "machine": "", "pid": 7, "started": ""},
-    }
-    (workdir / "launch/train.json").write_text(json.dumps(record))
-    failed, running = tabulate(plans, str(tmp_path), 1)
-    assert failed.state == "failed"
-    assert failed.note == "train failed 1x: exit code 1: error: no such data"
-    assert running[1:6] == ("training", "30/90", "30s", 0.25, None)
-    assert running.note == "on pod, process 7"
-
-
-def test_status_tells_trained_from_not_begun(tmp_path):
-    plans = make_plans(2, 1)
-    watch = Watch(this_process(), 5.0)
-    trained = plans[0].tasks[:1]
-    work(trained, str(tmp_path), watch, make_backend(tmp_path), Options(1, 1, 0.02, 1))
-    assert [row.state for row in tabulate(plans, str(tmp_path), 1)] == [
-        "trained",
-        "pending",
-    ]
-
-
-def test_status_of_a_sweep_that_was_never_started_is_all_pending(tmp_path):
-    rows = tabulate(make_plans(), str(tmp_path / "new"), 3)
-    assert {row.state for row in rows} == {"pending"}

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,17 @@ assert lease.beat() and lease.finish(None)
 (now,) = ledger.read(["runs/a/launch/train"])
 assert now.record.state == "done" and now.record.beat == 1
 assert not may_start("runs/a/launch/train", "d", now, watch, 3)
+"""
+
+# A launcher that is soon out of patience.
+IMPATIENT = """
+from launch import lease
+lease._PATIENCE_SECS = 2
+lease._RETRIES = lease._RETRIES | {"max_retries": 1}
+try:
+    lease.Ledger("gs://bucket/sweeps/").read(["runs/a/launch/train"])
+except ConnectionError as error:
+    print(error)
 """
 
 
@@ -79,13 +91,36 @@ def bucket():
 
 
 def test_of_two_launchers_one_wins_in_a_bucket_too(bucket):
-    address = f"http://127.0.0.1:{bucket.server_address[1]}"
+    run_beside(bucket.server_address[1], LAUNCHERS)
+    handler = bucket.RequestHandlerClass
+    key = "sweeps/runs/a/launch/train.json"
+    assert list(handler.objects) == [key]
+    assert handler.refused == [key]
+    assert json.loads(handler.objects[key][1])["state"] == "done"
+
+
+def test_a_bucket_that_does_not_answer_is_named_and_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = run_beside(silent.getsockname()[1], IMPATIENT)
+    assert "gs://bucket/sweeps/ cannot be reached: no answer in 2 s" in said
+
+
+def test_a_bucket_that_refuses_is_named_with_the_reason():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    said = run_beside(port, IMPATIENT)
+    assert "gs://bucket/sweeps/ cannot be reached: " in said
+    assert "Could not connect" in said
+
+
+def run_beside(port, code):
+    """Runs a program whose bucket is on that port; returns what it prints."""
     settings = {
-        "TENSORSTORE_GCS_HTTP_URL": address,
+        "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{port}",
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
     }
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCHERS],
+        [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],
         env=os.environ | settings,
         capture_output=True,
@@ -93,8 +128,4 @@ def test_of_two_launchers_one_wins_in_a_bucket_too(bucket):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    handler = bucket.RequestHandlerClass
-    key = "sweeps/runs/a/launch/train.json"
-    assert list(handler.objects) == [key]
-    assert handler.refused == [key]
-    assert json.loads(handler.objects[key][1])["state"] == "done"
+    return done.stdout
