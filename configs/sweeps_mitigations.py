@@ -87,7 +87,7 @@ _OPPOSITE = {
 }
 # What the guide advises before any mitigation; half of the steps of each preset.
 _HALF = {"full": {"train.steps": 50_000}, "small": {"train.steps": 1_250}}
-_DEDUPLICATED = {"data.duplication_factor": 1}
+_DEDUPLICATED = {"data.duplication": "none"}
 # As detection.json calls them, and what they look at.
 _DETECTORS = {
     "text_stability": "stability under text noise, step 1",
