@@ -14,32 +14,47 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+try:
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from launch.host_checks import (
-    ESSENTIAL,
-    PROJECT,
-    Finding,
-    check_host,
-    check_place,
-    compare_versions,
-    installed_versions,
-    one_line,
-    read_pins,
-    within,
-)
+    from launch.host_checks import (
+        ESSENTIAL,
+        INSTALL,
+        PROJECT,
+        Finding,
+        check_host,
+        check_place,
+        compare_versions,
+        installed_versions,
+        one_line,
+        read_pins,
+        within,
+    )
+except ImportError as error:
+    sys.exit(
+        f"WRONG packages: {sys.executable} cannot import them: {error}\n"
+        "  -> pip install -c constraints.txt -e '.[tpu]' (or .[cuda], or .), and start "
+        "the doctor with the python of that environment"
+    )
 
 _SIDE = 512  # of the matrices of the step
 _REPORT_BYTES = 2**16  # of one host; longer ones are cut
+_EXAMINE = "import sys; from launch import doctor; sys.exit(doctor.main(sys.argv[1:]))"
+_HOW_TO_JOIN = (
+    "start the same command on every host, process 0 first; see that they reach {} "
+    "(firewall, host name, port)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +96,8 @@ def check_devices() -> list[Finding]:
                 "WRONG",
                 "devices",
                 f"this host has {present}, but jax uses the CPU",
-                f"pip install -c constraints.txt -e '.[{present.lower()}]', unset "
-                "JAX_PLATFORMS, and see that no other program holds it".replace(
-                    "[gpu]", "[cuda]"
-                ),
+                f"{INSTALL[present]}, unset JAX_PLATFORMS, and see that no other "
+                "program holds it",
             )
         )
     held = [device.memory_stats() for device in local]
@@ -225,7 +238,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--num_processes", type=int, help="with --coordinator")
     add("--process_id", type=int, help="with --coordinator")
     add("--patience", type=float, default=90.0, help="seconds for each check")
-    return parser.parse_args(argv)
+    found = parser.parse_args(argv)
+    if found.coordinator:
+        if not re.fullmatch(r".+:\d+", found.coordinator):
+            parser.error(f"--coordinator={found.coordinator}: expected HOST:PORT")
+        if None in (found.num_processes, found.process_id):
+            parser.error("--coordinator goes with --num_processes and --process_id")
+    return found
 
 
 def _join(arguments: argparse.Namespace) -> Finding | None:
@@ -233,13 +252,7 @@ def _join(arguments: argparse.Namespace) -> Finding | None:
     if not (arguments.distributed or arguments.coordinator):
         return None
     where = arguments.coordinator or "the other hosts"
-    # jax ends a process that waits in vain, so this must be said before.
-    print(
-        f"joining {where}; if nothing follows, a host is missing, or a firewall is "
-        "between them",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"joining {where}", file=sys.stderr, flush=True)
     try:
         if arguments.coordinator and arguments.process_id:
             _knock(arguments.coordinator, arguments.patience)
@@ -250,13 +263,14 @@ def _join(arguments: argparse.Namespace) -> Finding | None:
             initialization_timeout=int(arguments.patience),
         )
     except (OSError, RuntimeError, ValueError) as error:
-        return Finding(
-            "WRONG",
-            "hosts",
-            f"the others cannot be joined: {one_line(error)}",
-            "start the same command on every host, process 0 first; see that they reach "
-            f"{where} (firewall, host name, port)",
-        )
+        way_out = _HOW_TO_JOIN.format(where)
+        if not arguments.coordinator:
+            way_out = (
+                "only on Cloud TPU and a few clusters are they found without being named; "
+                "elsewhere give --coordinator=HOST:PORT, --num_processes and --process_id"
+            )
+        text = f"the others cannot be joined: {one_line(error)}"
+        return Finding("WRONG", "hosts", text, way_out)
     return None
 
 
@@ -274,6 +288,31 @@ def _knock(address: str, patience_secs: float) -> None:
             time.sleep(0.5)
 
 
+def watch(argv: Sequence[str]) -> int:
+    """Examines in a process of its own: jax kills one that waits for others in vain."""
+    arguments = _parse(argv)
+    if not (arguments.distributed or arguments.coordinator):
+        return main(argv)
+    words = [sys.executable, "-c", _EXAMINE, *argv]
+    code = subprocess.run(words, env={**os.environ, "PYTHONPATH": _path()}).returncode
+    if code >= 0:
+        return code
+    finding = Finding(
+        "WRONG",
+        "hosts",
+        f"jax has given up (signal {-code}): not all hosts have come within "
+        f"{arguments.patience:g} s, or one has ended",
+        _HOW_TO_JOIN.format(arguments.coordinator or "one another"),
+    )
+    host = Report(socket.gethostname(), arguments.process_id or 0, "", (finding,))
+    print(render([host]), flush=True)
+    return 1
+
+
+def _path() -> str:
+    return os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
+
+
 def main(argv: Sequence[str]) -> int:
     """Examines, prints the page and returns the exit code."""
     arguments = _parse(argv)
@@ -284,13 +323,15 @@ def main(argv: Sequence[str]) -> int:
     for place in dict.fromkeys((arguments.workdir, arguments.bucket)):
         findings += check_place(place, arguments.patience) if place else []
     findings += [alone] if alone else _look_at_devices(arguments.patience)
+    fatal = ("hosts", "devices", "step")
+    lonely = any(f.subject in fatal and f.state == "WRONG" for f in findings)
     report = Report(
         socket.gethostname(),
-        (arguments.process_id or 0) if alone else jax.process_index(),
+        (arguments.process_id or 0) if lonely else jax.process_index(),
         ", ".join(f"{name} {installed.get(name)}" for name in ESSENTIAL),
         tuple(findings),
     )
-    if any(f.subject in ("hosts", "step") and f.state == "WRONG" for f in findings):
+    if lonely:
         # The others may never answer, nor the end of jax.distributed ever come.
         print(render([report]), flush=True)
         os._exit(1)
@@ -303,14 +344,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _look_at_devices(patience_secs: float) -> list[Finding]:
-    try:
-        found = check_devices()
-    except RuntimeError as error:
-        way_out = "see that no other program holds it; JAX_PLATFORMS=cpu does without"
+    found: list[Finding] = []
+    error = within(patience_secs, lambda: found.extend(check_devices()))
+    if error is not None:
+        way_out = (
+            f"see that no other program holds it (one process a host); {INSTALL['TPU']} "
+            "if libtpu is missing; JAX_PLATFORMS=cpu does without"
+        )
         return [Finding("WRONG", "devices", one_line(error), way_out)]
     return [*found, check_step(patience_secs)]
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(watch(sys.argv[1:]))

@@ -5,6 +5,7 @@ done. Documentation: https://cloud.google.com/tpu/docs/queued-resources and the 
 https://cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,6 +72,7 @@ def delete_request(wanted: Slice) -> list[str]:
 def ssh(wanted: Slice, command: str) -> list[str]:
     """Runs one shell command on every host of every slice."""
     place = ["--node=all", "--worker=all", *_inside(wanted)]
+    place += [f"--ssh-flag=-o{option}" for option in _PATIENCE]
     return _gcloud(
         wanted,
         *_REQUESTS,
@@ -137,10 +139,13 @@ _KINDS = (
         "transient",
         ("per minute", "RATE_LIMIT_EXCEEDED", "UNAVAILABLE", "HTTPError 503"),
     ),
+    ("elsewhere", ("not found in zone", "zonal accelerator configurations")),
+    ("elsewhere", ("is not found or access is unauthorized",)),
+    ("passing-state", ("not supported when state is",)),
     ("missing", ("NOT_FOUND", "was not found")),
     ("exists", ("ALREADY_EXISTS", "already exists")),
-    ("quota", ("RESOURCE_EXHAUSTED", "Quota limit", "quota")),
     ("denied", ("PERMISSION_DENIED", "SERVICE_DISABLED")),
+    ("quota", ("RESOURCE_EXHAUSTED", "Quota limit", "quota")),
     ("no-agent", ("not present in the SSH agent",)),
     ("transient", ("INTERNAL", "DEADLINE_EXCEEDED", "timed out", "Connection reset")),
     ("transient", ("Max retries exceeded", "name resolution", "HTTPError 5")),
@@ -151,6 +156,10 @@ _ADVICE = {
         "ask for more at https://console.cloud.google.com/iam-admin/quotas, take another "
         "zone or a smaller type, and delete failed and suspended requests, which still "
         "count: gcloud compute tpus queued-resources list --zone=..."
+    ),
+    "elsewhere": (
+        "see what a zone has: gcloud compute tpus accelerator-types list --zone=..., and "
+        "which zones there are: https://cloud.google.com/tpu/docs/regions-zones"
     ),
     "denied": "the account needs the roles of docs/tpu.md, and the TPU API enabled",
     "no-agent": "run: ssh-add ~/.ssh/google_compute_engine",
@@ -191,13 +200,18 @@ def execute(words: Sequence[str], timeout: float) -> Answer:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         late = True
-        os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
         out, err = process.communicate()
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        _end(process)
         raise
     note = f"\ntimed out after {timeout:.0f} s" if late else ""
     return Answer(_text(out), _text(err) + note, 124 if late else process.returncode)
+
+
+def _end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _text(printed: bytes) -> str:

@@ -34,6 +34,7 @@ _CUBES |= {256: "4x8x8", 512: "8x8x8", 1024: "8x8x16", 2048: "8x16x16"}
 _EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _NAME_OR_NOTHING = re.compile(r"([a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?)?")
+_GRACE_SECS = 120  # SIGTERM saves a checkpoint; GKE grants less on spot machines
 _IMAGE = re.compile(
     r"[a-z0-9][-a-z0-9._:/]*[a-z0-9](@sha256:[0-9a-f]{64})?", re.IGNORECASE
 )
@@ -97,13 +98,9 @@ def manifest(
     # The checks of names, labels and counts are those of a slice; GKE knows the place.
     Slice(name, "us-central1-a", accelerator_type, slices, labels=tuple(labels))
     _check(_NAME, "namespace", namespace, "letters, digits and -, such as team-a")
-    _check(
-        _IMAGE,
-        "image",
-        image,
-        "one such as us-docker.pkg.dev/PROJECT/REPOSITORY/copymit:1",
-    )
-    for what, value in {"service account": service_account, "secret": secret}.items():
+    _check_image(image)
+    names = {"service account": service_account, "secret": secret, "queue": queue}
+    for what, value in names.items():
         _check(_NAME_OR_NOTHING, what, value, "its name in the namespace")
     hosts = shape_of(accelerator_type)[2]
     if slices > 1 and hosts == 1:
@@ -193,13 +190,17 @@ def _pod(
             {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
             for key, value in taints.items()
         ],
-        # SIGTERM saves a checkpoint; GKE grants less than this on spot machines.
-        "terminationGracePeriodSeconds": 120,
+        "terminationGracePeriodSeconds": _GRACE_SECS,
         "containers": [container],
     }
     if service_account:
         pod["serviceAccountName"] = service_account
     return pod
+
+
+def _check_image(image: str) -> None:
+    expected = "one such as us-docker.pkg.dev/PROJECT/REPOSITORY/copymit:1"
+    _check(_IMAGE, "image", image, expected)
 
 
 def _check(pattern: re.Pattern, what: str, value: str, expected: str) -> None:
@@ -223,8 +224,15 @@ def xpk_command(
     """Returns the call of xpk for the same run.
 
     Source: https://github.com/AI-Hypercomputer/xpk, `xpk workload create --help`.
+
+    Raises:
+        ValueError: if a name, the zone or the image is not valid, or there is no such
+            slice.
     """
     shape_of(accelerator_type)
+    Slice(name, zone, accelerator_type, slices, project=project)
+    _check(_NAME, "cluster", cluster, "letters, digits and -, such as my-cluster")
+    _check_image(image)
     return [
         *("xpk", "workload", "create"),
         f"--cluster={cluster}",
@@ -235,6 +243,7 @@ def xpk_command(
         f"--num-slices={slices}",
         f"--docker-image={image}",
         f"--max-restarts={restarts}",
+        f"--termination-grace-period-seconds={_GRACE_SECS}",
         *(["--spot"] if spot else []),
         f"--command={shlex.join(command)}",
     ]
@@ -244,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the manifest, which is JSON and thereby YAML, or the call of xpk."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
-    options = _parser().parse_args(words[:cut])
+    options = parser().parse_args(words[:cut])
     try:
         command = command_of_hosts(words[cut + 1 :])
         check_workdir(command)
@@ -255,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "restarts": options.restarts,
         }
         if options.xpk:
+            _refuse_what_xpk_does_not_know(options)
             place = {"cluster": options.xpk, "zone": options.zone}
             call = xpk_command(*common, **place, project=options.project, **counts)
             print(shlex.join(call))
@@ -275,13 +285,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _refuse_what_xpk_does_not_know(options: argparse.Namespace) -> None:
+    names = ("namespace", "service_account", "queue", "secret", "label")
+    given = [
+        name for name in names if getattr(options, name) not in ("", "default", [])
+    ]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: not passed on by --xpk; leave it out, or --xpk")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Makes the parser of what stands before the command."""
+    made = argparse.ArgumentParser(
         prog="python -m launch.gke",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("name", help="of the JobSet")
     add("--type", required=True, help="accelerator type, such as v5litepod-16")
     add("--image", required=True, help="made from the Dockerfile, in a registry")
@@ -296,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--xpk", default="", metavar="CLUSTER", help="print the call of xpk instead")
     add("--zone", default="us-central1-a", help="of the cluster, for --xpk")
     add("--project", default="", help="of the cluster, for --xpk")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

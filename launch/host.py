@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 CODE, VENV, RUNS = ROOT / "code", ROOT / ".venv", ROOT / "runs"
 OLDEST_PYTHON = (3, 11)
 RETRY_SECS = float(os.environ.get("COPYMIT_RETRY_SECS", "10"))
+TOLD_TO_END = 128 + signal.SIGTERM
 HOST = os.environ.get("HOSTNAME") or socket.gethostname()
 
 
@@ -84,7 +85,10 @@ def setup(digest):
             current = read(RUNS / "current")
             if current and state_of(current)["state"] == "running":
                 sys.exit("a run with other code is going on here; stop it first")
+            # Until it is written again, the code that lies here is unknown.
+            (ROOT / "code.digest").unlink(missing_ok=True)
             unpack(ROOT / f"code-{digest}.tgz")
+            write(ROOT / "code.digest", digest)
         wanted = "".join(
             read(CODE / name)
             for name in ("setup.cfg", "pyproject.toml", "constraints.txt")
@@ -95,7 +99,6 @@ def setup(digest):
         ):
             install()
             write(ROOT / "installed", wanted)
-        write(ROOT / "code.digest", digest)
     answer(state="ready")
 
 
@@ -177,14 +180,20 @@ def boot_id():
 def state_of(run):
     """The state of a run: absent, running, exited (with code) or vanished.
 
-    Vanished means that its process is gone and has left no exit code: the host was
-    restarted, as maintenance does.
+    Vanished means that its process is gone and has left no exit code, or has ended by
+    the SIGTERM that nobody here has sent: the host was restarted, as maintenance does, or
+    is about to be taken away.
     """
     folder = RUNS / run
     if not run or not (folder / "command.json").exists():
         return {"run": run, "state": "absent"}
     found = {"run": run, "last": "".join(tail(folder / "log", 1))[-200:]}
+    stopped = (folder / "stopped").exists()
+    if stopped:
+        found["stopped"] = True
     code = read(folder / "exit_code")
+    if code and int(code) == TOLD_TO_END and not stopped:
+        return {**found, "state": "vanished"}
     if code:
         return {**found, "state": "exited", "code": int(code)}
     process, _, boot = read(folder / "process").partition(" ")
@@ -210,7 +219,7 @@ def start(run, command):
             folder = RUNS / run
             folder.mkdir(parents=True, exist_ok=True)
             write(folder / "command.json", command)
-            for stale in ("exit_code", "process"):
+            for stale in ("exit_code", "process", "stopped"):
                 if (folder / stale).exists():
                     (folder / stale).unlink()
             write(RUNS / "current", run)
@@ -259,6 +268,9 @@ def watch(run):
 def stop(seconds):
     """Ends the current run: SIGTERM, which saves a checkpoint, then SIGKILL."""
     run = read(RUNS / "current")
+    if run:
+        # Before the signal: the other hosts hear of it and may end before they are told.
+        write(RUNS / run / "stopped", "")
     if state_of(run)["state"] == "running":
         group = int(read(RUNS / run / "process").split()[0])
         os.killpg(group, signal.SIGTERM)

@@ -31,6 +31,10 @@ ESSENTIAL = (
     "pandas",
     "pillow",
 )
+INSTALL = {
+    "TPU": "pip install -c constraints.txt -e '.[tpu]'",
+    "GPU": "pip install -c constraints.txt -e '.[cuda]'",
+}
 _OLDEST_PYTHON = (3, 11)
 _LEAST_MEMORY_GIB = 2.0
 _LEAST_DISK_GIB = 2.0
@@ -63,7 +67,7 @@ def compare_versions(
                 "WRONG",
                 "packages",
                 f"not installed: {', '.join(missing)}",
-                "pip install -c constraints.txt -e '.[tpu]' (or .[cuda], or .)",
+                f"{INSTALL['TPU']} (or .[cuda], or .)",
             )
         )
     differ = [

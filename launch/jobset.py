@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from launch import gke
 
 _MAX_SILENT_POLLS = 40
+_HOW_TO_GET = {
+    "kubectl": "gcloud components install kubectl, then gcloud container clusters "
+    "get-credentials CLUSTER --zone=...",
+    "xpk": "pip install xpk",
+}
 
 
 def main(arguments: Sequence[str], poll_secs: float = 30.0) -> int:
@@ -28,13 +33,18 @@ def main(arguments: Sequence[str], poll_secs: float = 30.0) -> int:
         code = gke.main(words)
     if code:
         return code
-    name, namespace = words[0], _namespace_of(words)
+    given = words[: words.index("--")]
+    options = gke.parser().parse_args(given)
+    name, namespace = options.name, options.namespace
     state = _state(name, namespace)
     if state == "Failed":
         _check(_kubectl("delete", "jobset", name, namespace=namespace))
         state = None
     if state is None:
         _create(written.getvalue(), namespace)
+        print(f"JobSet {name}: created", flush=True)
+    else:
+        print(f"JobSet {name}: {state or 'going on'}", flush=True)
     silent = 0
     while state not in ("Completed", "Failed"):
         time.sleep(poll_secs)
@@ -76,29 +86,28 @@ def _create(written: str, namespace: str) -> None:
     if written.lstrip().startswith("{"):
         _check(_kubectl("apply", "-f", "-", namespace=namespace, text=written))
     else:
-        _check(subprocess.run(shlex.split(written), capture_output=True, text=True))
+        _check(_run(shlex.split(written)))
 
 
 def _kubectl(
     *words: str, namespace: str, text: str | None = None
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["kubectl", f"--namespace={namespace}", *words],
-        input=text,
-        capture_output=True,
-        text=True,
-    )
+    return _run(["kubectl", f"--namespace={namespace}", *words], text)
+
+
+def _run(words: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(words, input=text, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{words[0]} is not on PATH: {_HOW_TO_GET[words[0]]}"
+        ) from error
 
 
 def _check(done: subprocess.CompletedProcess) -> None:
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()
-        raise OSError(f"{shlex.join(done.args[:4])} ...: {said[-1000:]}")
-
-
-def _namespace_of(words: Sequence[str]) -> str:
-    given = [w for w in words if w.startswith("--namespace=")]
-    return given[-1].partition("=")[2] if given else "default"
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise OSError(f"{shlex.join(done.args[:4])} ...: {' '.join(said[-2:])}")
 
 
 if __name__ == "__main__":
@@ -106,3 +115,8 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except OSError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            "\nnot followed any more; the JobSet goes on (the same command follows it)"
+        )
+        sys.exit(130)

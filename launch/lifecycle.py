@@ -5,7 +5,6 @@ and on the hosts nothing outside one directory. Every step may be repeated: it l
 and does what is missing.
 """
 
-import contextlib
 import json
 import shlex
 import tempfile
@@ -39,30 +38,46 @@ _HOPELESS = ("signed-out", "denied", "no-agent")
 # --- its hosts -------------------------------------------------------------------------
 
 
-def ask(cloud: Cloud, wanted: Slice, *words: str, timeout: float = 0) -> list[dict]:
-    """Asks every host once and returns the answers that came, sorted by host.
+def send(cloud: Cloud, wanted: Slice, *words: str, timeout: float = 0) -> Answer:
+    """Sends a verb of host.py to every host and returns all that is printed.
 
     Raises:
-        ValueError: if a host refuses, with its reason.
-        GcloudError: if gcloud does, for a reason that does not pass.
+        GcloudError: if no host answers, for a reason that does not pass.
+        NoSetupError: if none has our files.
     """
     command = shlex.join(["python3", f"{wanted.folder}/host.py", *words])
     answer = cloud.gcloud.run(
         gcloud.ssh(wanted, command), timeout or cloud.pace.ssh_timeout_secs
     )
-    answers = read_answers(answer)
-    refusals = [a for a in answers if a["state"] == "error"]
-    if refusals:
-        raise ValueError("\n".join(f"{a['host']}: {a['error']}" for a in refusals))
-    if not answers:
+    if not read_answers(answer):
         kind = gcloud.kind_of(answer.err)
         if kind in _HOPELESS:
-            raise GcloudError(kind, _telling_line(answer.err))
+            raise GcloudError(kind, telling_line(answer.err))
         if "can't open file" in answer.err:
             raise NoSetupError(
                 f"{wanted.name}: nothing is set up there: run setup first"
             )
-    return answers
+    return answer
+
+
+def ask(
+    cloud: Cloud, wanted: Slice, *words: str, timeout: float = 0
+) -> tuple[list[dict], str]:
+    """Asks every host once.
+
+    Returns:
+        The answers that came, sorted by host, and the line that tells why others did not.
+
+    Raises:
+        ValueError: if a host refuses, with its reason.
+        GcloudError: if gcloud does, for a reason that does not pass.
+    """
+    answer = send(cloud, wanted, *words, timeout=timeout)
+    answers = read_answers(answer)
+    refusals = [a for a in answers if a["state"] == "error"]
+    if refusals:
+        raise ValueError("\n".join(f"{a['host']}: {a['error']}" for a in refusals))
+    return answers, telling_line(answer.err)
 
 
 def read_answers(answer: Answer) -> list[dict]:
@@ -93,23 +108,28 @@ def ask_all(
 
 
 def _until_all(
-    cloud: Cloud, wanted: Slice, expected: int, attempt: Callable[[], list[dict]]
+    cloud: Cloud,
+    wanted: Slice,
+    expected: int,
+    attempt: Callable[[], tuple[list[dict], str]],
 ) -> list[dict]:
     """Repeats an attempt until every host has answered."""
     since = None
     while True:
-        answers = attempt()
+        answers, complaint = attempt()
         if len(answers) >= expected:
             return answers
         since = since or time.monotonic()
         expected = expected_hosts(cloud, wanted)  # raises if the slice is gone
         names = ", ".join(a["host"] for a in answers) or "none"
-        cloud.say(f"{len(answers)} of {expected} hosts answered ({names}); again")
+        cloud.say(
+            f"{len(answers)} of {expected} hosts answered ({names}); again: {complaint}"
+        )
         if time.monotonic() - since > cloud.pace.unreachable_secs:
             raise TimeoutError(
                 f"{expected - len(answers)} of {expected} hosts of {wanted.name} do not "
-                f"answer ({names} did). Is ssh allowed (firewall rule for port 22, or "
-                "--internal-ips with IAP), and the key in the agent (ssh-add "
+                f"answer ({names} did): {complaint}. Is ssh allowed (firewall rule for "
+                "port 22, or --internal-ips with IAP), and the key in the agent (ssh-add "
                 "~/.ssh/google_compute_engine)? Repeat the command to go on."
             )
         cloud.gcloud.pause(cloud.pace.poll_secs)
@@ -122,6 +142,8 @@ def setup(cloud: Cloud, wanted: Slice, archive: Archive, env_file: str = "") -> 
     keys on them, and for edits that are not committed.
     """
     run, pace = cloud.gcloud.run, cloud.pace
+    expected = expected_hosts(cloud, wanted)
+    cloud.say(f"{wanted.name}: sends the code; to install takes minutes at first")
     with tempfile.TemporaryDirectory() as temporary:
         files = [str(archive.save(Path(temporary)))]
         files += [str(Path(__file__).with_name("host.py"))]
@@ -132,13 +154,13 @@ def setup(cloud: Cloud, wanted: Slice, archive: Archive, env_file: str = "") -> 
             secret.write_bytes(Path(env_file).read_bytes())
             files += [str(secret)]
 
-        def attempt() -> list[dict]:
+        def attempt() -> tuple[list[dict], str]:
             # gcloud ends well even if it has left a slice out: what counts is the answer.
             make = gcloud.ssh(wanted, f"mkdir -p -m 700 {wanted.folder}")
             copy = gcloud.scp(wanted, files, wanted.folder)
-            for words in (make, copy):
-                run(words, pace.ssh_timeout_secs)
-            with contextlib.suppress(NoSetupError):
+            run(make, pace.ssh_timeout_secs)
+            copied = run(copy, pace.ssh_timeout_secs)
+            try:
                 return ask(
                     cloud,
                     wanted,
@@ -146,16 +168,20 @@ def setup(cloud: Cloud, wanted: Slice, archive: Archive, env_file: str = "") -> 
                     archive.digest,
                     timeout=pace.setup_timeout_secs,
                 )
-            return []
+            except NoSetupError:
+                return [], telling_line(copied.err)
 
-        answers = _until_all(cloud, wanted, expected_hosts(cloud, wanted), attempt)
+        answers = _until_all(cloud, wanted, expected, attempt)
     cloud.say(f"{wanted.name}: code {archive.digest} on {len(answers)} hosts")
     return len(answers)
 
 
-def _telling_line(text: str) -> str:
+def telling_line(text: str) -> str:
+    """Picks the line that says why out of all that gcloud and ssh print."""
     lines = text.strip().splitlines() or ["no message"]
-    return next((line for line in lines if line.startswith("ERROR")), lines[-1])
+    signs = ("ERROR", "Permission denied", "ssh: ", "can't open", "HttpError")
+    found = (line for sign in signs for line in lines if sign in line)
+    return next(found, lines[-1])
 
 
 # --- a run -----------------------------------------------------------------------------
@@ -173,6 +199,23 @@ def start(cloud: Cloud, wanted: Slice, hosts: int, command: Sequence[str]) -> st
     return run
 
 
+def hosts_running(cloud: Cloud, wanted: Slice, run: str) -> int:
+    """Returns the number of hosts if a run is going on on all of them, else 0.
+
+    It needs no setup then, whatever has become of the code here since it was started.
+    """
+    expected = expected_hosts(cloud, wanted)
+    try:
+        answers, _ = ask(cloud, wanted, "poll", run)
+    except NoSetupError:
+        return 0
+    running = [a for a in answers if a["state"] == "running"]
+    if len(running) < expected:
+        return 0
+    cloud.say(f"{wanted.name}: the run is going on, with the code that it began with")
+    return expected
+
+
 def follow(cloud: Cloud, wanted: Slice, hosts: int, run: str) -> int:
     """Waits for the end of a run and returns its exit code.
 
@@ -187,27 +230,38 @@ def follow(cloud: Cloud, wanted: Slice, hosts: int, run: str) -> int:
         codes = [a["code"] for a in answers if a["state"] == "exited"]
         if states == {"exited"} and not any(codes):
             return 0
-        if states - {"running", "exited"}:
+        stopped = any(a.get("stopped") for a in answers)
+        if states - {"running", "exited"} and not stopped:
+            _settle(cloud, wanted)
             raise SliceLost(f"{wanted.name}: a host was restarted")
         if any(codes):
             return _failed(cloud, wanted, answers)
         news = f"running on {len(answers)} hosts: {answers[0].get('last', '')}"
         if news != told:
-            cloud.say(f"{time.strftime('%H:%M:%S')} {news}")
+            cloud.say(news)
             told = news
         cloud.gcloud.pause(cloud.pace.poll_secs)
 
 
 def _failed(cloud: Cloud, wanted: Slice, answers: list[dict]) -> int:
     """Returns the exit code of a failed run, once it is sure that nothing was lost."""
-    for _ in range(cloud.pace.settle_polls):
-        expected_hosts(cloud, wanted)
-        cloud.gcloud.pause(cloud.pace.poll_secs)
+    _settle(cloud, wanted)
     ask_all(cloud, wanted, len(answers), "stop", "60")
     failed = [a for a in answers if a.get("code")]
     for a in failed:
         cloud.say(f"{a['host']}: exit code {a['code']}: {a.get('last', '')}")
     return int(failed[0]["code"])
+
+
+def _settle(cloud: Cloud, wanted: Slice) -> None:
+    """Looks at the cloud for a while, which learns of a loss later than the hosts.
+
+    Raises:
+        SliceLost: as soon as it says so.
+    """
+    for _ in range(cloud.pace.settle_polls):
+        expected_hosts(cloud, wanted)
+        cloud.gcloud.pause(cloud.pace.poll_secs)
 
 
 def run_on_slice(
@@ -234,20 +288,26 @@ def run_on_slice(
         The exit code, 0 if all hosts ended well.
 
     Raises:
-        SliceLost: after too many losses.
+        SliceLost: after too many losses, or if somebody deletes the slice.
     """
     check_bucket(cloud, wanted, command)
     for loss in range(restarts + 1):
         try:
-            ensure_active(cloud, wanted)
-            hosts = setup(cloud, wanted, archive, env_file)
-            run = start(cloud, wanted, hosts, command)
+            was_there = ensure_active(cloud, wanted)
+            run = run_id_of(command)
+            hosts = hosts_running(cloud, wanted, run) if was_there else 0
+            if not hosts:
+                hosts = setup(cloud, wanted, archive, env_file)
+                start(cloud, wanted, hosts, command)
             return follow(cloud, wanted, hosts, run)
         except SliceLost as lost:
             if loss == restarts:
                 raise
-            cloud.say(f"{lost}; start {loss + 2} of at most {restarts + 1}")
             state, found = request_state(cloud, wanted)
+            if state in ("ABSENT", "DELETING"):
+                # The service takes slices away, but never the request for one.
+                raise SliceLost(f"{wanted.name}: somebody has deleted it") from lost
+            cloud.say(f"{lost}; start {loss + 2} of at most {restarts + 1}")
             # What waits is on its way: of several slices, the service replaces a lost one.
             gone = state not in (*WAITING, "ACTIVE")
             if gone or (state == "ACTIVE" and lost_nodes(cloud, wanted, found)):

@@ -6,6 +6,7 @@ Every step may be repeated: it looks first and does what is missing.
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 
 from launch import gcloud
@@ -13,7 +14,13 @@ from launch.gcloud import Gcloud, GcloudError
 from launch.slices import Slice
 
 # https://cloud.google.com/python/docs/reference/tpu/latest/google.cloud.tpu_v2.types.QueuedResourceState.State
-WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+WAITING = (
+    "STATE_UNSPECIFIED",
+    "CREATING",
+    "ACCEPTED",
+    "WAITING_FOR_RESOURCES",
+    "PROVISIONING",
+)
 _ENDING = ("SUSPENDING", "DELETING")
 _ENDED = ("SUSPENDED", "FAILED")
 # https://cloud.google.com/python/docs/reference/tpu/latest/google.cloud.tpu_v2.types.Node.State
@@ -30,6 +37,7 @@ class Pace:
 
     Args:
         poll_secs: between two looks at the cloud and the hosts.
+        news_secs: between two lines about something that stays as it is.
         unreachable_secs: for how long hosts may not answer while the cloud calls the
             slice healthy; the run goes on there meanwhile.
         settle_polls: looks at the cloud before a failed host counts as a failed run: the
@@ -37,6 +45,7 @@ class Pace:
     """
 
     poll_secs: float = 30.0
+    news_secs: float = 600.0
     unreachable_secs: float = 1800.0
     settle_polls: int = 4
     setup_timeout_secs: float = 3600.0
@@ -66,8 +75,11 @@ def request_state(cloud: Cloud, wanted: Slice) -> tuple[str, dict]:
     return found.get("state", {}).get("state", "STATE_UNSPECIFIED"), found
 
 
-def ensure_active(cloud: Cloud, wanted: Slice) -> None:
+def ensure_active(cloud: Cloud, wanted: Slice) -> bool:
     """Asks for the slice unless it is there, and waits until it may be used.
+
+    Returns:
+        Whether it was there already.
 
     Raises:
         ValueError: if a slice of this name is there that was asked for differently.
@@ -75,12 +87,13 @@ def ensure_active(cloud: Cloud, wanted: Slice) -> None:
         GcloudError: if the request is refused (quota, permission, ...).
     """
     state, found = _wait_while(cloud, wanted, _ENDING)
+    was_there = state == "ACTIVE"
     if state in _ENDED or (state == "ACTIVE" and lost_nodes(cloud, wanted, found)):
         cloud.say(
             f"{wanted.name}: {state}{_reason(found)}; deleted, to be asked for again"
         )
         delete(cloud, wanted)
-        state = "ABSENT"
+        state, was_there = "ABSENT", False
     if state == "ABSENT":
         try:
             cloud.gcloud.call(gcloud.create_request(wanted))
@@ -93,25 +106,39 @@ def ensure_active(cloud: Cloud, wanted: Slice) -> None:
         raise SliceLost(f"{wanted.name}: {state}{_reason(found)}")
     _check_same(wanted, found)
     cloud.say(f"{wanted.name}: ACTIVE")
+    return was_there
 
 
 def _wait_while(
     cloud: Cloud, wanted: Slice, passing: tuple[str, ...]
 ) -> tuple[str, dict]:
-    """Waits until the request is in another state, and tells each new one."""
+    """Waits until the request is in another state; tells each, and how long it lasts."""
     told = ""
+    since = news = time.monotonic()
     while True:
         state, found = request_state(cloud, wanted)
         if state not in passing:
             return state, found
+        now = time.monotonic()
         if state != told:
             cloud.say(f"{wanted.name}: {state}")
-            told = state
+            told, since, news = state, now, now
+        elif now - news >= cloud.pace.news_secs:
+            cloud.say(f"{wanted.name}: {state} for {(now - since) / 60:.0f} min")
+            news = now
         cloud.gcloud.pause(cloud.pace.poll_secs)
 
 
 def delete(cloud: Cloud, wanted: Slice) -> None:
-    """Deletes the request and its TPU VMs, and waits until both are gone."""
+    """Deletes the request and its TPU VMs, and waits until both are gone.
+
+    A request that is being provisioned or suspended may not be deleted: the service
+    refuses until that is over.
+
+    Raises:
+        GcloudError: if it refuses for another reason, or for too long.
+    """
+    since = time.monotonic()
     while True:
         state, _ = request_state(cloud, wanted)
         if state == "ABSENT":
@@ -120,7 +147,10 @@ def delete(cloud: Cloud, wanted: Slice) -> None:
             try:
                 cloud.gcloud.call(gcloud.delete_request(wanted), timeout=1800)
             except GcloudError as error:
-                if error.kind != "missing":
+                late = time.monotonic() - since > cloud.pace.unreachable_secs
+                if error.kind == "passing-state" and not late:
+                    cloud.say(f"{wanted.name}: {state}, cannot be deleted yet; again")
+                elif error.kind != "missing":
                     raise
         if request_state(cloud, wanted)[0] == "ABSENT":
             return
@@ -168,6 +198,8 @@ def expected_hosts(cloud: Cloud, wanted: Slice) -> int:
         SliceLost: if the request is not active any more.
     """
     state, found = request_state(cloud, wanted)
+    if state == "ABSENT":
+        raise SliceLost(f"{wanted.name}: there is no such slice; create asks for one")
     if state != "ACTIVE":
         raise SliceLost(f"{wanted.name}: {state}{_reason(found)}")
     return hosts_of(cloud, wanted, found)

@@ -8,11 +8,13 @@ The steps one by one: create, setup, run, status, logs, stop, delete. Each may b
 """
 
 import argparse
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import gcloud, lifecycle, request
+from launch import lifecycle, request
 from launch.archive import Archive, pack
 from launch.commands import check_workdir, command_of_hosts, workdir_of
 from launch.gcloud import Gcloud, Rehearsal
@@ -31,6 +33,12 @@ _VERBS = {
     "stop": "end the run (a checkpoint is saved); the slice stays, and costs",
     "delete": "give the slice back",
 }
+_LEFT = {
+    "create": "not waited for any more; the request stays, and costs once it is granted "
+    "(status, delete)",
+    "run": "not followed any more; what runs, runs on (status, logs, stop, or run again "
+    "to follow); the slice costs until delete",
+}
 _ROOT = Path(__file__).parents[1]
 
 
@@ -48,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nnot followed any more; what runs, runs on (status, logs, stop)")
+        print(f"\n{_LEFT.get(options.verb, 'not waited for any more')}")
         return 130
 
 
@@ -56,12 +64,14 @@ def _do(options: argparse.Namespace, command: list[str]) -> int:
     if command and options.verb != "run":
         raise ValueError(f"{options.verb} takes no command behind --")
     wanted = _slice(options)
+    if env_file := getattr(options, "env_file", ""):
+        _check_env_file(Path(env_file))
     runner = Gcloud()
     if options.dry_run:
         fresh = options.verb in ("create", "run")
         rehearsal = Rehearsal(print, exists=not fresh, hosts=wanted.count)
         runner = Gcloud(rehearsal, pause=lambda _secs: None)
-    cloud = Cloud(runner, Pace(poll_secs=options.poll_secs), _say_aside)
+    cloud = Cloud(runner, Pace(poll_secs=options.poll_secs), _say_when)
     if options.verb == "run":
         return _run(cloud, wanted, command, options)
     if options.verb == "create":
@@ -120,7 +130,7 @@ def status(cloud: Cloud, wanted: Slice) -> str:
         return f"{title}\n{lost}: run or create asks again"
     expected = request.hosts_of(cloud, wanted, found)
     try:
-        answers = lifecycle.ask(cloud, wanted, "poll")
+        answers, complaint = lifecycle.ask(cloud, wanted, "poll")
     except lifecycle.NoSetupError as error:
         return f"{title}\n{error}"
     rows = [("host", "run", "state", "for", "last line of its log")]
@@ -137,23 +147,24 @@ def status(cloud: Cloud, wanted: Slice) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*map(str.ljust, row[:4], widths), row[4]]) for row in rows]
     silent = expected - len(answers)
-    note = [f"{silent} of {expected} hosts do not answer"] if silent else []
-    return "\n".join([title, *(line.rstrip() for line in lines), *note])
+    note = f"{silent} of {expected} hosts do not answer: {complaint}" if silent else ""
+    return "\n".join([title, *(line.rstrip() for line in lines), note]).rstrip()
 
 
 def logs(cloud: Cloud, wanted: Slice, lines: int) -> str:
     """Returns the last lines of the log of each host, one host after another."""
-    answer = cloud.gcloud.run(
-        gcloud.ssh(wanted, f"python3 {wanted.folder}/host.py log {lines}"),
-        cloud.pace.ssh_timeout_secs,
-    )
+    answer = lifecycle.send(cloud, wanted, "log", str(lines))
     if not lifecycle.read_answers(answer):
-        raise ValueError(f"no host has answered: {answer.err.strip()[-500:]}")
+        raise ValueError(f"no host has answered: {lifecycle.telling_line(answer.err)}")
     by_host: dict[str, list[str]] = {}
     for line in answer.out.splitlines():
         if line.startswith("@log "):
             _, host, *text = line.split(" ", 2)
             by_host.setdefault(host, []).append("".join(text))
+    if answer.code:
+        _say_aside(
+            f"some hosts have not answered: {lifecycle.telling_line(answer.err)}"
+        )
     return "\n".join(f"== {h}\n" + "\n".join(by_host[h]) for h in sorted(by_host))
 
 
@@ -174,6 +185,13 @@ def _stop(cloud: Cloud, wanted: Slice) -> None:
         )
 
 
+def _check_env_file(path: Path) -> None:
+    """Finds mistakes before anything is paid for, and shows no line of the file."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip() and not re.match(r"#|\s*[A-Za-z_]\w*\s*=", line):
+            raise ValueError(f"{path}, line {number}: expected KEY=VALUE")
+
+
 def _archive() -> Archive:
     archive = pack(_ROOT)
     if archive.untracked:
@@ -182,6 +200,10 @@ def _archive() -> Archive:
             f"note: {len(archive.untracked)} files stay behind ({some}): git add them"
         )
     return archive
+
+
+def _say_when(text: str) -> None:
+    _say_aside(f"{time.strftime('%H:%M:%S')} {text}")
 
 
 def _say_aside(text: str) -> None:

@@ -18,7 +18,8 @@ workdir = next(w for w in sys.argv if w.startswith("--workdir=gs://"))
 folder = Path(os.environ["BUCKETS"], workdir.split("gs://")[1])
 folder.mkdir(parents=True, exist_ok=True)
 steps = folder / "steps"
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if print("saved") else 0))
+# As the real one: a checkpoint, and the exit code of a run that was told to end.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143 + bool(print("saved"))))
 first = os.environ["HOSTNAME"].endswith(("node-w-0", "run-w-0", "run-0-w-0"))
 print("--distributed" in sys.argv, os.environ.get("HF_TOKEN", "no token"), flush=True)
 done = len(steps.read_text().split()) if steps.exists() else 0

@@ -6,7 +6,8 @@ queued resources, and the faults still to come), `calls.jsonl` (every call) and 
 
 Read from, and checked against: the flags of each command in Google Cloud SDK 528
 (test_tpu_real_gcloud.py compares), the exit codes and messages of its tpu-vm ssh module,
-and the states of
+what is reported of deleting a queued resource (refused while it is in a passing state,
+which ends one that is being provisioned), and the states of
 https://cloud.google.com/python/docs/reference/tpu/latest/google.cloud.tpu_v2.types.QueuedResourceState.State
 """
 
@@ -178,9 +179,16 @@ def delete(state, verb, names, flags, fault):
     if names[0] not in state["requests"]:
         not_found("queued-resources", names[0])
     request = state["requests"][names[0]]
-    if request["states"][0] == "ACTIVE" and "--force" not in flags:
+    now = request["states"][0]
+    deletable = ["ACCEPTED", "WAITING_FOR_RESOURCES", "SUSPENDED", "FAILED"]
+    if now not in [*deletable, *(["ACTIVE"] if "--force" in flags else [])]:
+        if now == "PROVISIONING":  # the refused call ends it all the same
+            request["states"] = ["SUSPENDING", "FAILED"]
         fail(
-            1, "ERROR: FAILED_PRECONDITION: the queued resource has nodes; use --force"
+            1,
+            "ERROR: (gcloud.compute.tpus.queued-resources.delete) {'code': 9, 'message': "
+            f"'DeleteQueuedResource is not supported when state is {now} (must be one of "
+            f"[{' '.join(deletable)}])'}}",
         )
     take_away(request)
     del state["requests"][names[0]]
@@ -200,11 +208,15 @@ def make_hosts(state, request):
 def take_away(request):
     """Ends every process of the hosts and wipes their disks."""
     for node in request["nodes"]:
+        signal_processes(node, signal.SIGKILL)
         for home in (HOME / "hosts").glob(f"{node}-w-*"):
-            for note in home.glob("copymit-*/runs/*/process"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(int(note.read_text().split()[0]), signal.SIGKILL)
             shutil.rmtree(home, ignore_errors=True)
+
+
+def signal_processes(node, number):
+    for note in (HOME / "hosts").glob(f"{node}-w-*/copymit-*/runs/*/process"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(note.read_text().split()[0]), number)
 
 
 def reach(state, verb, names, flags, fault):
@@ -213,8 +225,13 @@ def reach(state, verb, names, flags, fault):
     request = state["requests"].get(name) or not_found("queued-resources", name)
     if fault.get("preempt"):
         take_away(request)
-        request["states"] = ["SUSPENDING", "SUSPENDED"]
+        request["states"] = fault.get("then", ["SUSPENDING", "SUSPENDED"])
         request["nodes"] = dict.fromkeys(request["nodes"], "PREEMPTED")
+    if "warn" in fault:  # hosts are shut down, and only later is it said that they are
+        for node in request["nodes"]:
+            signal_processes(node, signal.SIGTERM)
+        lost = ["SUSPENDING", "SUSPENDED"] if fault["warn"] else []
+        request["states"] = ["ACTIVE"] * (fault["warn"] or 1) + lost
     if fault.get("replace"):
         take_away({"nodes": [fault["replace"]]})
         request["states"] = ["PROVISIONING", "ACTIVE"]

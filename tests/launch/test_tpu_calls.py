@@ -219,6 +219,9 @@ def test_faults_that_do_not_pass_end_it():
         ("SSH Key is not present in the SSH agent. Please run", "no-agent"),
         ('may have happened if you have not added your key using "ssh-add', "other"),
         ("Connection reset by peer", "transient"),
+        ("Location us-x1-a is not found or access is unauthorized.", "elsewhere"),
+        ("DeleteQueuedResource is not supported when state is X", "passing-state"),
+        ("PERMISSION_DENIED: The API requires a quota project", "denied"),
         ("You do not currently have an active account selected", "signed-out"),
     ],
 )
@@ -240,6 +243,16 @@ def test_a_call_that_hangs_is_ended_with_all_that_it_has_started(tmp_path):
     assert stat.stdout.strip()[:1] in ("", "Z")
 
 
+def test_ctrl_c_at_the_end_of_a_call_is_ctrl_c(monkeypatch):
+    def communicate(process, timeout):
+        process.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+    with pytest.raises(KeyboardInterrupt):
+        gcloud.execute(["true"], timeout=10)
+
+
 def test_hosts_that_stay_silent_end_the_waiting_with_advice():
     there = json.dumps({"state": {"state": "ACTIVE"}, "networkEndpoints": [{}, {}]})
     node = json.dumps({"state": "READY", "networkEndpoints": [{}, {}]})
@@ -253,6 +266,33 @@ def test_hosts_that_stay_silent_end_the_waiting_with_advice():
     cloud = request.Cloud(Gcloud(run, lambda _secs: None), pace, lambda _text: None)
     with pytest.raises(TimeoutError, match=r"1 of 2 hosts .*w-0 did.*ssh-add"):
         lifecycle.ask_all(cloud, RUN, 2, "poll")
+
+
+def test_a_long_wait_tells_how_long_it_has_lasted():
+    states = iter(["WAITING_FOR_RESOURCES"] * 3 + ["ACTIVE"])
+
+    def run(words, timeout):
+        return Answer(json.dumps({"state": {"state": next(states)}}), "", 0)
+
+    said = []
+    pace = request.Pace(poll_secs=0, news_secs=0)
+    cloud = request.Cloud(Gcloud(run, lambda _secs: None), pace, said.append)
+    assert not request.ensure_active(cloud, RUN)
+    waiting = "my-run: WAITING_FOR_RESOURCES"
+    assert said == [waiting, f"{waiting} for 0 min", "my-run: ACTIVE"]
+
+
+def test_a_deletion_that_is_refused_for_ever_ends_with_the_reason():
+    refusal = "ERROR: DeleteQueuedResource is not supported when state is SUSPENDING"
+
+    def run(words, timeout):
+        found = json.dumps({"state": {"state": "SUSPENDING"}})
+        return Answer("", refusal, 1) if "delete" in words else Answer(found, "", 0)
+
+    pace = request.Pace(poll_secs=0, unreachable_secs=0)
+    cloud = request.Cloud(Gcloud(run, lambda _secs: None), pace, lambda _text: None)
+    with pytest.raises(GcloudError, match="not supported when state is SUSPENDING"):
+        request.delete(cloud, RUN)
 
 
 def test_answers_are_read_between_what_else_is_printed():
