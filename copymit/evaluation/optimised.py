@@ -66,4 +66,4 @@ def score_optimisations(
 
 def _read_notes(path: epath.Path) -> Mapping[str, str]:
     with path.open("rb") as file, Image.open(file) as image:
-        return dict(image.info)
+        return {name: image.info[name] for name in _OPTIMISED if name in image.info}

@@ -7,12 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 from configs import common
+from copymit import generator
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.sampler import sample, with_guidance
+from copymit.diffusion.sampler import (
+    Step,
+    first_step,
+    sample,
+    sample_with_state,
+    with_guidance,
+)
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
 from copymit.generator import SamplingOptions, make_generate, sampling_options
+from copymit.mitigation import at_generation
 from copymit.mitigation.at_generation import (
     GenerationMitigations,
     Text,
@@ -114,11 +123,15 @@ def compiled(scale, mitigations):
     return jax.jit(run, compiler_options=FAST_COMPILE)
 
 
-def make_latents(ids=IDS, numbers=NUMBERS, sampler="ddim", scale=3.0, **strengths):
+def sample_all(ids=IDS, numbers=NUMBERS, sampler="ddim", scale=3.0, **strengths):
     *table, _ = SAMPLERS[sampler](SCHEDULER, 6)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(numbers)
     run = compiled(scale, OFF._replace(**strengths))
-    return np.asarray(run(table, ids, keys, REFERENCES).latents)
+    return run(table, ids, keys, REFERENCES)
+
+
+def make_latents(*inputs, **options):
+    return np.asarray(sample_all(*inputs, **options).latents)
 
 
 # Programs with float32 sums in another order, through 6 steps.
@@ -191,6 +204,96 @@ def test_a_scale_of_one_can_be_repelled_too():
     assert (after < before).all()
 
 
+@pytest.mark.parametrize(
+    "transition", [{"guidance_transition": 500}, {"dynamic_transition": True}]
+)
+def test_with_the_same_guidance_before_there_is_no_transition(transition):
+    both = make_latents(scale=-2.0, guidance_before=-2.0, **transition)
+    np.testing.assert_allclose(both, make_latents(scale=-2.0), **ALMOST)
+
+
+def test_a_dynamic_transition_is_half_way_at_the_latest():
+    schedule = at_generation._schedule(OFF._replace(dynamic_transition=True), 3.0, 6)
+    state, scales = schedule.init(1), []
+    for number in range(6):
+        step = Step(jnp.array(number), None, None, None, None)
+        state, scale = schedule.scale(state, step, jnp.array([-1.0 * number]))
+        scales.append(float(scale[0]))
+    assert scales == [0, 0, 0, 3, 3, 3]
+
+
+def test_the_negative_half_keeps_its_attention_to_the_start_token():
+    rescaled = make_latents(scale=0.0, start_attention=4.0)
+    np.testing.assert_allclose(rescaled, make_latents(scale=0.0), **ALMOST)
+
+
+@pytest.mark.parametrize("name", ["prompt_target", "noise_target"])
+def test_a_prompt_that_is_the_negative_one_is_below_every_target(name):
+    ids = np.broadcast_to(NEGATIVE, IDS.shape)
+    found = sample_all(ids, **{name: 1e-6}, noise_norm_weight=0.0)
+    assert found.steps[name].tolist() == [0] * B
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("prompt", {"prompt_learning_rate": 0.5}),
+        ("prompt", {"prompt_iterations": 1}),
+        ("noise", {"noise_learning_rate": 0.5}),
+        ("noise", {"noise_iterations": 1}),
+        ("noise", {"noise_norm_weight": 5.0}),
+        ("repulsion", {"clean_threshold": 0.9}),
+        ("repulsion", {"noisy_threshold": 0.9}),
+    ],
+)
+def test_every_setting_of_a_mitigation_has_an_effect(name, changes):
+    changed = make_latents(**{**EACH[name], **changes})
+    assert np.abs(changed - make_latents(**EACH[name])).max() > 0.01
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_is_optimised_is_what_the_sampler_sees_first(sampler):
+    trajectory = SAMPLERS[sampler](SCHEDULER._replace(timestep_spacing="linspace"), 3)
+    noise = jax.random.normal(jax.random.key(0), (B, *SHAPE))
+    seen = []
+
+    def look(state, step):
+        jax.debug.callback(lambda *values: seen.append(values), *step[1:])
+        return state, step.noisy_latents
+
+    sample_with_state(look, (), trajectory, noise)
+    jax.effects_barrier()
+    assert len(seen) == 3
+    for value, expected in zip(first_step(trajectory, noise)[1:], seen[0], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_noise_on_the_text_reaches_both_halves(scale):
+    images = []
+    for strength in (0.0, 0.5):
+        options = SamplingOptions(0, "ddim", 2, None, scale, None, strength)
+        generate = make_generate(MODEL, SCHEDULER, options, NEGATIVE)
+        images.append(np.asarray(generate({}, IDS, NUMBERS).images).astype(int))
+    assert np.abs(images[1] - images[0]).max() > 10
+
+
+def test_noise_on_the_text_is_normal_and_each_image_s_and_half_s_own():
+    keys = jax.random.split(jax.random.key(0), 8)
+    hidden = jnp.ones((8, 16, 32))
+    halves = [
+        np.asarray(generator._with_noise(hidden, keys, half, 0.3)) - 1
+        for half in (1, 2)
+    ]
+    for noise in halves:
+        assert stats.kstest(noise.ravel() / 0.3, "norm").pvalue > 1e-3
+    rows = np.concatenate(halves).reshape(16, -1)
+    # Of 512 independent numbers: four deviations are 0.18.
+    assert np.abs(np.corrcoef(rows) - np.eye(16)).max() < 0.2
+    alone = generator._with_noise(hidden[5:6], keys[5:6], 1, 0.3) - 1
+    np.testing.assert_array_equal(alone[0], halves[0][5])
+
+
 def test_before_its_transition_a_sampling_has_no_prompt():
     late = make_latents(guidance_transition=1)
     np.testing.assert_allclose(late, make_latents(scale=0.0), **ALMOST)
@@ -260,15 +363,8 @@ def test_a_transition_outside_of_the_sampling_is_refused(transition, begins):
 @pytest.mark.parametrize("name", ["prompt", "noise"])
 def test_the_steps_of_an_optimisation_tell_what_came_of_it(name):
     (setting,) = EACH[name]
-    *table, _ = SAMPLERS["ddim"](SCHEDULER, 6)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(NUMBERS)
-
-    def steps(target):
-        run = compiled(3.0, OFF._replace(**{setting: target}))
-        return run(table, IDS, keys, REFERENCES).steps[setting].tolist()
-
-    assert steps(1e6) == [0] * B
-    assert steps(1e-6) == [10] * B
+    assert sample_all(**{setting: 1e6}).steps[setting].tolist() == [0] * B
+    assert sample_all(**{setting: 1e-6}).steps[setting].tolist() == [10] * B
 
 
 @pytest.mark.parametrize("name", ["repulsion", "despecification"])

@@ -1,5 +1,8 @@
 """Mitigations on the text: what they vary, and what they leave alone."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -68,6 +71,28 @@ def test_insertions_keep_the_words_in_order_and_have_their_number(name, rng):
             assert [w for w in found if w in words] == words
 
 
+@pytest.mark.parametrize(
+    ("rewrite", "choices"),
+    [
+        (random_tokens(1, lambda ids: "x"), "x"),
+        (random_numbers(1), "x"),
+        (word_repetition(1), "abcd"),
+    ],
+)
+def test_every_word_goes_to_every_gap_equally_often(rewrite, choices, rng):
+    words = list("abcd")
+    ways = Counter(
+        " ".join([*words[:gap], word, *words[gap:]])
+        for word in choices
+        for gap in range(len(words) + 1)
+    )
+    number = re.compile(r"\d+")
+    found = Counter(number.sub("x", rewrite("a b c d", rng)) for _ in range(5000))
+    assert found.keys() == ways.keys()
+    expected = [ways[text] / ways.total() * 5000 for text in ways]
+    assert stats.chisquare([found[text] for text in ways], expected).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("name", REWRITES)
 def test_the_same_draw_gives_the_same_text(name):
     rewrite, _ = REWRITES[name]
@@ -110,7 +135,13 @@ def test_repeated_words_are_drawn_uniformly_from_the_original_ones(rng):
 def test_a_random_caption_has_four_tokens_and_nothing_of_the_old_one(rng):
     ids = random_caption(lambda ids: " ".join(map(str, ids)))("a red apple", rng)
     assert len(ids.split(" ")) == 4
-    assert max(map(int, ids.split(" "))) < 49_400
+
+
+def test_random_captions_are_uniform_below_the_special_tokens(rng):
+    captions = random_caption(lambda ids: " ".join(map(str, ids)))
+    found = np.array([captions("", rng).split(" ") for _ in range(1250)], int).ravel()
+    assert found.max() < 49_400
+    assert stats.kstest(found / 49_400, "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])

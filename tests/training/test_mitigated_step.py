@@ -1,0 +1,118 @@
+"""Mitigations in a step of training, with a network of which all is known.
+
+It predicts, everywhere, the embedding of the first token times a weight of its own.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.models.assembly import DiffusionModel
+from copymit.sharding import make_mesh
+from copymit.training.state import abstract_state, init_state, make_optimizer
+from copymit.training.step import make_train_step, seed_key
+
+SHAPE = (4, 4, 1)
+ROOT = 4.0  # of the number of latents
+WEIGHTS = np.array([0.0, 0.1, 5.0, 0.2, 7.0], np.float32)
+EMPTY = np.zeros(1, np.int32)
+
+
+def predict(params, latents, timesteps, hidden):
+    del timesteps
+    value = hidden[:, 0] @ params["unet"]["weights"]
+    return jnp.broadcast_to(value[:, None, None, None], latents.shape)
+
+
+MODEL = DiffusionModel(
+    SHAPE,
+    lambda key: {"unet": {"weights": jnp.asarray(WEIGHTS)}, "text_encoder": {}},
+    lambda params, pixel_values: pixel_values,
+    lambda moments, key: moments,
+    lambda params, latents: latents,
+    predict,
+    lambda params, ids: jax.nn.one_hot(ids, len(WEIGHTS)),
+)
+
+
+def train(ids, steps=1, seed=0, **mitigations):
+    """Returns weights and scalars after each step on a batch of these token ids."""
+    config = tiny.get_config()
+    config.mitigation.train.update(mitigations)
+    config.train.update(ema_decay=0.0, weight_decay=0.0, warmup_steps=0)
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    abstract = abstract_state(MODEL, optimizer, config, mesh)
+    step = make_train_step(
+        MODEL,
+        make_noise_scheduler(),
+        optimizer,
+        config,
+        jax.tree.map(lambda x: x.sharding, abstract),
+        mesh,
+        EMPTY,
+    )
+    batch = {
+        "moments": np.zeros((len(ids), *SHAPE), np.float32),
+        "input_ids": np.asarray(ids, np.int32)[:, None],
+    }
+    state = init_state(MODEL, optimizer, config, mesh)
+    history = []
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            state, scalars = step(state, batch, seed_key(seed))
+            weights = np.asarray(state.params["unet"]["weights"])
+            history.append((weights, {k: float(v) for k, v in scalars.items()}))
+    return history
+
+
+def test_without_mitigation_every_caption_teaches():
+    ((weights, scalars),) = train([1, 2, 3, 4])
+    assert (weights[1:] != WEIGHTS[1:]).all()
+    assert "skipped_share" not in scalars
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(1.0, [1, 3]), (6.0 * ROOT, [1, 2, 3])]
+)
+def test_captions_above_the_threshold_teach_nothing(threshold, kept):
+    # The captions change the prediction by their weights times the root of 16.
+    ((weights, scalars),) = train([1, 2, 3, 4], skip_above=threshold)
+    assert np.flatnonzero(weights != WEIGHTS).tolist() == kept
+    assert scalars["skipped_share"] == 1 - len(kept) / 4
+
+
+def test_a_batch_of_which_all_is_skipped_teaches_nothing():
+    ((weights, scalars),) = train([2, 4], skip_above=1.0)
+    assert (weights == WEIGHTS).all()
+    assert (scalars["skipped_share"], scalars["loss"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("strength", [0.5, 50.0])
+def test_noise_on_the_text_has_its_strength_and_is_another_at_every_step(strength):
+    # The empty caption predicts 0, a loss of 1; noise adds its variance times the norm.
+    losses = np.array(
+        [s["loss"] for _, s in train([0] * 2048, steps=2, gaussian_noise=strength)]
+    )
+    expected = 1 + strength**2 * (WEIGHTS**2).sum()
+    # Deviation of a mean of 2,048 squares of normal numbers: 3 %.
+    np.testing.assert_allclose(losses, expected, rtol=0.15)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_noise_is_that_of_the_seed_and_step():
+    ((_, first),), ((_, again),), ((_, other),) = (
+        train([1, 2], seed=seed, gaussian_noise=9.0) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert other["loss"] != pytest.approx(first["loss"], rel=1e-3)
+
+
+def test_mixup_mixes_captions():
+    histories = [train([2, 4], seed=s, embedding_mixup=1.0) for s in range(4)]
+    losses = [history[0][1]["loss"] for history in histories]
+    plain = train([2, 4])[0][1]["loss"]
+    # A mean of 5 and 7 has less of a square than both.
+    assert min(losses) < plain - 0.3
