@@ -82,6 +82,7 @@ def serve_bucket(*flags):
             NAME,
             *flags,
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -4,17 +4,21 @@
 
 The emulator knows no preconditions, sends no generations with the content, lists without
 offsets and cannot move; the real service does all of that, and tensorstore and gcsfs
-build on it. Every N-th request is refused with 503, in turn before and after it took
-effect (an answer may be lost on the way), and every N-th answer is late; but not those to
-the tests themselves, which send `X-No-Faults`. Prints the port.
+build on it. Every N-th request meets one of `FAULTS`, in turn, and every N-th answer is
+late; but not those to the tests themselves, which send `X-No-Faults`. Prints the port, and
+ends when its input does: a test that is killed leaves no server behind.
 """
 
 import argparse
 import functools
 import http.server
+import io
 import itertools
 import json
+import os
 import re
+import socket
+import sys
 import threading
 import time
 import urllib.parse
@@ -28,6 +32,9 @@ _OBJECT = re.compile(r"(?:/download)?(?:/storage/v1)?/b/([^/]+)/o/([^/]+)")
 _UPLOAD = re.compile(r"/upload/storage/v1/b/([^/]+)/o")
 _MOVE = re.compile(r"(/storage/v1/b/([^/]+)/o/[^/]+)/moveTo/o/([^/]+)")
 _LIST = re.compile(r"/storage/v1/b/([^/]+)/o")
+# A refusal by its status; `lost`: done, but refused; `reset`, `dropped`: the connection
+# ends before or after it was done; `cut`: it ends in the middle of the answer.
+FAULTS = ("503", "lost", "reset", "429", "cut", "500", "dropped")
 _LOCK = threading.Lock()  # the emulator serves one request after the other
 
 
@@ -80,21 +87,31 @@ class Bucket(RequestHandler):
         if self.delay_every and number % self.delay_every == 0:
             Bucket.delayed += 1
             time.sleep(self.delay_secs)
-        fault = 0
         if self.fail_every and number % self.fail_every == 0:
             Bucket.failed += 1
-            fault = 1 + number // self.fail_every % 2
-        if fault == 1:
-            self.drain()
-            return self.reply(503)
-        if fault == 2:
-            answer, self.wfile = self.wfile, _Nowhere()
-            with _LOCK:
-                self.answer(emulate)
-            self.wfile = answer
-            return self.reply(503)
+            fault = FAULTS[number // self.fail_every % len(FAULTS)]
+            return self.fail(fault, emulate)
         with _LOCK:
             return self.answer(emulate)
+
+    def fail(self, fault, emulate):
+        """Refuses a request, or lets it happen and loses the answer."""
+        said = b""
+        if fault in ("lost", "dropped", "cut"):
+            wire, self.wfile = self.wfile, io.BytesIO()
+            with _LOCK:
+                self.answer(emulate)
+            said, self.wfile = self.wfile.getvalue(), wire
+        else:
+            self.drain()
+        if fault.isdigit() or fault == "lost":
+            return self.reply(503 if fault == "lost" else int(fault))
+        if fault == "cut":
+            self.wfile.write(
+                said[: len(said) - 1 - len(said.split(b"\r\n\r\n")[1]) // 2]
+            )
+        self.close_connection = True
+        return self.connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, emulate):
         """Does what the real service would."""
@@ -213,6 +230,9 @@ def main():
     )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    threading.Thread(
+        target=lambda: os._exit(len(sys.stdin.read())), daemon=True
+    ).start()
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
