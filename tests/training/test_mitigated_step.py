@@ -90,7 +90,7 @@ def test_a_batch_of_which_all_is_skipped_teaches_nothing():
     assert (scalars["skipped_share"], scalars["loss"]) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("strength", [0.5, 50.0])
+@pytest.mark.parametrize("strength", [5.0, 50.0])
 def test_noise_on_the_text_has_its_strength_and_is_another_at_every_step(strength):
     # The empty caption predicts 0, a loss of 1; noise adds its variance times the norm.
     losses = np.array(
@@ -99,7 +99,8 @@ def test_noise_on_the_text_has_its_strength_and_is_another_at_every_step(strengt
     expected = 1 + strength**2 * (WEIGHTS**2).sum()
     # Deviation of a mean of 2,048 squares of normal numbers: 3 %.
     np.testing.assert_allclose(losses, expected, rtol=0.15)
-    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    # The other noise, of the latents, changes them by less than a thousandth.
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_noise_is_that_of_the_seed_and_step():
