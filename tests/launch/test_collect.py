@@ -110,6 +110,15 @@ def test_a_setting_says_how_many_of_its_seeds_it_has_and_why(tmp_path):
     assert "| 2 | **0 of 1** |  |" in text
 
 
+def test_scores_of_an_evaluation_that_is_being_made_again_are_not_collected(finished):
+    path = finished / f"{make_plans()[0].tasks[-1].key}.json"
+    record = json.loads(path.read_text()) | {"state": "running"}
+    path.write_text(json.dumps(record))
+    _, missing = collect(sweep, make_plans(), str(finished), "fake")
+    assert missing == [make_plans()[0].trial.name]
+    assert f"{missing[0]} (running)" in (finished / "fake.md").read_text()
+
+
 def test_a_cell_says_when_it_lacks_seeds_that_the_row_has():
     table = make_mitigated().query("prompts == 'trigger'")
     table = table.assign(clip_score=[1.0, np.nan, 1.0, 2.0, 2.0, 2.0])

@@ -86,6 +86,17 @@ def test_status_can_be_asked_before_the_start(tmp_path, one_trial, capsys):
     assert "3 trials: 3 pending" in capsys.readouterr().out
 
 
+def test_a_table_that_lacks_trials_is_announced(
+    tmp_path, one_trial, monkeypatch, capsys
+):
+    found = (["one.md"], ["x4-seed1"])
+    monkeypatch.setattr(sweep, "collect", lambda *_: found)
+    assert sweep.main([one_trial, f"--workdir={tmp_path}/out", "--collect"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "one.md\n"
+    assert "INCOMPLETE: 1 of 3 trials have no scores: x4-seed1" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
