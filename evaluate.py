@@ -26,12 +26,15 @@ with; configs/common.py lists the settings. Several hosts share the work, starte
 train.py's.
 """
 
+from typing import Any
+
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
 from configs import common
 from copymit import console
+from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
@@ -105,9 +108,14 @@ def main(argv: list[str]) -> None:
         print(absolute(directory / "report.html"))
 
 
-def _places() -> list[str | None]:
+def _places() -> list[Any]:
     """Lists what is read besides the working directory, and may lie in a bucket."""
-    return [_GENERATIONS.value, _REFERENCES.value, _MODEL.value, _PROMPTS.value]
+    named = [_GENERATIONS.value, _REFERENCES.value, _MODEL.value, _PROMPTS.value]
+    if _CONFIG.value is None:
+        return named
+    settings = _CONFIG.value.to_dict()
+    used = settings if _MODEL.value else {"eval": settings["eval"]}
+    return [*named, *flatten(used).values()]
 
 
 def _open_subject() -> Subject:
