@@ -52,6 +52,7 @@ FLAGS = {
 }
 # States that a new request goes through, one a look; a fault may give others.
 QUEUE = ["PROVISIONING", "ACTIVE"]
+LOST = ["SUSPENDING"] * 4 + ["SUSPENDED"]
 
 
 def main(words):
@@ -225,12 +226,12 @@ def reach(state, verb, names, flags, fault):
     request = state["requests"].get(name) or not_found("queued-resources", name)
     if fault.get("preempt"):
         take_away(request)
-        request["states"] = fault.get("then", ["SUSPENDING", "SUSPENDED"])
+        request["states"] = fault.get("then", LOST)
         request["nodes"] = dict.fromkeys(request["nodes"], "PREEMPTED")
     if "warn" in fault:  # hosts are shut down, and only later is it said that they are
         for node in request["nodes"]:
             signal_processes(node, signal.SIGTERM)
-        lost = ["SUSPENDING", "SUSPENDED"] if fault["warn"] else []
+        lost = LOST if fault["warn"] else []
         request["states"] = ["ACTIVE"] * (fault["warn"] or 1) + lost
     if fault.get("replace"):
         take_away({"nodes": [fault["replace"]]})

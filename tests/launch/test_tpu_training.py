@@ -25,6 +25,7 @@ FLAGS = [
     "--config.model.unet.block_out_channels=(32,)",
     "--config.model.unet.cross_attention=(False,)",
     "--config.train.sample_every_steps=0",
+    "--config.train.steps=3",
 ]
 
 
