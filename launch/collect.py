@@ -108,6 +108,12 @@ def _why(missing: Sequence[Plan], root: str) -> dict[str, str]:
     return reasons
 
 
+def abridge(names: Sequence[str], most: int = 5) -> str:
+    """Lists the first names, and says how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
     """Reads the scores of the trials that have any.
 
@@ -188,11 +194,15 @@ def to_markdown(
     header += [f"change of {score.label}" for score in compared]
     lines = [f"# {title}", ""]
     if missing:
-        listed = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         lines += [
-            f"**INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores.**"
+            f"**INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores.** "
+            "Means are of the seeds that are there.",
+            "",
         ]
-        lines += [f"Means are of the seeds that are there. Missing: {listed}.", ""]
+        for reason in dict.fromkeys(missing.values()):
+            names = [name for name, why in missing.items() if why == reason]
+            lines.append(f"- {reason}: {abridge(names)}")
+        lines.append("")
     lines += [_line(header), _line(["---"] * len(header))]
     settings: dict[tuple[str, ...], list[str]] = {}
     for trial in trials:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.backends import Backend, local, python_command, tpu, xpk
-from launch.collect import collect
+from launch.collect import abridge, collect
 from launch.lease import Watch, reaching, this_process
 from launch.status import show
 from launch.trials import (
@@ -148,7 +148,7 @@ def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
             "INCOMPLETE: %d of %d trials have no scores: %s",
             len(missing),
             len(plans),
-            ", ".join(missing),
+            abridge(missing),
         )
     return 0
 

@@ -19,6 +19,7 @@ from configs.sweeps_types import (
     draws,
 )
 from launch.collect import (
+    abridge,
     collect,
     columns_of,
     format_number,
@@ -92,8 +93,8 @@ def test_what_is_missing_is_said(finished):
     _, missing = collect(sweep, plans, str(finished), "fake")
     assert missing == ["new"]
     lines = (finished / "fake.md").read_text().splitlines()
-    assert lines[2] == "**INCOMPLETE: 1 of 13 trials lack scores.**"
-    assert "Missing: new (not run yet)." in lines[3]
+    assert lines[2].startswith("**INCOMPLETE: 1 of 13 trials lack scores.**")
+    assert "- not run yet: new" in lines
 
 
 def test_a_setting_says_how_many_of_its_seeds_it_has_and_why(tmp_path):
@@ -105,7 +106,8 @@ def test_a_setting_says_how_many_of_its_seeds_it_has_and_why(tmp_path):
     work(tasks, str(tmp_path), watch, backend, Options(3, 1, 0.02, 1.0))
     collect(sweep, plans, str(tmp_path), "fake")
     text = (tmp_path / "fake.md").read_text()
-    assert "x1-seed1 (exit code 1: error: no such data); x2-seed0 (not run yet)" in text
+    assert "\n- exit code 1: error: no such data: x1-seed1\n" in text
+    assert "\n- not run yet: x2-seed0\n" in text
     assert "| 1 | **2 of 3** | 0.510 [" in text
     assert "| 2 | **0 of 1** |  |" in text
 
@@ -116,7 +118,7 @@ def test_scores_of_an_evaluation_that_is_being_made_again_are_not_collected(fini
     path.write_text(json.dumps(record))
     _, missing = collect(sweep, make_plans(), str(finished), "fake")
     assert missing == [make_plans()[0].trial.name]
-    assert f"{missing[0]} (running)" in (finished / "fake.md").read_text()
+    assert f"- running: {missing[0]}" in (finished / "fake.md").read_text()
 
 
 def test_a_cell_says_when_it_lacks_seeds_that_the_row_has():
@@ -131,6 +133,11 @@ def trials_of(table):
     """Trials that would have given such a table."""
     labels = table[["mitigation", "prompts", "seed"]].to_dict("records")
     return [Trial(n, "", labels=w) for n, w in zip(table.trial, labels, strict=True)]
+
+
+def test_of_many_missing_trials_the_first_are_named():
+    assert abridge(["a", "b"]) == "a, b"
+    assert abridge([*"abcdefgh"]) == "a, b, c, d, e and 3 more"
 
 
 def test_nothing_to_collect_is_an_error_with_a_way_out(tmp_path):
