@@ -3,6 +3,12 @@
 It predicts, everywhere, the embedding of the first token times a weight of its own.
 """
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +123,37 @@ def test_mixup_mixes_captions():
     plain = train([2, 4])[0][1]["loss"]
     # A mean of 5 and 7 has less of a square than both.
     assert min(losses) < plain - 0.3
+
+
+# The noise dominates the loss.
+RANDOM = {"gaussian_noise": 9.0, "embedding_mixup": 1.0, "skip_above": 200.0}
+IDS = [1, 2, 3, 4] * 4
+
+
+def losses_and_shares(**mitigations):
+    history = train(IDS, steps=2, **mitigations)
+    return [[s["loss"], s["skipped_share"]] for _, s in history]
+
+
+def test_mitigations_do_not_depend_on_the_number_of_devices():
+    script = (
+        "import jax, json, test_mitigated_step as t; assert jax.device_count() == 4; "
+        "print(json.dumps(t.losses_and_shares(**t.RANDOM)))"
+    )
+    here = Path(__file__).parent
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = losses_and_shares(**RANDOM)
+    assert 0 < expected[0][1] < 1  # some are skipped
+    # Sums over a batch are taken in another order.
+    np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=1e-5)
