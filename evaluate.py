@@ -54,7 +54,7 @@ from copymit.evaluation.subject import (
 from copymit.storage import absolute, check_buckets
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Settings; only the `eval` section is used."
+    "config", None, "Settings, of which `eval` and `mitigation.generate` are used."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, or of the results with --generations."

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.timing import Row, best_of
 from benchmarks.unet import GUIDANCE_SCALE, SIZES
+from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.trajectory import SAMPLERS
 from copymit.mitigation.at_generation import (
@@ -20,13 +21,18 @@ from copymit.mitigation.at_generation import (
     Text,
     sample_with_mitigations,
 )
+from copymit.mitigation.compose import generation_rewrite
+from copymit.mitigation.embeddings import add_gaussian_noise
 from copymit.mitigation.repulsion import References, make_references
 from copymit.models.functional import init_params, make_apply
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
+from copymit.settings import mitigation_settings
 
 STEPS, IMAGES, REPEATS = 50, 2, 2
 SHAPE = (32, 32, 4)
 REFERENCE_COUNT = 10_000
+
+PROMPT = "a photo of a garbage truck in front of a church"
 
 # A target that is never reached: every iteration is taken.
 _UNREACHED = 1e-6
@@ -38,11 +44,11 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "attention rescaling and masking": {"start_attention": 1.25, "mask_padding": True},
     "best of 4 noises": {"noise_candidates": 4},
     "noise optimisation, 10 iterations": {"noise_target": _UNREACHED},
-    f"repulsion from {REFERENCE_COUNT:,} images": {
-        "repulsion": 1.0,
-        "despecification": 13.0,
-    },
+    f"repulsion from {REFERENCE_COUNT:,} images": {"repulsion": 1.0},
+    "repulsion and despecification": {"repulsion": 1.0, "despecification": 13.0},
 }
+# On the host, before the prompt is tokenised.
+REWRITES = ("random_tokens", "word_repetition", "random_numbers")
 
 
 def run(steps: int = STEPS) -> list[Row]:
@@ -54,9 +60,18 @@ def run(steps: int = STEPS) -> list[Row]:
     text, make_noise, references = _inputs()
     params, predict = _network()
 
-    def seconds(strengths: dict[str, Any]) -> float:
+    def seconds(strengths: dict[str, Any], text_noise: float = 0.0) -> float:
         @jax.jit
         def generate(params, text: Text, references: References):
+            prompt_key, negative_key = jax.random.split(jax.random.key(0))
+            text = text._replace(
+                hidden_states=add_gaussian_noise(
+                    text.hidden_states, prompt_key, text_noise
+                ),
+                negative_hidden_states=add_gaussian_noise(
+                    text.negative_hidden_states, negative_key, text_noise
+                ),
+            )
             return sample_with_mitigations(
                 functools.partial(predict, params),
                 SAMPLERS["ddim"](make_noise_scheduler(), steps),
@@ -72,10 +87,22 @@ def run(steps: int = STEPS) -> list[Row]:
 
     plain = seconds({})
     shape = f"{steps} steps, {IMAGES}x{'x'.join(map(str, SHAPE))}"
+    times = {name: seconds(strengths) for name, strengths in STRENGTHS.items()}
+    times["noise on the text"] = seconds({}, 0.1)
+    times |= {name: plain + _seconds_of_rewrite(name) for name in REWRITES}
     return [
-        Row(f"{name}, {shape}", seconds(strengths), "no mitigation", plain)
-        for name, strengths in STRENGTHS.items()
+        Row(f"{name}, {shape}", mitigated, "no mitigation", plain)
+        for name, mitigated in times.items()
     ]
+
+
+def _seconds_of_rewrite(name: str) -> float:
+    """Times two insertions into the prompts of a batch."""
+    mitigation = mitigation_settings()
+    mitigation.generate[name] = 2
+    rewrite = generation_rewrite(mitigation, make_tokenizer(77, 49_407).decode)
+    rngs = [np.random.default_rng(i) for i in range(IMAGES)]
+    return best_of(lambda: [rewrite(PROMPT, rng) for rng in rngs])
 
 
 def _network():

@@ -71,7 +71,7 @@ _STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
 # first predictions of memorised prompts differ by 14 to 36, and those of others by 8.
 _TARGETS: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
     "full": {
-        "train.skip_above": ("skipping above", (1.0, 3.0)),
+        "train.skip_above": ("skipping above", (2.0, 3.0)),
         "generate.prompt_target": ("prompt optimised to", (3.0, 5.0)),
         "generate.noise_target": ("noise optimised to", (8.2, 6.0)),
     },
