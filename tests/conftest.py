@@ -28,6 +28,7 @@ _TOGETHER = ("programs", "gcs")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keeps the tests of a file in one process, where there are several."""
     for item in items:
