@@ -5,7 +5,15 @@ import importlib
 import pytest
 
 from configs import sweeps
-from configs.sweeps_types import PRESETS, Bars, Clusters, Curves, Scatter, Tradeoff
+from configs.sweeps_types import (
+    PRESETS,
+    Bars,
+    Clusters,
+    Curves,
+    Differences,
+    Scatter,
+    Tradeoff,
+)
 from copymit.scores.complexity import Complexity
 from launch.trials import list_trials, load_sweep, plan, unique_tasks
 
@@ -23,6 +31,11 @@ def test_every_sweep_can_be_listed_with_three_seeds(name, preset):
             assert {panel.x, panel.series} <= labels | {""}
         elif isinstance(panel, Tradeoff):
             assert {panel.point, panel.series} <= labels | {""}
+        elif isinstance(panel, Differences):
+            compared = {panel.changes.label, panel.series, *panel.changes.within}
+            assert compared <= labels
+            baseline = {trial.labels[panel.changes.label] for trial in trials}
+            assert panel.changes.baseline in baseline
         elif isinstance(panel, Scatter):
             assert panel.series in labels | {""}
             assert panel.x in {f"nearest_{name}" for name in Complexity._fields}
@@ -47,10 +60,15 @@ def test_detectors_look_at_what_the_sweep_of_mitigations_evaluates():
     for name in ("mitigations", "mitigations_once", "detectors"):
         trials = list_trials(load_sweep(f"configs/sweeps.py:{name}"), "small", 2)
         keys[name] = {task.key for task in unique_tasks(plan(t) for t in trials)}
-    assert len(keys["detectors"]) == 6
-    new = {key for key in keys["detectors"] if "/launch/detect-" in key}
-    assert len(new) == 2
-    assert keys["detectors"] - new < keys["mitigations_once"] < keys["mitigations"]
+    own = {
+        key
+        for key in keys["detectors"]
+        if "/launch/detect-" in key or "train-true" in key  # the text encoder
+    }
+    shared = keys["detectors"] - own
+    assert len(own) == 2 * 4  # of each seed a training, an evaluation, two detections
+    assert len(shared) == 2 * 2
+    assert shared < keys["mitigations_once"] < keys["mitigations"]
 
 
 def test_figures_share_the_trainings_that_they_have_in_common():
