@@ -252,6 +252,14 @@ def mitigations_once(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     yield from _all_mitigations(preset, seeds, once=True)
 
 
+@draws(*_PANELS, columns=_RULER, changes=_CHANGES)
+def mitigations_at_inference(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """What can be done for a model that is there: one training a seed for all."""
+    for trial in _all_mitigations(preset, seeds, once=True):
+        if trial.labels["when"] != "training":
+            yield trial
+
+
 @draws(
     Bars(
         "detector",
