@@ -23,18 +23,7 @@ jaxtyping.install_import_hook(
     [f"copymit.{name}" for name in _CHECKED], "beartype.beartype"
 )
 
-# Folders whose files share what takes long to make.
-_TOGETHER = ("programs", "gcs")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Keeps the tests of a file in one process, where there are several."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent)
-        group = path.parts[0] if path.parts[0] in _TOGETHER else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
