@@ -138,7 +138,7 @@ def test_a_run_outlives_its_follower_and_an_edit_and_is_followed_again(
     while not steps.exists() or not steps.read_text():
         time.sleep(0.02)
     follower.send_signal(getattr(signal, end))
-    said, _ = follower.communicate(timeout=60)
+    said, _ = follower.communicate(timeout=600)
     if end == "SIGINT":
         assert follower.returncode == 130
         assert "runs on" in said
