@@ -114,7 +114,7 @@ def test_a_request_is_deleted_before_it_is_granted(cloud, capsys, state):
 def test_a_run_outlives_its_follower_and_an_edit_and_is_followed_again(
     cloud, capsys, end
 ):
-    cloud.environment(STEPS="40", SECS="0.1")
+    cloud.environment(STEPS="40", SECS="0.3")
     code = (
         "import sys; from pathlib import Path; from launch import tpu; "
         f"tpu._ROOT = Path({str(cloud.project)!r}); sys.exit(tpu.main(sys.argv[1:]))"
