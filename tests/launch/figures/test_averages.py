@@ -23,7 +23,7 @@ def make_table(names):
 
 @pytest.mark.parametrize(
     ("names", "lying"),
-    [(("MC", "GN"), False), (("attention to the end token, last step",) * 1, True)],
+    [(("MC", "GN"), False), (("attention to the end token, last step",), True)],
 )
 def test_bars_with_long_names_lie(names, lying):
     assert lies(PANEL, make_table(names)) is lying
