@@ -20,6 +20,8 @@ import tensorstore as ts
 _RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "8s"}
 _PATIENCE_SECS = 60  # where nothing is refused, and nothing answered
 
+_FAULTS = (AssertionError, AttributeError, LookupError, TypeError)
+
 State = Literal["pending", "running", "done", "failed"]
 
 
@@ -137,13 +139,16 @@ def reaching(root: str) -> Iterator[None]:
     """Gives what gcsfs raises, of many kinds and after all its retries, one name.
 
     Raises:
-      ConnectionError: for anything but a ValueError, which is about the content.
+      ConnectionError: if `root` is in a bucket, for all that is not about the content
+        (ValueError) and no fault of the program.
     """
     try:
         yield
-    except (ConnectionError, ImportError, ValueError):
+    except (ConnectionError, ImportError, ValueError, *_FAULTS):
         raise
     except Exception as error:
+        if "://" not in root:
+            raise
         raise ConnectionError(f"{root} cannot be reached: {error}") from error
 
 

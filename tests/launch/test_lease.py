@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from launch.lease import Ledger, Owner, Record, Watch, claim, may_start, this_process
+from launch.lease import (
+    Ledger,
+    Owner,
+    Record,
+    Watch,
+    claim,
+    may_start,
+    reaching,
+    this_process,
+)
 
 OTHER = Owner("elsewhere", "another boot", 4711, "99")
 
@@ -186,3 +195,17 @@ def test_records_are_for_people_too(ledger, watch, tmp_path):
     record = json.loads((tmp_path / "a/task.json").read_text())
     assert record["state"] == "running"
     assert record["owner"]["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("root", "raised", "told"),
+    [
+        ("gs://bucket/sweeps", OSError("503"), ConnectionError),
+        ("gs://bucket/sweeps", KeyError("seed"), KeyError),
+        ("gs://bucket/sweeps", ValueError("damaged"), ValueError),
+        ("/disk/sweeps", PermissionError("no"), PermissionError),
+    ],
+)
+def test_only_a_bucket_is_said_to_be_out_of_reach_and_no_fault_is(root, raised, told):
+    with pytest.raises(told), reaching(root):
+        raise raised
