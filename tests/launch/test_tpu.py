@@ -135,7 +135,9 @@ def test_a_run_outlives_its_follower_and_an_edit_and_is_followed_again(
         text=True,
     )
     steps = cloud.folder / "buckets/bucket/x/steps"
-    while not steps.exists() or not steps.read_text():
+    # Hosts start one after another: the first trains while the second has yet to begin.
+    while not steps.exists() or not steps.read_text() or len(cloud.processes()) < 2:
+        assert follower.poll() is None
         time.sleep(0.02)
     follower.send_signal(getattr(signal, end))
     said, _ = follower.communicate(timeout=600)
