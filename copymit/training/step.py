@@ -90,6 +90,10 @@ def make_train_step(
         (loss, skipped), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if skip_above:
+            params, opt_state = _unless_all(
+                skipped == 1, (params, opt_state), (state.params, state.opt_state)
+            )
         new_state = state._replace(
             step=state.step + 1,
             params=params,
@@ -127,6 +131,20 @@ def _hidden_states(model: DiffusionModel, networks, batch) -> jax.Array:
     if "encoder_hidden_states" in batch:
         return batch["encoder_hidden_states"]
     return model.encode_text(networks, batch["input_ids"])
+
+
+def _unless_all(skipped: jax.Array, new, old):
+    """Returns `new`, or `old` but for its counts of steps if nothing was learned from.
+
+    Without gradients, momentum and weight decay would still move the parameters. The
+    counts go on, so that the learning rate keeps to the schedule of the config.
+    """
+
+    def choose(new, old):
+        moves = jnp.issubdtype(new.dtype, jnp.inexact)
+        return jnp.where(skipped, old, new) if moves else new
+
+    return jax.tree.map(choose, new, old)
 
 
 def _update_ema(state: TrainState, params, decay: float):

@@ -44,11 +44,16 @@ MODEL = DiffusionModel(
 )
 
 
-def train(ids, steps=1, seed=0, **mitigations):
-    """Returns weights and scalars after each step on a batch of these token ids."""
+def train(ids, steps=1, seed=0, weight_decay=0.0, **mitigations):
+    """Returns weights and scalars after each step on a batch of these token ids.
+
+    Of several batches, each has a step.
+    """
+    batches = np.asarray(ids, np.int32)
+    batches = batches if batches.ndim == 2 else np.tile(batches, (steps, 1))
     config = tiny.get_config()
     config.mitigation.train.update(mitigations)
-    config.train.update(ema_decay=0.0, weight_decay=0.0, warmup_steps=0)
+    config.train.update(ema_decay=0.0, weight_decay=weight_decay, warmup_steps=0)
     optimizer, mesh = make_optimizer(config.train), make_mesh()
     abstract = abstract_state(MODEL, optimizer, config, mesh)
     step = make_train_step(
@@ -60,14 +65,12 @@ def train(ids, steps=1, seed=0, **mitigations):
         mesh,
         EMPTY,
     )
-    batch = {
-        "moments": np.zeros((len(ids), *SHAPE), np.float32),
-        "input_ids": np.asarray(ids, np.int32)[:, None],
-    }
+    moments = np.zeros((batches.shape[1], *SHAPE), np.float32)
     state = init_state(MODEL, optimizer, config, mesh)
     history = []
     with jax.set_mesh(mesh):
-        for _ in range(steps):
+        for input_ids in batches[:, :, None]:
+            batch = {"moments": moments, "input_ids": input_ids}
             state, scalars = step(state, batch, seed_key(seed))
             weights = np.asarray(state.params["unet"]["weights"])
             history.append((weights, {k: float(v) for k, v in scalars.items()}))
@@ -94,6 +97,19 @@ def test_a_batch_of_which_all_is_skipped_teaches_nothing():
     ((weights, scalars),) = train([2, 4], skip_above=1.0)
     assert (weights == WEIGHTS).all()
     assert (scalars["skipped_share"], scalars["loss"]) == (1.0, 0.0)
+
+
+def test_momentum_and_decay_wait_while_all_is_skipped():
+    batches = [[1, 3], [2, 4], [1, 3]]
+    history = train(batches, skip_above=1.0, weight_decay=0.1)
+    (first, _), (skipped, scalars), (last, _) = history
+    assert scalars["skipped_share"] == 1
+    assert (skipped == first).all()
+    assert (first[1:] != WEIGHTS[1:]).all()  # by decay, where not by a gradient
+    assert (last[1:] != first[1:]).all()
+    rates = [scalars["learning_rate"] for _, scalars in history]
+    (_, plain) = zip(*train([1, 3], steps=3), strict=True)
+    assert rates == [scalars["learning_rate"] for scalars in plain]
 
 
 @pytest.mark.parametrize("strength", [5.0, 50.0])
