@@ -73,7 +73,10 @@ def collect(
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
     if panels:
         points = read_points(known, root, columns_of(panels))
-        written[f"{title}.png"] = draw(panels, table, points, estimate, estimate_change)
+        lack = f"INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores"
+        written[f"{title}.png"] = draw(
+            panels, table, points, estimate, estimate_change, lack if missing else ""
+        )
     for name, content in written.items():
         _write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], [

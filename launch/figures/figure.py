@@ -38,18 +38,22 @@ def draw(
     points: pd.DataFrame,
     estimate: Estimator,
     estimate_change: ChangeEstimator,
+    warning: str = "",
 ) -> bytes:
     """Draws panels that have data; the same table gives the same bytes.
 
     Args:
       table: a row for each trial.
       points: a row for each generation, for `Clusters` and `Scatter`.
+      warning: what a reader must know who sees nothing but the figure.
     """
     drawable = [panel for panel in panels if _has_data(panel, table, points)]
     rows = _rows([(panel, *_inches(panel, table)) for panel in drawable])
     width = max((sum(w for _, w, _ in row) for row in rows), default=5.0)
     heights = [max(h for _, _, h in row) for row in rows] or [4.4]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    if warning:
+        figure.suptitle(warning, color="tab:red", fontsize="medium")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     tradeoffs: list[Axes] = []
     for number, row in enumerate(rows):

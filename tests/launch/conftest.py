@@ -1,7 +1,8 @@
-"""The cloud in a folder, as a fixture."""
+"""The cloud in a folder, and the figures that a test made, as fixtures."""
 
 import os
 
+import matplotlib.figure
 import pytest
 
 from launch import tpu
@@ -18,3 +19,17 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setattr(tpu, "_ROOT", fake.project)
     yield fake
     fake.end()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures that are drawn from now on, to look into."""
+    made = []
+    begin = matplotlib.figure.Figure.__init__
+
+    def spy(figure, *args, **kwargs):
+        made.append(figure)
+        begin(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "__init__", spy)
+    return made

@@ -69,7 +69,7 @@ def finished(swept, tmp_path):
     return tmp_path
 
 
-def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished):
+def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished, figures):
     files, missing = collect(sweep, make_plans(), str(finished), "fake")
     assert missing == []
     assert [file.rpartition(".")[2] for file in files] == ["parquet", "md", "png"]
@@ -85,13 +85,15 @@ def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished):
     assert lines[4].startswith("| 1 | 3 | 0.510 [0.510, 0.510] | 0.450 ")
     picture = image.imread(finished / "fake.png")
     assert picture[..., :3].std() > 0.05
+    assert not figures[0].get_suptitle()
     assert not list(finished.glob("*.partial"))
 
 
-def test_what_is_missing_is_said(finished):
+def test_what_is_missing_is_said(finished, figures):
     plans = [*make_plans(), plan(make_trials()[0]._replace(name="new", train={}))]
     _, missing = collect(sweep, plans, str(finished), "fake")
     assert missing == ["new"]
+    assert figures[0].get_suptitle() == "INCOMPLETE: 1 of 13 trials lack scores"
     lines = (finished / "fake.md").read_text().splitlines()
     assert lines[2].startswith("**INCOMPLETE: 1 of 13 trials lack scores.**")
     assert "- not run yet: new" in lines
