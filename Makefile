@@ -46,7 +46,7 @@ check: $(TESTED)
 	$(PY) -m mypy
 
 test: check
-	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 bench: $(TESTED)
 	$(PY) -m benchmarks.run

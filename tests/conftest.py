@@ -1,11 +1,21 @@
-"""Checked shapes, fixed seeds, one backend: the same for every test."""
+"""Checked shapes, fixed seeds, one backend: the same for every test.
+
+Most of the time of the tests is compilation: of functions that run once or twice, many of
+them in several tests and programs. So the compiler hardly optimises, and remembers.
+"""
 
 import os
 import random
 import sys
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax is first imported
+# Read when jax is first imported, here and by the programs that tests start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "runs" / ".jax_cache")
+)
 
 import jax
 import jaxtyping

@@ -28,8 +28,6 @@ CONFIG = UNetConfig(
     norm_num_groups=4,
 )
 STEPS = 50
-# Unoptimised machine code: compiled in a third of the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass
@@ -113,7 +111,7 @@ def our_latents(networks):
 
         key = (prediction_type, guidance_scale)
         if key not in compiled:
-            compiled[key] = jax.jit(loop, compiler_options=FAST_COMPILE)
+            compiled[key] = jax.jit(loop)
         inputs = (networks.noise, networks.text, networks.negative)
         return np.asarray(compiled[key](numbers, params, *inputs))
 

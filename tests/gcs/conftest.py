@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.programs.conftest import cache, programs
+from tests.programs.conftest import programs
 
-__all__ = ["cache", "programs"]  # fixtures
+__all__ = ["programs"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 NAME = "copymit-test"

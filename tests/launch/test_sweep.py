@@ -59,8 +59,6 @@ def test_a_real_trial_is_trained_evaluated_and_collected(tmp_path, one_trial):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [

@@ -93,8 +93,6 @@ REFERENCES = make_references(np.random.default_rng(1).normal(size=(20, *SHAPE)))
 
 
 SCHEDULER = make_noise_scheduler("cosine", "v_prediction", timestep_spacing="trailing")
-# These programs run once or twice each.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
@@ -120,7 +118,7 @@ def compiled(scale, mitigations):
             references=references,
         )
 
-    return jax.jit(run, compiler_options=FAST_COMPILE)
+    return jax.jit(run)
 
 
 def sample_all(ids=IDS, numbers=NUMBERS, sampler="ddim", scale=3.0, **strengths):

@@ -48,8 +48,6 @@ INPUT_IDS = np.array(
 ENDS = (3, 2, 5)
 NEGATIVE_IDS = np.array([0, EOS, EOS, EOS, EOS, EOS], np.int32)
 PROMPT_IDS = np.array([4, 0, 1000], np.int32)
-# Unoptimised machine code: compiled in a third of the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +225,7 @@ def trajectory_of(prediction_type):
 @pytest.fixture(scope="module")
 def pair(model, params, torch_model, table):
     detect = make_detector(model, trajectory_of("epsilon"), OPTIONS, NEGATIVE_IDS)
-    compiled = detect.lower(params, INPUT_IDS, PROMPT_IDS).compile(FAST_COMPILE)
+    compiled = detect.lower(params, INPUT_IDS, PROMPT_IDS).compile()
     singles = [
         [
             measure_in_torch(torch_model, table, "epsilon", i, OPTIONS.seed + s)

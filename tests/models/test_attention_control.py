@@ -35,8 +35,6 @@ LAYERS = [
     )
     for i in range(2)
 ]
-# Unoptimised machine code: compiled in a third of the time, and run only once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 def some_inputs():
@@ -53,7 +51,6 @@ def call(model, config=CONFIG, **control):
     inputs = [jnp.asarray(x) for x in some_inputs()]
     return jax.jit(
         lambda params: nnx.merge(graphdef, params)(*inputs, **control),
-        compiler_options=FAST_COMPILE,
     )(params)
 
 

@@ -47,8 +47,6 @@ CONFIGS = {
     ),
 }
 
-# Unoptimised machine code: compiled in a third of the time, and run only once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 TINY = AutoencoderKLConfig(
     block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4
 )
@@ -143,9 +141,7 @@ def pair(request):
         return sum(map(jnp.vdot, outputs, weights)), outputs
 
     differentiate = jax.value_and_grad(compute_loss, has_aux=True)
-    (_, actual), gradients = jax.jit(differentiate, compiler_options=FAST_COMPILE)(
-        params
-    )
+    (_, actual), gradients = jax.jit(differentiate)(params)
     return SimpleNamespace(
         config=config,
         state=state,
@@ -200,7 +196,7 @@ def test_log_variances_are_clamped():
     extremes = [0.0] * TINY.latent_channels + [-1e3, 1e3, -1e3, 1e3]
     params["quant_conv.bias"] = jnp.array(extremes)
     encode = make_apply(make, "encode_moments")
-    moments = jax.jit(encode, compiler_options=FAST_COMPILE)(params, _inputs(TINY)[0])
+    moments = jax.jit(encode)(params, _inputs(TINY)[0])
     np.testing.assert_array_equal(moments.log_variance[..., ::2], -30)
     np.testing.assert_array_equal(moments.log_variance[..., 1::2], 20)
     assert np.abs(moments.mean).max() < 30
@@ -223,7 +219,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
             model = nnx.merge(graphdef, params)
             return [*model.encode_moments(pixels), model.decode(latents)]
 
-        outputs = jax.jit(call, compiler_options=FAST_COMPILE)(params)
+        outputs = jax.jit(call)(params)
         return [np.asarray(output) for output in outputs]
 
     for exact, rounded in zip(run(jnp.float32), run(jnp.bfloat16), strict=True):

@@ -23,8 +23,6 @@ from copymit.models.functional import init_params
 from copymit.models.torch_files import read_torch_tensors
 from copymit.models.torch_layout import load_torch_state, to_torch_state
 
-# Unoptimised machine code: compiled in a third of the time, and run only once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 SMALL = AutoencoderTinyConfig(
     encoder_block_out_channels=(8, 8, 8),
     decoder_block_out_channels=(8, 8, 8),
@@ -77,7 +75,7 @@ def _run(model, pixels, latents) -> list[np.ndarray]:
         model = nnx.merge(graphdef, params)
         return model.encode(pixels), model.decode(latents)
 
-    call = jax.jit(call, compiler_options=FAST_COMPILE)
+    call = jax.jit(call)
     return [np.asarray(output) for output in call(params, pixels, latents)]
 
 

@@ -49,8 +49,7 @@ def losses():
 
 
 def gradient(loss, params):
-    options = {"xla_backend_optimization_level": 0}  # compiles in half the time
-    return jax.jit(jax.grad(loss), compiler_options=options)(params)
+    return jax.jit(jax.grad(loss))(params)
 
 
 @pytest.mark.parametrize("remat", ["products", "blocks"])

@@ -50,9 +50,6 @@ CONFIGS = {
     ),
 }
 
-# Unoptimised machine code: compiled in a third of the time, and run only once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 def _torch_model(config: UNetConfig):
     """diffusers' model with weights large enough for every term to matter."""
@@ -119,9 +116,7 @@ def pair(request):
         return jnp.sum(prediction * weights), prediction
 
     differentiate = jax.value_and_grad(compute_loss, has_aux=True)
-    (_, prediction), gradients = jax.jit(differentiate, compiler_options=FAST_COMPILE)(
-        params
-    )
+    (_, prediction), gradients = jax.jit(differentiate)(params)
     return SimpleNamespace(
         config=config,
         state=state,
@@ -193,7 +188,6 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
         inputs = [jnp.asarray(x) for x in _inputs(config)]
         call = jax.jit(
             lambda params: nnx.merge(graphdef, params)(*inputs),
-            compiler_options=FAST_COMPILE,
         )
         return np.asarray(call(params))
 

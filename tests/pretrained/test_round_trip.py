@@ -19,8 +19,6 @@ from tests.pretrained.miniatures import GEOMETRIES, abstract_of, make_pipeline
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-# Unoptimised machine code: compiled in a third of the time, and run only once.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
 # float32 sums in another order, through some twenty layers.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -59,7 +57,7 @@ def run(config, params, *inputs, method="__call__"):
         return make_apply(make, method)(params, *inputs)
 
     arguments = (params, *map(jnp.asarray, inputs))
-    compiled = jax.jit(call).lower(*arguments).compile(FAST_COMPILE)
+    compiled = jax.jit(call).lower(*arguments).compile()
     return compiled(*arguments)
 
 

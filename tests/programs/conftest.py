@@ -1,8 +1,7 @@
 """Starts the programs as a user does, and keeps one small finished run for all tests.
 
 Most of the time of runs as short as these is compilation, so there is one level in the
-UNet instead of two, without attention but in the middle, hardly any optimisation by the
-compiler, and one cache of what was compiled.
+UNet instead of two, without attention but in the middle.
 """
 
 import os
@@ -17,7 +16,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from configs import tiny
@@ -74,7 +72,6 @@ class Programs:
     """Starts the programs.
 
     Args:
-      cache: directory of compiled functions.
       without_torch: directory of a module that hides torch: it is for the tests only,
         so the programs must do without it, and start faster.
     """
@@ -85,13 +82,9 @@ class Programs:
         "--config.model.unet.cross_attention=(False,)",
     )
 
-    def __init__(self, cache: Path, without_torch: Path):
+    def __init__(self, without_torch: Path):
         self._environment = {
             "PYTHONPATH": f"{without_torch}{os.pathsep}{ROOT}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": "",
         }
 
@@ -121,36 +114,10 @@ class Programs:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(given) if given else tmp_path_factory.mktemp("jax_cache")
-
-
-@pytest.fixture(scope="session")
-def programs(cache, tmp_path_factory):
+def programs(tmp_path_factory):
     without_torch = tmp_path_factory.mktemp("without_torch")
     (without_torch / "torch.py").write_text("raise ImportError('not installed')\n")
-    return Programs(cache, without_torch)
-
-
-@pytest.fixture(scope="module")
-def compiles_as_programs(cache):
-    """Lets this process, too, compile fast and use the cache."""
-    settings = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    configure(settings)
-    yield
-    configure(before)
-
-
-def configure(settings):
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # or it would stay where it was first used
+    return Programs(without_torch)
 
 
 @pytest.fixture(scope="session")

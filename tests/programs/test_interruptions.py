@@ -83,7 +83,7 @@ def test_an_interrupted_run_reports_each_step_once(interrupted, finished):
 
 
 def test_a_diverging_run_names_the_step_and_the_last_good_checkpoint(
-    compiles_as_programs, monkeypatch, tmp_path
+    monkeypatch, tmp_path
 ):
     config = tiny.get_config()
     config.data.num_examples = config.train.batch_size = 4

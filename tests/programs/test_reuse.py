@@ -13,7 +13,7 @@ from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
 from copymit.evaluation.subject import open_pair, open_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiles_as_programs")]
+pytestmark = pytest.mark.slow
 
 
 def open_with(run, **changes):
