@@ -34,7 +34,16 @@ from configs.sweeps_mitigations import (
     table_inference_mitigations,
     table_train_mitigations,
 )
-from configs.sweeps_types import Bars, Clusters, Curves, Scatter, Score, Trial, draws
+from configs.sweeps_types import (
+    Bars,
+    Changes,
+    Clusters,
+    Curves,
+    Scatter,
+    Score,
+    Trial,
+    draws,
+)
 
 __all__ = [
     "caption_specificity",
@@ -125,6 +134,7 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
         log=True,
     ),
     Curves("factor", QUALITY, "duplication factor", series="data", log=True),
+    changes=Changes("factor", 1, (SIMILARITY, QUALITY), within=("data",)),
 )
 def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 3: similarity and quality over how often images are duplicated."""
@@ -157,6 +167,7 @@ def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
         log=True,
     ),
     Curves("factor", QUALITY, "duplication factor", series="duplication", log=True),
+    changes=Changes("factor", 1, (SIMILARITY, QUALITY), within=("duplication",)),
 )
 def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 5: images duplicated with their captions (full) or with others (partial)."""

@@ -142,7 +142,7 @@ class Changes(NamedTuple):
     """
 
     label: str
-    baseline: str
+    baseline: str | int
     scores: tuple[Score, ...]
     within: tuple[str, ...] = ()
 

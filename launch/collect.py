@@ -190,7 +190,9 @@ def to_markdown(
       trials: all of them.
       missing: what is known of the trials that have none.
     """
-    shown = [score for score in columns if present_key(table, score)]
+    by_key = {present_key(table, score): score for score in reversed(columns)}
+    # Of two names of one score, the panels' own is first.
+    shown = [s for s in columns if (k := present_key(table, s)) and by_key[k] == s]
     compared = [s for s in shown if changes and s in changes.scores]
     labels = dict.fromkeys(n for t in trials for n in t.labels if n != "seed")
     header = [*labels, "seeds", *(score.label for score in shown)]
@@ -239,7 +241,7 @@ def _legend(
     if "embedder" in table:
         text += f" Similarity by {', '.join(sorted(table['embedder'].unique()))}."
     if changes:
-        text += f" Changes: against {changes.baseline}, seed by seed."
+        text += f" Changes: against {changes.label} {changes.baseline}, seed by seed."
     return text + "\n"
 
 
