@@ -1,4 +1,4 @@
-# make demo: see a diffusion model copy its training images, in ten minutes
+# make demo: see a diffusion model copy its training images, in twelve minutes
 # make test: format, lint, types and all tests
 # make beam-test: the Beam pipeline on its local runner, in an environment of its own
 # make parity: compare FID, KID, precision and recall with four published packages (5.6 GB)
