@@ -7,8 +7,8 @@
 A sweep is a function `(preset, seeds) -> iterator of Trial`; write your own beside these or
 in a file of your own. Preset `full` is the paper's recipe (configs/imagenette.py and
 laion10k.py; about a day of an A6000 for each training); `small` is the demo, shrunk to 36
-emoji: five minutes of one slow CPU core for each training. Sweeps in one directory share
-the trainings that they have in common. docs/sweeps.md has the list and what was seen.
+emoji: five to nine minutes of a slow CPU core for each training. Sweeps in one directory
+share the trainings that they have in common. docs/sweeps.md has the list and what was seen.
 The sweeps of mitigations are in sweeps_mitigations.py.
 """
 

@@ -44,6 +44,16 @@ def _seed_global_generators():
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def compiled_as_for_users():
+    """Lets the compiler optimise; what was compiled before is not used again."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

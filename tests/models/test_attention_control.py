@@ -49,9 +49,9 @@ def call(model, config=CONFIG, **control):
     other = nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(other)[0], nnx.split(model)[1]
     inputs = [jnp.asarray(x) for x in some_inputs()]
-    return jax.jit(
-        lambda params: nnx.merge(graphdef, params)(*inputs, **control),
-    )(params)
+    return jax.jit(lambda params: nnx.merge(graphdef, params)(*inputs, **control))(
+        params
+    )
 
 
 @pytest.fixture(scope="module")

@@ -186,9 +186,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
         dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
         assert dtypes == {np.dtype("float32")}
         inputs = [jnp.asarray(x) for x in _inputs(config)]
-        call = jax.jit(
-            lambda params: nnx.merge(graphdef, params)(*inputs),
-        )
+        call = jax.jit(lambda params: nnx.merge(graphdef, params)(*inputs))
         return np.asarray(call(params))
 
     exact, rounded = predict(jnp.float32), predict(jnp.bfloat16)

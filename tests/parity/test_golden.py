@@ -19,6 +19,7 @@ from copymit.scores.frechet import (
 )
 from tests.parity import inputs, ours
 
+pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
 GOLDEN = Path(__file__).parent / "golden"
 SCORES = json.loads((GOLDEN / "scores.json").read_text())
 FEATURES = inputs.feature_sets()
