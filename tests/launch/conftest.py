@@ -1,24 +1,28 @@
-"""The cloud in a folder, and the figures that a test made, as fixtures."""
+"""What the programs accept, and the figures that a test made, as fixtures."""
 
-import os
+import ast
+from pathlib import Path
 
 import matplotlib.figure
 import pytest
 
-from launch import tpu
-from tests.launch.cloud_fixture import FakeCloud
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def cloud(tmp_path, monkeypatch):
-    """A `FakeCloud` whose gcloud is the one on PATH, and its small project."""
-    fake = FakeCloud(tmp_path)
-    fake.make_project()
-    monkeypatch.setenv("PATH", f"{fake.path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_GCLOUD", str(tmp_path))
-    monkeypatch.setattr(tpu, "_ROOT", fake.project)
-    yield fake
-    fake.end()
+def flags_of():
+    """program -> names of its flags, read without importing it."""
+
+    def flags(program):
+        found = {"config"}
+        for path in (ROOT / program, ROOT / "copymit" / "console.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                name = getattr(getattr(node, "func", None), "attr", "")
+                if name.startswith("DEFINE_"):
+                    found.add(node.args[0].value)
+        return found
+
+    return flags
 
 
 @pytest.fixture
