@@ -154,7 +154,7 @@ def test_no_modules_import_each_other_in_a_circle():
         ("copymit.training.loop", "import train"),
         ("copymit.training.loop", "from configs import common"),
         ("configs.demo", "from copymit.models.unet import UNetConfig"),
-        ("launch.tpu", "from copymit.sharding import make_mesh"),
+        ("launch.doctor", "from copymit.sharding import make_mesh"),
         ("train", "import evaluate"),
     ],
 )

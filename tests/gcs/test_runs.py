@@ -119,12 +119,12 @@ def test_a_bucket_that_is_not_there_ends_the_run_before_it_begins(programs, buck
     assert "training on" not in said
 
 
-def test_the_doctor_tries_buckets_with_both_clients(programs, bucket):
-    places = [f"--workdir={bucket.root}/doctor", "--bucket=gs://no-such-bucket"]
+def test_the_doctor_tries_buckets(programs, bucket):
+    places = [f"--workdir={bucket.root}/doctor", "--workdir=gs://no-such-bucket"]
     places += ["--patience=1800"]  # a busy machine is slow
     doctor = programs.start("-m", "launch.doctor", *places, **bucket.environment)
     said = programs.finish(doctor, code=1)
-    assert "deleted by gcsfs" in said
-    assert "deleted by tensorstore" in said
-    assert "WRONG storage   gs://no-such-bucket cannot be used by gcsfs" in said
+    assert f"ok    storage   {bucket.root}/doctor: written, read and deleted" in said
+    assert "WRONG storage " in said
+    assert bucket.list(f"{bucket.root}/doctor") == []
     assert "gcloud storage ls gs://no-such-bucket" in said
