@@ -1,4 +1,4 @@
-# The image of a run on GKE (launch/gke.py, docs/tpu.md):
+# The image of a run on GKE (launch/jobset.yaml, docs/tpu.md):
 #   docker build -t us-docker.pkg.dev/PROJECT/REPOSITORY/copymit:1 .
 FROM python:3.11-slim-bookworm
 

@@ -13,7 +13,6 @@ BASE := $(VENV)/.base-$(VERSION)
 TESTED := $(VENV)/.tested-$(VERSION)
 PARITY := .venv-parity
 BEAM := .venv-beam
-SKY := .venv-sky
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
 # Compiled programs are kept, so that the second run of the demo starts at once.
@@ -82,18 +81,17 @@ beam-test: $(BEAM)/.installed
 	$(BEAM)/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
 		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
 
-# SkyPilot's extra for Google's cloud wants an older protobuf; without any cloud it can
-# still say whether it would take the file.
-$(SKY)/.installed: setup.cfg
-	@test -e $(SKY)/bin/python || $(PYTHON) -m venv $(SKY)
+# SkyPilot wants an older click and, for Google's cloud, an older protobuf.
+.venv-sky/.installed: setup.cfg constraints-sky.txt
+	@test -e .venv-sky/bin/python || $(PYTHON) -m venv .venv-sky
 	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-		print(c["options.extras_require"]["sky"].strip())' > $(SKY)/requirements.txt
-	$(SKY)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r $(SKY)/requirements.txt
+		print(c["options.extras_require"]["sky"].strip())' > .venv-sky/requirements.txt
+	.venv-sky/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-sky.txt -r .venv-sky/requirements.txt pytest
 	@touch $@
 
-sky-test: $(SKY)/.installed
-	$(SKY)/bin/python -m pytest --noconftest tests/launch/test_sky_schema.py
+sky-test: .venv-sky/.installed
+	.venv-sky/bin/python -m pytest --noconftest tests/launch/test_sky_schema.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BEAM) $(SKY) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY) $(BEAM) .venv-sky build *.egg-info .pytest_cache .ruff_cache .mypy_cache

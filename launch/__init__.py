@@ -1,1 +1,1 @@
-"""Takes a run to a Cloud TPU slice or a GKE cluster, and a sweep to a table."""
+"""Sweeps from settings to a table, a doctor, and task files for clouds."""
