@@ -2,7 +2,7 @@
 
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/sweeps
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=gs://BUCKET/sweeps \\
-        --preset=full --backend=tpu ...
+        --preset=full --commands
 
 A sweep is a function `(preset, seeds) -> iterator of Trial`; write your own beside these or
 in a file of your own. Preset `full` is the paper's recipe (configs/imagenette.py and

@@ -26,10 +26,11 @@ from configs.sweeps_types import (
     Tradeoff,
     Trial,
 )
+from launch.claims import Claims, Version
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
-from launch.lease import Ledger
-from launch.trials import Plan
+from launch.pool import find_products
+from launch.trials import Plan, unique_tasks
 
 # Columns that every table has, where the trials have them.
 _USUAL = (
@@ -53,7 +54,17 @@ def collect(
     Raises:
       ValueError: if no trial has any, or a generation lacks what a panel draws.
     """
-    table = read_table(plans, root)
+    tasks = {task.key: task for task in unique_tasks(plans)}
+    versions = Claims(root).read(tasks)
+    finished = find_products(tasks, versions, root) | {
+        key
+        for key, there in versions.items()
+        if there.record and there.record.state == "done"
+    }
+    # While an evaluation is made again, the scores may be of the one before.
+    table = read_table(
+        [p for p in plans if p.tasks[-1].key in finished], root, versions
+    )
     known = [made for made in plans if made.trial.name in set(table.trial)]
     missing = [made for made in plans if made not in known]
     if table.empty:
@@ -67,7 +78,7 @@ def collect(
     )
     changes = sweep.changes  # type: ignore[attr-defined]
     trials = [made.trial for made in plans]
-    text = to_markdown(table, trials, columns, title, changes, _why(missing, root))
+    text = to_markdown(table, trials, columns, title, changes, _why(missing, versions))
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
@@ -94,16 +105,11 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def _why(missing: Sequence[Plan], root: str) -> dict[str, str]:
+def _why(missing: Sequence[Plan], versions: Mapping[str, Version]) -> dict[str, str]:
     """Says of each trial without scores what is known about it."""
-    keys = list(dict.fromkeys(task.key for made in missing for task in made.tasks))
-    records = {
-        key: version.record
-        for key, version in zip(keys, Ledger(root).read(keys), strict=True)
-    }
     reasons = {}
     for made in missing:
-        found = [record for t in made.tasks if (record := records[t.key])]
+        found = [record for t in made.tasks if (record := versions[t.key].record)]
         errors = [record.error for record in found if record.state == "failed"]
         running = any(record.state == "running" for record in found)
         reason = errors[0].strip().splitlines()[-1] if errors else ""
@@ -117,31 +123,31 @@ def abridge(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def read_table(plans: Sequence[Plan], root: str) -> pd.DataFrame:
-    """Reads the scores of the trials that have any.
+def read_table(
+    plans: Sequence[Plan], root: str, versions: Mapping[str, Version]
+) -> pd.DataFrame:
+    """Reads the scores of trials that are finished.
 
     Raises:
       ValueError: for a scores.json that is damaged, or a label named as a score.
     """
-    records = Ledger(root).read([made.tasks[-1].key for made in plans])
     rows = []
-    for made, version in zip(plans, records, strict=True):
-        path = epath.Path(root) / made.tasks[-1].product
-        record = version.record
-        # While an evaluation is made again, the scores may be of the one before.
-        if record is None or record.state != "done" or not path.exists():
+    for made in plans:
+        directory = epath.Path(root) / made.scores
+        name = "detection.json" if made.trial.detector else "scores.json"
+        if not (directory / name).exists():
             continue
-        scores = _read_scores(path)
+        scores = _read_scores(directory / name)
         if made.trial.detector:
             scores = _scores_of_detector(scores, made.trial.detector)
-        timings = path.parent / "timings.json"
+        timings = directory / "timings.json"
         scores = _flat(scores | (_read_scores(timings) if timings.exists() else {}))
         if clash := sorted(scores.keys() & made.trial.labels.keys()):
             raise ValueError(f"{made.trial.name}: label {clash[0]!r} is also a score")
-        about = {"trial": made.trial.name, "directory": made.scores}
-        rows.append(
-            about | dict(made.trial.labels) | {"task_seconds": record.seconds} | scores
-        )
+        about: dict[str, Any] = {"trial": made.trial.name, "directory": made.scores}
+        if record := versions[made.tasks[-1].key].record:
+            about["task_seconds"] = record.seconds
+        rows.append(about | dict(made.trial.labels) | scores)
     return pd.DataFrame(rows, columns=None if rows else ["trial"])
 
 

@@ -1,7 +1,6 @@
 """Where the trials of a sweep stand, read from what lies in its directory."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,21 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from etils import epath
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-from launch.lease import Ledger, Version, Watch, reaching
+from launch.claims import Claims, Record, Version, Watch, reaching
+from launch.pool import find_products, standing
 from launch.trials import Plan, Task, unique_tasks
-from launch.worker import standing
 
 _REFRESH_SECS = 2.0
 _READERS = 16  # files read at a time: those of a bucket take a while each
-_HEADER = ("trial", "state", "progress", "ETA", "loss", "similarity")
-_FEWEST_OF_NAME = 24  # characters, however narrow the terminal
+_COLUMNS = ("trial", "state", "progress", "ETA", "loss", "similarity")
 # What is shown first where not all fits.
 _STATES = (
     "training",
     "evaluating",
     "abandoned",
     "failed",
+    "begun",
     "trained",
     "pending",
     "done",
@@ -42,43 +45,73 @@ class Row(NamedTuple):
     note: str
 
 
-def show(plans: Sequence[Plan], root: str, max_failures: int, watch: Watch) -> None:
+def show(plans: Sequence[Plan], root: str, max_attempts: int, watch: Watch) -> None:
     """Prints the table: again and again at a terminal until all is done, else once."""
+    rows = tabulate(plans, root, max_attempts, watch)
     if not sys.stdout.isatty():
-        print(to_text(tabulate(plans, root, max_failures, watch)))
+        print(to_text(rows), end="")
         return
-    rows: list[Row] = []
+    trouble = ""
     try:
-        while not rows or not all(row.state in ("done", "failed") for row in rows):
-            time.sleep(_REFRESH_SECS if rows else 0.0)
-            trouble = ""
-            try:
-                rows = tabulate(plans, root, max_failures, watch)
-            except ConnectionError as error:
-                if not rows:
-                    raise
-                trouble = f"\n{error}; trying again"
-            size = shutil.get_terminal_size()
-            text = to_text(rows, size.columns, size.lines - 2)
-            print(f"\033[H\033[J{text}{trouble}", flush=True)
+        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
+            while True:
+                rows.sort(key=lambda row: _STATES.index(row.state))
+                live.update(lay_out(rows, trouble), refresh=True)
+                if all(row.state in ("done", "failed") for row in rows):
+                    return
+                time.sleep(_REFRESH_SECS)
+                try:
+                    rows, trouble = tabulate(plans, root, max_attempts, watch), ""
+                except ConnectionError as error:
+                    trouble = f"{error}; trying again"
     except KeyboardInterrupt:
         return
 
 
+def lay_out(rows: Sequence[Row], trouble: str = "") -> Table:
+    """Makes a table of rows, with a summary above it and the trouble below."""
+    states = [row.state for row in rows]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    table = Table(
+        box=None,
+        title=f"{len(rows)} trials: {counts}",
+        title_justify="left",
+        caption=Text(trouble) if trouble else None,
+        pad_edge=False,
+    )
+    table.add_column(_COLUMNS[0], overflow="fold")  # seeds differ at the end of names
+    for name in _COLUMNS[1:]:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        trial = Text(row.trial)
+        if row.note:
+            trial.append(f"\n  {row.note}", style="dim")
+        loss = "" if row.loss is None else f"{row.loss:.4f}"
+        similarity = "" if row.similarity is None else f"{row.similarity:.3f}"
+        table.add_row(trial, row.state, row.progress, row.eta, loss, similarity)
+    return table
+
+
+def to_text(rows: Sequence[Row], columns: int = 240) -> str:
+    """Writes the table as plain text of a width."""
+    console = Console(width=columns, color_system=None)
+    with console.capture() as captured:
+        console.print(lay_out(rows))
+    return captured.get()
+
+
 def tabulate(
-    plans: Sequence[Plan], root: str, max_failures: int, watch: Watch
+    plans: Sequence[Plan], root: str, max_attempts: int, watch: Watch
 ) -> list[Row]:
-    """Makes a row of each trial.
+    """Makes a row of each trial, whoever runs it.
 
     Raises:
       ConnectionError, ValueError: if the records cannot be read.
     """
     tasks = {task.key: task for task in unique_tasks(plans)}
-    versions = dict(zip(tasks, Ledger(root).read(list(tasks)), strict=True))
-    states = standing(tasks, versions, max_failures)
-    for key, state in states.items():
-        if state == "running" and watch.is_abandoned(key, versions[key]):
-            states[key] = "abandoned"
+    versions = Claims(root).read(tasks)
+    products = find_products(tasks, versions, root)
+    states = standing(tasks, versions, products, watch, max_attempts)
     workdirs = list(dict.fromkeys(made.tasks[-1].workdir for made in plans))
     with reaching(root), ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda w: _read_progress(epath.Path(root) / w), workdirs)
@@ -100,38 +133,51 @@ def _row(
     scores: Mapping[str, Any],
 ) -> Row:
     task = _current(made.tasks, states)
-    state, record = states[task.key], versions[task.key].record
-    what = task.key.rpartition("/")[2].partition("-")[0]
-    if state == "running":
-        state = "training" if what == "train" else "evaluating"
-    elif state in ("waiting", "blocked"):
-        state = "pending" if state == "waiting" else "failed"
-    if state == "pending" and any(states[t.key] == "done" for t in made.tasks):
-        state = "trained"
-    step = int(last.get("step", 0))
-    rate = last.get("steps_per_second", 0.0)
-    trains = state == "training" and total
     done = states[made.tasks[-1].key] == "done"
+    step, rate = int(last.get("step", 0)), last.get("steps_per_second", 0.0)
+    state = "done" if done else _state_of(task, states, made.tasks, step)
+    note = "" if done else _note(task, states[task.key], versions[task.key].record)
     progress = "100 %" if done else f"{step}/{total}" if last else ""
-    note = ""
-    if record is not None and not done:
-        place = f"on {record.owner.host}, process {record.owner.pid}"
-        if state in ("training", "evaluating"):
-            note = place
-        elif state == "abandoned":
-            note = f"{what} {place}, which died or was cut off: start a launcher"
-        elif record.error:
-            last_line = record.error.strip().splitlines()[-1]
-            note = f"{what} failed {record.failures}x: {last_line}"
+    trains = state == "training" and total and rate
     return Row(
         made.trial.name,
-        "done" if done else state,
+        state,
         progress,
-        _duration((total - step) / rate) if trains and rate else "",
+        _duration((total - step) / rate) if trains else "",
         last.get("loss"),
         scores.get("dataset_similarity", last.get("online_dataset_similarity")),
         note,
     )
+
+
+def _state_of(
+    task: Task, states: Mapping[str, str], tasks: Sequence[Task], step: int
+) -> str:
+    """Says in people's words how far a trial is whose first open task this is."""
+    if states[task.key] == "running":
+        return "training" if task.program == "train.py" else "evaluating"
+    if states[task.key] in ("silent", "failed", "blocked"):
+        return "abandoned" if states[task.key] == "silent" else "failed"
+    if any(states[t.key] == "done" for t in tasks):
+        return "trained"
+    return "begun" if step else "pending"  # by hand, or by another engine
+
+
+def _note(task: Task, state: str, record: Record | None) -> str:
+    if record is None:
+        return ""
+    host, pid, *_ = [*record.owner.split(), "", ""]
+    place, what = f"on {host}, process {pid}", task.program.removesuffix(".py")
+    if state == "running":
+        return (
+            f"{place}, sign of life {_duration(max(0, time.time() - record.seen))} ago"
+        )
+    if state == "silent":
+        return f"{what} {place}, which died or was cut off: start a pool"
+    if not record.attempts:
+        return ""
+    last = (record.error or "its pool died").strip().splitlines()[-1]
+    return f"{what} failed {record.attempts}x: {last}"
 
 
 def _current(tasks: Sequence[Task], states: Mapping[str, str]) -> Task:
@@ -157,47 +203,6 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         return {}  # being written
-
-
-def to_text(rows: Sequence[Row], columns: int = 0, lines: int = 0) -> str:
-    """Lays rows out for a terminal of a size (0 = any), with a summary.
-
-    Where not all fits, what runs and what failed is shown first.
-    """
-    states = [row.state for row in rows]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    summary = f"{len(rows)} trials: {counts}"
-    if lines and len(rows) + sum(bool(row.note) for row in rows) + 2 > lines:
-        rows = sorted(rows, key=lambda row: _STATES.index(row.state))
-    cells = [_HEADER, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    if columns:
-        taken = sum(widths[1:]) + 2 * len(widths[1:])
-        widths[0] = min(widths[0], max(columns - taken, _FEWEST_OF_NAME))
-    text: list[str] = []
-    for (name, *others), note in zip(cells, ["", *(r.note for r in rows)], strict=True):
-        first = _shorten(name, widths[0])
-        padded = map(str.ljust, (first, *others), widths)
-        block = ["  ".join(padded).rstrip(), *([f"    {note}"] if note else [])]
-        if lines and len(text) + len(block) > lines - 2:
-            text.append("and more")
-            break
-        text += block
-    return "\n".join(line[: columns or None] for line in [*text, summary])
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    loss = "" if row.loss is None else f"{row.loss:.4f}"
-    similarity = "" if row.similarity is None else f"{row.similarity:.3f}"
-    return row.trial, row.state, row.progress, row.eta, loss, similarity
-
-
-def _shorten(name: str, width: int) -> str:
-    """Leaves out the middle: trials of one setting differ at the end."""
-    if len(name) <= width:
-        return name
-    end = width // 2
-    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def _duration(seconds: float) -> str:

@@ -3,31 +3,32 @@
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --status
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --collect
+    python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=gs://... --commands
 
 Start it again after a kill, or on several machines that share the directory (on disk or
-gs://): each trial is run by one of them. docs/sweeps.md says how.
+gs://): each trial is run by one of them. --commands prints what other engines run.
+docs/sweeps.md says how.
 """
 
 import argparse
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
-from launch.backends import Backend, local, python_command, tpu, xpk
+from launch.claims import Watch, reaching
 from launch.collect import abridge, collect
-from launch.lease import Watch, reaching, this_process
+from launch.pool import Options, run_tasks
 from launch.status import show
 from launch.trials import (
     Plan,
+    command_lines,
     list_trials,
     load_sweep,
     plan,
     read_overrides,
     unique_tasks,
 )
-from launch.worker import Options, work
 
 logger = logging.getLogger("launch")
 
@@ -66,24 +67,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SETTING=VALUE",
         help="setting of every trial, such as data.source=gs://...; may be repeated",
     )
-    add("--backend", default="local", choices=("local", "tpu", "xpk"))
+    add("--num_workers", type=int, default=1, help="at a time; cores and GPUs divided")
+    add("--max_attempts", type=int, default=3, help="after which a task is left alone")
     add(
-        "--backend_args",
-        default="",
-        help="of launch.tpu run or launch.gke: --backend_args='--zone=... --type=...'",
-    )
-    add("--num_workers", type=int, default=1, help="tasks at a time, cores divided")
-    add("--max_failures", type=int, default=3, help="after which a task is left alone")
-    add(
-        "--lease_secs",
+        "--claim_secs",
         type=float,
-        default=90.0,
-        help="without a sign of life, until a launcher counts as dead",
+        default=60.0,
+        help="without a sign of life, until a pool counts as dead",
     )
-    add("--poll_secs", type=float, default=1.0, help="between two looks at the records")
     add("--status", action="store_true", help="show where the trials stand")
     add("--collect", action="store_true", help="write the table and the figure")
-    add("--dry_run", action="store_true", help="print the commands")
+    add(
+        "--commands",
+        nargs="?",
+        const="",
+        metavar="FLAGS",
+        help="print one line for each trial, for any other engine; FLAGS are added to "
+        "train.py and evaluate.py, as in --commands=--distributed",
+    )
     add("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)
 
@@ -100,42 +101,42 @@ def _run(arguments: argparse.Namespace) -> int:
     if "://" not in root:
         root = os.path.abspath(root)  # the programs start in another directory
     plans = [plan(trial) for trial in trials]
-    if arguments.dry_run:
-        for task in unique_tasks(plans):
-            print(shlex.join(python_command(task, root)))
+    if arguments.commands is not None:
+        _print_commands(command_lines(plans, root, arguments.commands))
         return 0
+    if arguments.claim_secs <= 0:
+        raise ValueError(f"--claim_secs={arguments.claim_secs:g} must be above 0")
     if arguments.status:
-        watch = Watch(this_process(), arguments.lease_secs)
-        show(plans, root, arguments.max_failures, watch)
+        show(plans, root, arguments.max_attempts, Watch(arguments.claim_secs))
         return 0
     title = arguments.sweep.rpartition(":")[2]
     if arguments.collect:
         return _collect(sweep, plans, root, title)
-    if arguments.lease_secs < 4 * arguments.poll_secs:
-        raise ValueError(
-            f"--lease_secs={arguments.lease_secs:g} must be at least four times "
-            f"--poll_secs={arguments.poll_secs:g}"
-        )
-    if arguments.max_failures < 1:
-        raise ValueError(f"--max_failures={arguments.max_failures} must be at least 1")
-    standing = work(
-        unique_tasks(plans),
-        root,
-        Watch(this_process(), arguments.lease_secs),
-        _backend(arguments, root),
-        Options(
-            arguments.num_workers,
-            arguments.max_failures,
-            arguments.poll_secs,
-            arguments.lease_secs / 5,
-        ),
+    options = Options(
+        arguments.num_workers, arguments.max_attempts, arguments.claim_secs
     )
+    standing = run_tasks(unique_tasks(plans), root, options)
     unfinished = sum(state != "done" for state in standing.values())
     logger.info("%d of %d tasks done", len(standing) - unfinished, len(standing))
     if not unfinished:
         return _collect(sweep, plans, root, title)
     logger.error("--status says what is missing, and why")
     return 1
+
+
+def _print_commands(groups: Sequence[Sequence[str]]) -> None:
+    """Prints commands alone, so that they can be counted; what to heed on stderr."""
+    first = 1
+    for group in groups:
+        last = first + len(group) - 1
+        print("\n".join(group))
+        if group is not groups[-1]:
+            logger.warning(
+                "lines %d to %d are shared by several trials: finish them first",
+                first,
+                last,
+            )
+        first = last + 1
 
 
 def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
@@ -151,13 +152,6 @@ def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
             abridge(missing),
         )
     return 0
-
-
-def _backend(arguments: argparse.Namespace, root: str) -> Backend:
-    if arguments.backend == "local":
-        return local(arguments.num_workers, root)
-    options = shlex.split(arguments.backend_args)
-    return {"tpu": tpu, "xpk": xpk}[arguments.backend](root, options)
 
 
 if __name__ == "__main__":

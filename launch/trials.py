@@ -7,8 +7,12 @@ with the directory that it works in. Trials that share a training share its task
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import re
+import shlex
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +53,8 @@ class Task(NamedTuple):
       program: train.py, evaluate.py, or a module such as copymit.analysis.
       arguments: of the program; ROOT in them is the sweep's directory.
       after: keys of tasks that must be done before.
-      product: what a finished command leaves, below the sweep's directory; "" = any.
+      product: what a command leaves last, below the sweep's directory; "" = nothing by
+        which it is known to have finished.
       workdir: of the run, below the sweep's directory.
     """
 
@@ -64,10 +69,6 @@ class Task(NamedTuple):
     def label(self) -> str:
         """What people call it."""
         return self.key.removeprefix("runs/").replace("/launch/", " ")
-
-    def arguments_in(self, root: str) -> tuple[str, ...]:
-        """Returns the arguments for a sweep in that directory, on disk or gs://."""
-        return tuple(a.replace(ROOT, root.rstrip("/")) for a in self.arguments)
 
 
 class Plan(NamedTuple):
@@ -185,7 +186,7 @@ def _evaluation(trial: Trial, run: str, name: str, after: tuple[str, ...]) -> Ta
     arguments = (*_common(trial, run), f"--name={name}", *_as_flags(settings))
     if trial.model:
         arguments += (f"--model={trial.model}",)
-    key, product = f"{run}/launch/eval-{name}", f"{run}/eval/{name}/scores.json"
+    key, product = f"{run}/launch/eval-{name}", f"{run}/eval/{name}/report.html"
     return Task(key, "evaluate.py", arguments, after, product, run)
 
 
@@ -199,11 +200,35 @@ def unique_tasks(plans: Iterable[Plan]) -> list[Task]:
     return sorted(tasks.values(), key=lambda task: len(task.after))
 
 
-def digest_of(task: Task, tasks: Mapping[str, Task]) -> str:
-    """Names a command and those that it builds on; another command, another name."""
-    above = [digest_of(tasks[key], tasks) for key in task.after]
-    text = json.dumps([task.program, task.arguments, above])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def command_of(task: Task, root: str, python: str = sys.executable) -> list[str]:
+    """Returns the words that run a task of a sweep in `root`, started in the checkout."""
+    program = [task.program] if task.program.endswith(".py") else ["-m", task.program]
+    return [
+        python,
+        *program,
+        *(a.replace(ROOT, root.rstrip("/")) for a in task.arguments),
+    ]
+
+
+def command_lines(plans: Sequence[Plan], root: str, flags: str = "") -> list[list[str]]:
+    """Writes a sweep as shell commands, each of which may be started again.
+
+    Args:
+      flags: of every training and evaluation, such as "--distributed".
+    Returns:
+      Groups, each to be finished before the next is begun: what several trials share, and
+      last one line for each trial, in which that is there again and finds itself done.
+    """
+
+    def line(task: Task) -> str:
+        more = shlex.split(flags) if task.program.endswith(".py") else []
+        return shlex.join([*command_of(task, root, "python"), *more])
+
+    uses = Counter(task.key for made in plans for task in made.tasks)
+    shared = [task for task in unique_tasks(plans) if uses[task.key] > 1]
+    by_depth = itertools.groupby(shared, lambda task: len(task.after))
+    trials = dict.fromkeys(" && ".join(map(line, made.tasks)) for made in plans)
+    return [*([line(t) for t in group] for _, group in by_depth), list(trials)]
 
 
 def _with_overrides(trial: Trial, overrides: Mapping[str, str]) -> Trial:

@@ -1,11 +1,12 @@
 """Averages over seeds: curves over a number that was varied, bars of what was named."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from configs.sweeps_types import Bars, Curves, Score
 from launch.figures.style import (
@@ -14,8 +15,8 @@ from launch.figures.style import (
     INK,
     MARKERS,
     Estimator,
-    add_legend,
     finish,
+    finish_lying,
     groups,
     whiskers,
 )
@@ -44,7 +45,7 @@ def draw_curves(
         )
         if panel.baseline and (found := estimate(rows, panel.baseline)):
             baselines.append((found.mean, color))
-    _draw_baselines(axes, panel.baseline, baselines)
+    _draw_baselines(axes.axhline, panel.baseline, baselines)
     if panel.log:
         axes.set_xscale("log")
     values = sorted(table[panel.x].dropna().astype(float).unique())
@@ -55,81 +56,51 @@ def draw_curves(
     finish(axes, panel.x_label, panel.y, panel.series)
 
 
-def lies(panel: Bars, table: pd.DataFrame) -> bool:
-    """Says whether bars lie, because their names are long."""
-    names = table[panel.x].unique()
-    return sum(len(str(name)) for name in names) > 14 * max(len(names), 1)
-
-
 def draw_bars(
     axes: Axes, panel: Bars, table: pd.DataFrame, estimate: Estimator
 ) -> None:
-    """Draws a bar for each name, from the left or, where names are long, from the top."""
+    """Draws a lying bar for each name, from the top: names are long."""
     names = [str(name) for name in table[panel.x].unique()]
     series = groups(table, panel.series)
-    width, lying = 0.8 / len(series), lies(panel, table)
-    lows, baselines = [], []
+    width = 0.8 / len(series)
+    lows, baselines = [0.0], []
     for number, (name, rows) in enumerate(series):
         color = COLORS[number % len(COLORS)]
         by_name = [(names.index(k), g) for k, g in groups(rows, panel.x)]
         known = [(i, found) for i, g in by_name if (found := estimate(g, panel.y))]
-        spread = whiskers([found for _, found in known]) if known else None
         offset = (number - (len(series) - 1) / 2) * width
-        bars = axes.barh if lying else axes.bar
-        bars(
+        axes.barh(
             [i + offset for i, _ in known],
             [found.mean for _, found in known],
             0.92 * width,
+            xerr=whiskers([found for _, found in known]) if known else None,
             color=color,
             alpha=0.85,
             error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3},
             label=name or None,
-            xerr=spread if lying else None,
-            yerr=None if lying else spread,
         )
         lows += [found.mean for _, found in known]
         if panel.baseline and (found := estimate(rows, panel.baseline)):
             baselines.append((found.mean, color))
-    _draw_baselines(axes, panel.baseline, baselines, lying)
-    line = axes.axvline if lying else axes.axhline
+    _draw_baselines(axes.axvline, panel.baseline, baselines)
     if panel.chance is not None:
-        line(panel.chance, color=INK, linestyle=":", linewidth=1.2, label="chance")
-    if min(lows, default=0) < 0:
-        line(0, color="#9aa3ae", linewidth=0.8)
-    _name_bars(axes, panel, names, lying)
-
-
-def _name_bars(axes: Axes, panel: Bars, names: Sequence[str], lying: bool) -> None:
-    """Labels both axes; the score is along the bars."""
+        axes.axvline(
+            panel.chance, color=INK, linestyle=":", linewidth=1.2, label="chance"
+        )
+    if min(lows) < 0:
+        axes.axvline(0, color=GREY, linewidth=0.8)
     spare = max(0.0, 3 - len(names)) / 2  # a bar alone would fill the panel
-    limits = (-0.5 - spare, len(names) - 0.5 + spare)
-    if lying:
-        axes.set_ylim(limits[::-1])
-        axes.set_yticks(range(len(names)), names)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel(panel.y.label)
-        if panel.y.percent:
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        add_legend(axes, panel.series, 3)
-        return
-    axes.set_xlim(limits)
-    turned = sum(map(len, names)) > 9 * max(len(names), 1)
-    axes.set_xticks(
-        range(len(names)),
-        names,
-        rotation=30 if turned else 0,
-        ha="right" if turned else "center",
-        rotation_mode="anchor" if turned else "default",
-    )
-    axes.grid(axis="x", visible=False)
-    finish(axes, panel.x_label, panel.y, panel.series)
+    axes.set_ylim(len(names) - 0.5 + spare, -0.5 - spare)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylabel(panel.x_label)
+    axes.grid(axis="y", visible=False)
+    finish_lying(axes, panel.y.label, panel.y, panel.series)
 
 
 def _draw_baselines(
-    axes: Axes,
+    draw_line: Callable[..., Any],
     score: Score | None,
     lines: Sequence[tuple[float, str]],
-    lying: bool = False,
 ) -> None:
     """Draws one dashed line for each series, or one for all where they agree."""
     if score is None or not lines:
@@ -137,7 +108,6 @@ def _draw_baselines(
     means = [mean for mean, _ in lines]
     if np.ptp(means) < 1e-3:
         lines = [(float(np.mean(means)), GREY)]
-    draw_line = axes.axvline if lying else axes.axhline
     for number, (mean, color) in enumerate(lines):
         label = score.label if number == 0 else None
         draw_line(mean, color=color, linestyle="--", linewidth=1.2, label=label)

@@ -21,7 +21,7 @@ from configs.sweeps_types import (
     Scatter,
     Tradeoff,
 )
-from launch.figures.averages import draw_bars, draw_curves, lies
+from launch.figures.averages import draw_bars, draw_curves
 from launch.figures.generations import complete, draw_clusters, draw_scatter
 from launch.figures.style import STYLE, ChangeEstimator, Estimator
 from launch.figures.tradeoff import chosen, draw_differences, draw_tradeoff, part_names
@@ -106,10 +106,7 @@ def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
     if isinstance(panel, Differences):
         return 7.0, 1.2 + 0.27 * table[panel.changes.label].nunique()
     if isinstance(panel, Bars):
-        count = table[panel.x].nunique()
-        if lies(panel, table):
-            return 6.4, max(3.4, 1.4 + 0.4 * count)
-        return min(max(3.4, 0.95 * count), 11.0), 4.4
+        return 6.4, max(3.4, 1.4 + 0.4 * table[panel.x].nunique())
     return 4.6, 4.4
 
 

@@ -63,6 +63,14 @@ def finish(axes: Axes, x_label: str, y: Score, title: str) -> None:
     add_legend(axes, title, 2)
 
 
+def finish_lying(axes: Axes, x_label: str, x: Score, title: str) -> None:
+    """Labels the axis of a score that runs from left to right, and adds the legend."""
+    axes.set_xlabel(x_label)
+    if x.percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    add_legend(axes, title, 3)
+
+
 def add_legend(axes: Axes, title: str, columns: int) -> None:
     """Puts a legend above the panel, if anything has a label."""
     handles, _ = axes.get_legend_handles_labels()

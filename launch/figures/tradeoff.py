@@ -18,8 +18,8 @@ from launch.figures.style import (
     MARKERS,
     ChangeEstimator,
     Estimator,
-    add_legend,
     finish,
+    finish_lying,
     groups,
     whiskers,
 )
@@ -136,10 +136,7 @@ def draw_differences(
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel(f"change of {panel.y.label}")
-    if panel.y.percent:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    add_legend(axes, panel.series, 3)
+    finish_lying(axes, f"change of {panel.y.label}", panel.y, panel.series)
 
 
 def _in_order(

@@ -1,4 +1,4 @@
-"""A sweep in a faulty bucket, by two launchers: its data, runs, records and figures."""
+"""A sweep in a faulty bucket, by two pools: its data, runs, records and figures."""
 
 import io
 import re
@@ -34,19 +34,19 @@ def words(programs, faulty_bucket, prepared, tmp_path_factory):
         "launch.sweep",
         f"--sweep={file}:duplication",
         f"--workdir={faulty_bucket.root}/sweep",
-        "--lease_secs=1800",  # a busy machine is slow
+        "--claim_secs=1800",  # a busy machine is slow
         *(f"--override={setting}" for setting in settings),
     )
 
 
 @pytest.fixture(scope="module")
 def swept(programs, faulty_bucket, words):
-    """What two launchers said that ran the sweep together."""
-    launchers = [programs.start(*words, **faulty_bucket.environment) for _ in range(2)]
-    return [programs.finish(launcher) for launcher in launchers]
+    """What two pools said that ran the sweep together."""
+    pools = [programs.start(*words, **faulty_bucket.environment) for _ in range(2)]
+    return [programs.finish(pool) for pool in pools]
 
 
-def test_two_launchers_run_each_task_once(swept):
+def test_two_pools_run_each_task_once(swept):
     said = "".join(swept)
     for what in ("started", "done"):
         tasks = re.findall(rf"(\S+ (?:train|eval)\S*): {what}", said)
@@ -67,7 +67,7 @@ def test_the_logs_of_the_programs_are_kept(swept, faulty_bucket):
 def test_status_table_and_figure_come_from_the_bucket(
     swept, programs, faulty_bucket, words
 ):
-    # The launchers have made them, too, both when nothing was left to do.
+    # The pools have made them, too, both when nothing was left to do.
     collected, status = (
         programs.start(*words, what, **faulty_bucket.environment)
         for what in ("--collect", "--status")

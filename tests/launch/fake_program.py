@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
         out = workdir / "eval" / name
         out.mkdir(parents=True, exist_ok=True)
         (out / "scores.json").write_text(json.dumps(scores))
+        (out / "report.html").write_text("<html>")
     with (workdir / "ends").open("a") as file:
         file.write(f"{name}\n")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from configs.sweeps_types import Changes, Score, Trial
-from launch.backends import Command
-from launch.trials import plan, unique_tasks
+from launch.pool import Options, run_tasks
+from launch.trials import command_of, plan, unique_tasks
 
 SIMILARITY = Score("similarity", ("dataset_similarity",))
 CHANGES = Changes("mitigation", "none", (SIMILARITY,), within=("prompts",))
@@ -39,14 +39,18 @@ def make_tasks(count=12, num_seeds=3, **train):
     return unique_tasks(make_plans(count, num_seeds, **train))
 
 
-def make_backend(root):
+def fake_command(task, root):
     """Runs the fake program in place of train.py and evaluate.py."""
+    _, _, *arguments = command_of(task, str(root))
+    return [sys.executable, "-S", str(FAKE), *arguments]
 
-    def command(task, slot):
-        arguments = task.arguments_in(str(root))
-        return Command((sys.executable, "-S", str(FAKE), *arguments), {})
 
-    return command
+QUICK = Options(3, 2, claim_secs=5.0, poll_secs=0.02, command_of=fake_command)
+
+
+def run_fake(tasks, root, **options):
+    """Runs tasks with the fake program; returns their standing."""
+    return run_tasks(tasks, str(root), QUICK._replace(**options))
 
 
 def make_mitigated():

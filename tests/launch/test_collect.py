@@ -27,17 +27,15 @@ from launch.collect import (
     to_markdown,
 )
 from launch.figures.tradeoff import pareto_front
-from launch.lease import Watch, this_process
 from launch.trials import plan, unique_tasks
-from launch.worker import Options, work
 from tests.launch.fake_sweep import (
     CHANGES,
     SIMILARITY,
-    make_backend,
     make_mitigated,
     make_plans,
     make_tasks,
     make_trials,
+    run_fake,
 )
 
 QUALITY = Score("FID", ("fid", "fd_efficientnet_lite0"))
@@ -57,8 +55,7 @@ sweep = draws(*PANELS)(lambda preset, seeds: iter(make_trials()))
 def swept(tmp_path_factory):
     """The directory of a finished sweep of 12 trials, not to be changed."""
     root = tmp_path_factory.mktemp("swept")
-    watch = Watch(this_process(), 5.0)
-    work(make_tasks(), str(root), watch, make_backend(root), Options(3, 2, 0.02, 1.0))
+    run_fake(make_tasks(), root)
     return root
 
 
@@ -101,9 +98,7 @@ def test_a_setting_says_how_many_of_its_seeds_it_has_and_why(tmp_path):
     trials = [*make_trials(3, 3), make_trials(6, 3)[3]]
     bad = trials[1]._replace(train={**trials[1].train, "data.on_corrupt": "fail"})
     plans = [plan(trial) for trial in (trials[0], bad, *trials[2:])]
-    tasks = unique_tasks(plans[:3])
-    watch, backend = Watch(this_process(), 5.0), make_backend(tmp_path)
-    work(tasks, str(tmp_path), watch, backend, Options(3, 1, 0.02, 1.0))
+    run_fake(unique_tasks(plans[:3]), tmp_path, max_attempts=1)
     collect(sweep, plans, str(tmp_path), "fake")
     text = (tmp_path / "fake.md").read_text()
     assert "\n- exit code 1: error: no such data: x1-seed1\n" in text
@@ -119,6 +114,14 @@ def test_scores_of_an_evaluation_that_is_being_made_again_are_not_collected(fini
     _, missing = collect(sweep, make_plans(), str(finished), "fake")
     assert missing == [make_plans()[0].trial.name]
     assert f"- running: {missing[0]}" in (finished / "fake.md").read_text()
+
+
+def test_scores_that_another_engine_left_are_collected(finished):
+    for path in finished.glob("runs/*/launch/*.json"):
+        path.unlink()  # another engine writes none
+    _, missing = collect(sweep, make_plans(), str(finished), "fake")
+    assert missing == []
+    assert "task_seconds" not in pd.read_parquet(finished / "fake.parquet")
 
 
 def test_a_cell_says_when_it_lacks_seeds_that_the_row_has():
@@ -171,9 +174,7 @@ def test_scores_of_a_detector_are_those_of_the_detect_stage(tmp_path):
         "evaluate.py",
         "evaluate.py",
     ]
-    backend, watch = make_backend(tmp_path), Watch(this_process(), 5.0)
-    tasks = unique_tasks(plans)
-    work(tasks, str(tmp_path), watch, backend, Options(2, 1, 0.02, 1.0))
+    run_fake(unique_tasks(plans), tmp_path)
     auc = Score("AUC", ("auc",))
     unseen = Score("AUC of unseen", ("unseen_auc",))
     drawn = draws(Bars("factor", auc, "factor"), columns=(auc, unseen))

@@ -1,7 +1,5 @@
 """The program launch.sweep, with real programs once and with wrong command lines."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from launch import backends, sweep
-from launch.jobset import main as follow
-from launch.trials import plan
-from tests.launch.fake_sweep import make_trials
+from launch import sweep
 
 ROOT = Path(__file__).parents[2]
 ONE_TRIAL = """
@@ -27,20 +22,6 @@ def one(preset, seeds):
         evaluate = {"eval.embedders": ("pixels",)}
         labels = {"factor": 4, "seed": seed}
         yield Trial(f"x4-seed{seed}", "configs/tiny.py", train, evaluate, labels)
-"""
-# Answers like kubectl: created on the second call of get, ended on the fourth.
-KUBECTL = """#!{python} -S
-import json, pathlib, sys
-here = pathlib.Path({folder!r})
-words = sys.argv[2:]
-with (here / "calls").open("a") as file:
-    file.write(" ".join(words) + "\\n")
-calls = (here / "calls").read_text().splitlines()
-if words[0] == "apply":
-    (here / "manifest").write_text(sys.stdin.read())
-if words[0] == "get" and (here / "manifest").exists():
-    ended = sum(c.startswith("get") for c in calls) > 3
-    print(json.dumps({{"status": {{"terminalState": {end!r}}} if ended else {{}}}}))
 """
 
 
@@ -72,14 +53,27 @@ def test_a_real_trial_is_trained_evaluated_and_collected(tmp_path, one_trial):
     assert "step 3/3" in log.read_text()
 
 
-def test_commands_are_shown_without_being_run(tmp_path, one_trial, capsys):
-    assert sweep.main([one_trial, f"--workdir={tmp_path}/out", "--dry_run"]) == 0
+def test_other_engines_are_given_lines_that_can_be_counted(tmp_path, one_trial, capsys):
+    words = [one_trial, f"--workdir={tmp_path}/out", "--commands"]
+    assert sweep.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert (
-        f"train.py --config=configs/tiny.py --workdir={tmp_path}/out/runs/" in lines[0]
-    )
+    assert len(lines) == 3
+    start = f"python train.py --config=configs/tiny.py --workdir={tmp_path}/out/runs/"
+    assert all(line.startswith(start) for line in lines)
     assert not (tmp_path / "out").exists()
+    assert sweep.main([*words[:2], "--commands=--distributed"]) == 0
+    assert capsys.readouterr().out.count(" --distributed") == 6
+
+
+def test_what_trials_share_is_announced(tmp_path, capsys):
+    words = ["--sweep=configs/sweeps.py:table_inference_mitigations", "--num_seeds=1"]
+    assert sweep.main([*words, f"--workdir={tmp_path}", "--commands"]) == 0
+    said = capsys.readouterr()
+    shared, *trials = said.out.splitlines()
+    assert "train.py" in shared
+    assert "evaluate.py" not in shared
+    assert all(f"{shared} && " in line for line in trials)
+    assert "lines 1 to 1 are shared by several trials: finish them first" in said.err
 
 
 def test_status_can_be_asked_before_the_start(tmp_path, one_trial, capsys):
@@ -105,9 +99,8 @@ def test_a_table_that_lacks_trials_is_announced(
         (["--preset=big"], "use one of small, full"),
         (["--override=data.bogus=1"], "no setting 'data.bogus'"),
         (["--num_workers=0"], "--num_workers=0 must be at least 1"),
-        (["--lease_secs=1"], "at least four times --poll_secs=1"),
-        (["--max_failures=0"], "--max_failures=0 must be at least 1"),
-        (["--backend=tpu"], "is not shared with the hosts of a slice: use gs://"),
+        (["--claim_secs=0"], "--claim_secs=0 must be above 0"),
+        (["--max_attempts=0"], "--max_attempts=0 must be at least 1"),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(
@@ -117,54 +110,3 @@ def test_a_wrong_command_line_ends_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_a_slice_belongs_to_a_task_whoever_runs_it():
-    options = ("--zone=us-west4-a", "--type=v5litepod-8")
-    training, evaluation = plan(make_trials()[0]).tasks
-    backend = backends.tpu("gs://bucket/sweeps", options)
-    first, again = backend(training, 0), backend(training, 5)
-    assert first == again
-    assert first.argv[1:4] == ("-m", "launch.tpu", "run")
-    name, words = first.argv[4], list(first.argv)
-    assert len(name) <= 40
-    assert words[words.index("--") + 1 :][:2] == [
-        "train.py",
-        "--config=configs/tiny.py",
-    ]
-    assert name != backend(evaluation, 0).argv[4]
-    assert name != backends.tpu("gs://bucket/other", options)(training, 0).argv[4]
-    analysis = training._replace(program="copymit.analysis")
-    assert backend(analysis, 0).argv[1:3] == ("-m", "copymit.analysis")
-
-
-@pytest.mark.parametrize(("end", "code"), [("Completed", 0), ("Failed", 1)])
-def test_a_jobset_is_created_once_and_followed(
-    tmp_path, monkeypatch, capsys, end, code
-):
-    path = tmp_path / "kubectl"
-    path.write_text(
-        KUBECTL.format(python=sys.executable, folder=str(tmp_path), end=end)
-    )
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    task = plan(make_trials()[0]).tasks[0]
-    options = ("--type=v5litepod-8", "--image=registry/image:1")
-    words = backends.xpk("gs://bucket/sweeps", options)(task, 0).argv
-    assert words[1:3] == ("-m", "launch.jobset")
-    assert follow(words[3:], poll_secs=0.01) == code
-    name = words[3]
-    assert json.loads((tmp_path / "manifest").read_text())["metadata"]["name"] == name
-    assert f"JobSet {name}: {end}" in capsys.readouterr().out
-    calls = (tmp_path / "calls").read_text()
-    assert calls.count("apply") == 1
-
-
-def test_a_cluster_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    path = tmp_path / "kubectl"
-    path.write_text("#!/bin/sh\necho no route to the cluster >&2\nexit 1\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    words = ["run", "--type=v5litepod-8", "--image=i/i:1", "--", "train.py"]
-    with pytest.raises(OSError, match="no route to the cluster"):
-        follow([*words, "--workdir=gs://bucket/run"], poll_secs=0.01)

@@ -3,9 +3,9 @@
 import pytest
 
 from configs.sweeps_types import Trial, draws
-from launch.backends import divide_cores, local, python_command
 from launch.trials import (
-    digest_of,
+    command_lines,
+    command_of,
     list_trials,
     load_sweep,
     plan,
@@ -153,41 +153,52 @@ def test_the_analysis_of_a_data_set_is_made_once():
     ]
 
 
-def test_a_command_has_the_same_digest_wherever_the_sweep_lies():
-    training, evaluation = plan(TINY).tasks
-    tasks = {task.key: task for task in (training, evaluation)}
-    changed = training._replace(arguments=(*training.arguments, "--config.seed=9"))
-    assert digest_of(evaluation, tasks) != digest_of(
-        evaluation, tasks | {training.key: changed}
-    )
-    assert "gs://bucket/sweeps/runs" in " ".join(
-        python_command(training, "gs://bucket/sweeps/")
-    )
+def test_a_command_lies_where_the_sweep_does():
+    training, _ = plan(TINY).tasks
+    words = command_of(training, "gs://bucket/sweeps/", "python")
+    assert words[:3] == ["python", "train.py", "--config=configs/tiny.py"]
+    assert words[3].startswith("--workdir=gs://bucket/sweeps/runs/")
+    analysis = training._replace(program="copymit.analysis")
+    assert command_of(analysis, "x", "python")[:3] == [
+        "python",
+        "-m",
+        "copymit.analysis",
+    ]
+
+
+def test_other_engines_get_a_line_for_each_trial_and_what_is_shared_first():
+    alone = TINY._replace(name="alone", train={"seed": 2})
+    other = TINY._replace(name="other", evaluate={"eval.guidance_scale": 2.0})
+    shared, trials = command_lines([plan(t) for t in (TINY, other, alone)], "/root")
+    (training,) = shared
+    assert training.startswith("python train.py --config=configs/tiny.py ")
+    assert [line.count(" && ") for line in trials] == [1, 1, 1]
+    assert [line.startswith(training) for line in trials] == [True, True, False]
+    assert all("&& python evaluate.py " in line for line in trials)
+    (alone,) = command_lines([plan(TINY)], "/root", "--distributed")
+    assert alone[0].count(" --distributed") == 2
+
+
+def test_what_shares_an_evaluation_waits_for_it_too():
+    detectors = [
+        TINY._replace(name=name, detector=name) for name in ("sharpness", "norm")
+    ]
+    detectors += [
+        detectors[0]._replace(name="a", evaluate={"eval.guidance_scale": 2.0})
+    ]
+    made = [plan(trial) for trial in detectors]
+    trainings, evaluations, detections, trials = command_lines(made, "/root")
+    assert [len(g) for g in (trainings, evaluations, detections, trials)] == [
+        1,
+        1,
+        1,
+        2,
+    ]
+    assert "evaluate.py" in evaluations[0]
+    assert "--stages=detect" in detections[0]
+    assert "--stages=detect" in trials[0]
 
 
 def test_a_pair_without_a_value_is_refused():
     with pytest.raises(ValueError, match="seed is not SETTING=VALUE"):
         read_overrides(["seed"])
-
-
-@pytest.mark.parametrize(
-    ("cores", "workers", "shares"),
-    [
-        ([0, 1], 1, [(0, 1)]),
-        ([0, 1, 2, 3], 2, [(0, 1), (2, 3)]),
-        ([4, 6, 8], 2, [(4, 6), (8,)]),
-        ([0, 1], 3, [(0,), (1,), (0,)]),
-        ([], 2, [(), ()]),
-    ],
-)
-def test_cores_are_dealt_out(cores, workers, shares):
-    assert divide_cores(cores, workers) == shares
-
-
-def test_a_local_command_has_its_cores_and_the_shared_cache(monkeypatch):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    command = local(1, "/somewhere")(plan(TINY).tasks[0], 0)
-    assert command.environment["JAX_COMPILATION_CACHE_DIR"] == "/somewhere/.jax_cache"
-    assert command.environment["OMP_NUM_THREADS"] == str(len(command.cores))
-    with pytest.raises(ValueError, match="num_workers=0"):
-        local(0, "/somewhere")
