@@ -51,6 +51,21 @@ def test_the_same_run_is_trained_and_evaluated_on_all_hosts(run_shell, flags_of)
         assert set(re.findall(r" --(\w+)", call)) <= flags_of(program)
 
 
+def test_a_line_of_a_sweep_runs_in_place_of_both(run_shell):
+    line = (
+        "python train.py --workdir='gs://b/x y' && python evaluate.py --workdir=gs://b"
+    )
+    code, calls = run_shell("run", COMMAND=line)
+    assert code == 0
+    assert calls == [
+        "python train.py --workdir=gs://b/x y",
+        "python evaluate.py --workdir=gs://b",
+    ]
+    code, calls = run_shell("run", COMMAND=line, CODE="143")
+    assert code == 143
+    assert len(calls) == 3
+
+
 def test_a_failed_training_is_not_evaluated_and_its_exit_code_is_kept(run_shell):
     code, calls = run_shell("run", CODE="143")
     assert code == 143
