@@ -1,6 +1,8 @@
 # make demo: see a diffusion model copy its training images, in twelve minutes
 # make test: format, lint, types and all tests
 # make beam-test: the Beam pipeline on its local runner, in an environment of its own
+# make check-extras: resolve every extra with its pins on every Python (nothing installed)
+# make constraints: pin anew what setup.cfg asks for
 # make parity: compare FID, KID, precision and recall with four published packages (5.6 GB)
 # All set .venv up first; PYTHON=python3.13 chooses another interpreter.
 
@@ -10,14 +12,12 @@ PY := $(VENV)/bin/python
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BASE := $(VENV)/.base-$(VERSION)
 TESTED := $(VENV)/.tested-$(VERSION)
-PARITY := .venv-parity
-BEAM := .venv-beam
 INPUTS := setup.cfg pyproject.toml constraints.txt
 
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-.PHONY: setup demo test check bench parity beam-test clean
+.PHONY: setup demo test check check-extras constraints bench parity beam-test clean
 
 setup: $(BASE)
 
@@ -48,37 +48,34 @@ check: $(TESTED)
 test: check
 	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+check-extras: $(TESTED)
+	$(PY) -m tests.extras
+
+constraints: $(TESTED)
+	$(PY) -m tests.extras --write
+
 bench: $(TESTED)
 	$(PY) -m benchmarks.run
 
-# torchvision does not import beside the torch of the tests: an environment of its own,
-# with the packages of the extra alone and not copymit, but for torch as constrained.
-$(PARITY)/.installed: setup.cfg constraints.txt
-	@test -e $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
-	grep -v '^torch==' constraints.txt > $(PARITY)/constraints.txt
+# Extras that cannot live beside the rest get an environment of their own, with the packages
+# of the extra and not copymit: torchvision does not import beside the torch of the tests;
+# apache-beam wants older protobuf, pyarrow and pillow than everything else here.
+.venv-%/.installed: setup.cfg constraints-%.txt
+	@test -e .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-		print(c["options.extras_require"]["parity"].strip())' > $(PARITY)/requirements.txt
-	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c $(PARITY)/constraints.txt -r $(PARITY)/requirements.txt
+		print(c["options.extras_require"]["$*"].strip())' > .venv-$*/requirements.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-$*.txt -r .venv-$*/requirements.txt pytest
 	@touch $@
 
-parity: $(TESTED) $(PARITY)/.installed
-	$(PARITY)/bin/python tests/parity/make_golden.py
+parity: $(TESTED) .venv-parity/.installed
+	.venv-parity/bin/python tests/parity/make_golden.py
 	$(PY) -m tests.parity.compare_photos
 	$(PY) -m pytest tests/parity
 
-# apache-beam wants older protobuf, pyarrow and pillow than everything else here.
-$(BEAM)/.installed: setup.cfg
-	@test -e $(BEAM)/bin/python || $(PYTHON) -m venv $(BEAM)
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-		print(c["options.extras_require"]["beam"].strip())' > $(BEAM)/requirements.txt
-	$(BEAM)/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r $(BEAM)/requirements.txt pytest
-	@touch $@
-
-beam-test: $(BEAM)/.installed
-	$(BEAM)/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
+beam-test: .venv-beam/.installed
+	.venv-beam/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
 		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BEAM) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .mypy_cache

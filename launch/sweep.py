@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 
 from launch.backends import Backend, local, python_command, tpu, xpk
-from launch.collect import abridge, collect
 from launch.lease import Watch, reaching, this_process
 from launch.status import show
 from launch.trials import (
@@ -139,6 +138,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
+    from launch.collect import abridge, collect
+
     with reaching(root):
         files, missing = collect(sweep, plans, root, title)
     for path in files:

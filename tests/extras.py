@@ -54,8 +54,8 @@ def find_problem(requirements: Iterable[str], pins: Path, python: str) -> str:
         return messages
     if "does not have an extra" in messages:  # to uv a warning
         return messages
-    known = set(_PINNED.findall(pins.read_text()))
-    loose = [name for name in _PINNED.findall(resolved) if name not in known]
+    known = _pinned(pins.read_text())
+    loose = [name for name in _pinned(resolved) if name not in known]
     return f"{pins.name} does not pin {', '.join(loose)}" if loose else ""
 
 
@@ -69,13 +69,15 @@ def write_pins(requirements: Iterable[str], pins: Path) -> None:
     pins.write_text(f"{about}# Written by `make constraints`.\n{pins.read_text()}")
 
 
-def _compile(
-    requirements: Iterable[str], arguments: list[str]
-) -> tuple[int, str, str]:
+def _pinned(text: str) -> list[str]:
+    return [name.lower().replace("_", "-") for name in _PINNED.findall(text)]
+
+
+def _compile(requirements: Iterable[str], arguments: list[str]) -> tuple[int, str, str]:
     uv = Path(sysconfig.get_path("scripts")) / "uv"
+    options = ["--no-header", "--no-annotate", "--no-python-downloads"]
     done = subprocess.run(
-        [uv, "pip", "compile", "--no-header", "--no-annotate", "--no-python-downloads"]
-        + arguments,
+        [uv, "pip", "compile", *options, *arguments],
         input="\n".join(requirements),
         capture_output=True,
         text=True,

@@ -203,7 +203,7 @@ def test_tensors_of_every_type_are_read_exactly_in_the_order_of_their_bytes(tmp_
         assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {
             n: (array.shape, array.dtype) for n, array in read.items()
         }
-    assert list(read)[0] == "ids"  # the widest type comes first in the file
+    assert next(iter(read)) == "ids"  # the widest type comes first in the file
     assert read.keys() == tensors.keys()
     assert read["brain"].dtype == ml_dtypes.bfloat16
     for name, tensor in tensors.items():
@@ -221,7 +221,10 @@ def test_a_truncated_file_is_named(tmp_path, kept):
 @pytest.mark.parametrize(
     ("header", "fault"),
     [
-        ({"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}, "a has the type F8"),
+        (
+            {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]},
+            "a has the type F8",
+        ),
         ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "header"),
         ({"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}, "header"),
         ({}, "header"),
