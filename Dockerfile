@@ -3,11 +3,10 @@
 FROM python:3.11-slim-bookworm
 
 WORKDIR /copymit
-# jax asks for the other hosts through requests, and does not depend on it.
 # What changes seldom comes first: the packages stay in a layer of their own.
 COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE ./
 COPY copymit/__init__.py copymit/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[tpu]' requests \
+RUN pip install --no-cache-dir -c constraints.txt '.[tpu]' \
     && pip uninstall --yes copymit \
     && useradd --uid 1000 --create-home copymit
 COPY train.py evaluate.py ./

@@ -10,8 +10,10 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 --coordinator, --num_processes and --process_id.
 """
 
+from typing import Any
+
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from copymit import console
 from copymit.config import flatten
@@ -21,7 +23,6 @@ from copymit.console import (
     parse_flags,
     set_up_logging,
 )
-from copymit.evaluation.online import make_copy_monitor
 from copymit.storage import check_buckets
 from copymit.training.loop import train
 
@@ -44,7 +45,16 @@ def main(argv: list[str]) -> None:
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
-        train(_CONFIG.value, _WORKDIR.value, make_copy_monitor)
+        train(_CONFIG.value, _WORKDIR.value, _make_monitor)
+
+
+def _make_monitor(config: ConfigDict, *rest: Any):
+    """Makes what measures copying; only a training that does so imports it."""
+    if not config.train.evaluate_every_steps:
+        return None
+    from copymit.evaluation.online import make_copy_monitor
+
+    return make_copy_monitor(config, *rest)
 
 
 if __name__ == "__main__":

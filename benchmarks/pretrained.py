@@ -6,7 +6,8 @@ Makes the model with diffusers, loads it here, compares outputs, saves it, reloa
 diffusers and compares weights. Every part runs in a process of its own, so that 12 GB
 of memory and 11 GB of disk are enough, and prints what it measured. Memory is the peak
 of the resident set during loading, less what the process had before, as a multiple of
-the weights' bytes: on a CPU the result itself is 1.0.
+the weights' bytes: on a CPU the result itself is 1.0, and the mapped files, whose pages
+the kernel drops when it must, are up to 1.0 more.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What a training step of Stable Diffusion 2.1's UNet costs on TPUs, without a TPU.
 
-    pip install libtpu
+    pip install -c constraints.txt -e '.[tpu]'
     python -m benchmarks.tpu [ATTENTION REMAT]
 
 Compiles the step for eight v5e chips: AdamW, bfloat16 compute, float32 weights,

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 
 from launch.claims import Watch, reaching
-from launch.collect import abridge, collect
 from launch.pool import Options, run_tasks
 from launch.status import show
 from launch.trials import (
@@ -140,6 +139,8 @@ def _print_commands(groups: Sequence[Sequence[str]]) -> None:
 
 
 def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
+    from launch.collect import abridge, collect
+
     with reaching(root):
         files, missing = collect(sweep, plans, root, title)
     for path in files:

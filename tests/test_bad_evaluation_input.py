@@ -3,6 +3,7 @@ out, before anything is made or removed."""
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -39,7 +40,7 @@ def workdir(config, monkeypatch, tmp_path):
     dataset = load_dataset(config.data, config.seed)
     counts = dataset.source.caption_counts[dataset.indices]
     table = duplication_table(dataset.example_ids, dataset.duplication, counts)
-    table.to_parquet(tmp_path / "duplication.parquet")
+    pq.write_table(table, tmp_path / "duplication.parquet")
     return tmp_path
 
 

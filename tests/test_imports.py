@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,6 +186,26 @@ def test_an_arrow_that_points_down_is_allowed(module, source):
 
 def test_a_new_room_must_be_given_its_place():
     assert "add its room" in arrows_back("copymit.attic.trunk", "")[0]
+
+
+_HEAVY = {"copymit.report", "matplotlib", "jinja2", "scann", "scipy"}
+_FRAMEWORKS = {"tensorflow", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("program", "left_out"),
+    [
+        ("train", {"copymit.evaluation", "pandas"} | _HEAVY | _FRAMEWORKS),
+        ("evaluate", {"copymit.training", "grain", "orbax"} | _HEAVY | _FRAMEWORKS),
+        ("launch.sweep", {"copymit", "jax", "pandas"} | _HEAVY | _FRAMEWORKS),
+    ],
+)
+def test_a_program_starts_without_what_it_may_not_need(program, left_out):
+    command = f"import {program}, sys; print(*sys.modules)"
+    output = subprocess.check_output([sys.executable, "-c", command], cwd=ROOT)
+    loaded = set(output.decode().split())
+    assert program in loaded
+    assert loaded & left_out == set()
 
 
 def test_no_file_is_longer_than_a_person_reads():

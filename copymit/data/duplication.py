@@ -7,7 +7,7 @@ example, kept in the run's `duplication.parquet` for the evaluation and the audi
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from jaxtyping import Bool, Int
 
 DuplicationKind = Literal["none", "partial", "full"]
@@ -80,9 +80,9 @@ def assign_duplication(
 
 def duplication_table(
     example_ids: list[str], duplication: Duplication, caption_counts: np.ndarray
-) -> pd.DataFrame:
+) -> pa.Table:
     """Lays the assignment out as the columns of `duplication.parquet`."""
-    return pd.DataFrame(
+    return pa.table(
         {
             "example_id": example_ids,
             "weight": duplication.weights,

@@ -9,7 +9,6 @@ import functools
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from grain.experimental import index_shuffle
 from jaxtyping import Int
 
 Sampling = Literal["epochs", "replacement"]
@@ -104,6 +103,8 @@ def check_duplication_mode(mode: DuplicationMode, sampling: Sampling) -> None:
 
 def example_at(schedule: Schedule, draw: int) -> int:
     """Returns the index of the example that draw number `draw` (from 0) takes."""
+    from grain.experimental import index_shuffle
+
     total = schedule.epoch_draws
     if schedule.sampling == "replacement":
         ticket = int(draw_generator(schedule.seed, draw, "schedule").integers(total))

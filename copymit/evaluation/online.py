@@ -42,15 +42,13 @@ def make_copy_monitor(
     noise_scheduler: NoiseScheduler,
     dataset: Dataset,
     workdir: epath.Path,
-) -> Monitor | None:
-    """Returns what measures copying, or None where `train.evaluate_every_steps` is 0.
+) -> Monitor:
+    """Returns what measures copying.
 
     Half of the prompts are captions of duplicated images, as far as there are any. The
     scalars are `online_dataset_similarity` (95th percentile), `online_similarity_mean`,
     `online_prompted_image_hits` and, with duplication, the hits of both kinds.
     """
-    if not config.train.evaluate_every_steps:
-        return None
     chosen = choose_prompted(
         dataset.duplication.duplicated, config.train.evaluate_prompts
     )

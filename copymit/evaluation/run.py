@@ -5,24 +5,15 @@ generate -> embed -> search -> score [-> detect] -> report
 Several processes share what runs on devices; the first process does the rest.
 """
 
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import numpy as np
-import pandas as pd
 from etils import epath
 
-from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.artefacts import Artefacts
-from copymit.evaluation.detect_stage import run_detect
-from copymit.evaluation.embed_stage import embedder_names, run_embed
-from copymit.evaluation.generate import generate
-from copymit.evaluation.score_stage import run_score
-from copymit.evaluation.search_stage import QUERIES, run_search
+from copymit.evaluation.embed_stage import embedder_names
 from copymit.evaluation.settings import check_settings, stage_settings
 from copymit.evaluation.stages import (
     DEFAULT_STAGES,
@@ -33,8 +24,6 @@ from copymit.evaluation.stages import (
     compute_digest,
 )
 from copymit.evaluation.subject import Subject
-from copymit.report.evaluated_run import Detection, EvaluatedRun
-from copymit.report.page import write_report
 from copymit.sharding import wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -61,14 +50,6 @@ def run_stages(
         records = subject.prompts_given.to_json(orient="records", lines=True)
         (subject.out / "prompts.jsonl").write_text(records)
     artefacts = Artefacts(subject.out, subject.eval.embedders[0])
-    work: dict[str, Callable[[], None]] = {
-        "generate": lambda: _generate(subject, digest),
-        "embed": lambda: run_embed(subject, artefacts, digest),
-        "search": lambda: run_search(subject, artefacts),
-        "score": lambda: run_score(subject, artefacts),
-        "detect": lambda: run_detect(subject, artefacts),
-        "report": lambda: _report(subject, compared),
-    }
     digest = compute_digest(subject.identity)
     unfinished = ""  # the first stage whose artefacts the later ones lack
     for stage in STAGES[1:] if subject.run is None else STAGES:
@@ -91,7 +72,7 @@ def run_stages(
         if finished and stage != "report":
             logger.info("%s: nothing changed, reused", stage)
             continue
-        _run_stage(subject.out, stage, inputs, work[stage])
+        _run_stage(subject, artefacts, stage, inputs, compared)
     return subject.out
 
 
@@ -109,78 +90,59 @@ def _is_finished(
     return finished
 
 
-def _run_stage(out: epath.Path, stage: str, digest: str, work: Callable) -> None:
+def _run_stage(
+    subject: Subject,
+    artefacts: Artefacts,
+    stage: str,
+    digest: str,
+    compared: Sequence[Subject],
+) -> None:
     started = time.perf_counter()
     first = jax.process_index() == 0
-    record = StageRecord(out)
+    record = StageRecord(subject.out)
     if first:
         record.begin(stage)
     wait_for_all(f"begin {stage}")
     if first or stage in _SHARED_STAGES:
-        work()
+        _work(subject, artefacts, stage, digest, compared)
     wait_for_all(f"end {stage}")
     if first:
         record.finish(stage, digest)
         logger.info("%s: %.1f s", stage, time.perf_counter() - started)
 
 
-def load_evaluated_run(subject: Subject) -> EvaluatedRun:
-    """Collects the artefacts of a scored evaluation for the report."""
-    path = subject.out / "scores.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: evaluate {subject.title!r} first")
-    scores: dict[str, Any] = json.loads(path.read_text())
-    first = scores["embedder"]
-    artefacts = Artefacts(subject.out, first)
-    return EvaluatedRun(
-        title=subject.title,
-        scores={k: v for k, v in scores.items() if k != "settings"},
-        settings=subject.settings,
-        matches=artefacts.read_matches(first, "generations"),
-        measured=artefacts.read_measured(),
-        similarities={
-            name: _top1(artefacts, first, name)
-            for name in QUERIES
-            if artefacts.matches(first, name).exists()
-        },
-        read_generation=reader_by_id(subject.generations()),
-        read_reference=reader_by_id(subject.references),
-        captions=subject.captions,
-        prompts=subject.prompts(),
-        duplication=subject.duplication,
-        metrics=subject.metrics(),
-        detection=_detection(artefacts),
-    )
+def _work(
+    subject: Subject,
+    artefacts: Artefacts,
+    stage: str,
+    digest: str,
+    compared: Sequence[Subject],
+) -> None:
+    """Does one stage; what it needs is imported only when its turn has come."""
+    match stage:
+        case "generate":
+            from copymit.evaluation.generate import generate
 
+            run = subject.run
+            assert run is not None
+            generate(run.config, run.dataset, run.load_params, subject.out, digest)
+        case "embed":
+            from copymit.evaluation.embed_stage import run_embed
 
-def _detection(artefacts: Artefacts) -> Detection | None:
-    """Reads what the detect stage made, if it ran since the scores were made."""
-    if not StageRecord(artefacts.out).has("detect"):
-        return None
-    with artefacts.detection.open("rb") as file:
-        table = pd.read_parquet(file)
-    lines = artefacts.tokens.read_text().splitlines()
-    summary = json.loads(artefacts.detection_summary.read_text())
-    return Detection(table, summary, [json.loads(line) for line in lines])
+            run_embed(subject, artefacts, digest)
+        case "search":
+            from copymit.evaluation.search_stage import run_search
 
+            run_search(subject, artefacts)
+        case "score":
+            from copymit.evaluation.score_stage import run_score
 
-def _top1(artefacts: Artefacts, embedder: str, queries: str) -> np.ndarray:
-    table = artefacts.read_matches(embedder, queries)
-    return table.loc[table["rank"] == 0, "similarity"].to_numpy()
+            run_score(subject, artefacts)
+        case "detect":
+            from copymit.evaluation.detect_stage import run_detect
 
+            run_detect(subject, artefacts)
+        case "report":
+            from copymit.evaluation.report_stage import run_report
 
-def _generate(subject: Subject, digest: str) -> None:
-    assert subject.run is not None
-    run = subject.run
-    generate(run.config, run.dataset, run.load_params, subject.out, digest)
-
-
-def _report(subject: Subject, compared: Sequence[Subject]) -> None:
-    page = write_report(
-        subject.out,
-        load_evaluated_run(subject),
-        [load_evaluated_run(other) for other in compared],
-        gallery_size=subject.eval.gallery_size,
-        blurred=subject.eval.blur,
-    )
-    logger.info("report: %s", page)
+            run_report(subject, compared)

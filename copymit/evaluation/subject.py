@@ -35,7 +35,6 @@ from copymit.metrics import read_metrics
 from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.pretrained.trained import latest_step, load_trained
 from copymit.scores.compute import Provenance
 from copymit.settings import (
     changed_mitigations,
@@ -190,6 +189,9 @@ def open_run(
     Raises:
       FileNotFoundError, ValueError: if there is no run or no checkpoint.
     """
+    # Only what copymit trained has checkpoints, and needs orbax.
+    from copymit.pretrained.trained import latest_step, load_trained
+
     workdir = epath.Path(workdir)
     config = _completed(read_config(workdir))
     if settings is not None:

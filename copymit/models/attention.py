@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -100,6 +99,8 @@ def attend_flash(
     Raises:
       ValueError: if the numbers of queries and keys are not multiples of 128.
     """
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
     B, P, N, K = query.shape
     if not _fits_tiles(P, key.shape[1]):
         raise ValueError(

@@ -1,7 +1,6 @@
 """Autoencoders without parameters: pixels in [-1, 1] to latents, and back."""
 
 import numpy as np
-import scipy.fft
 from jaxtyping import Array, Float
 
 
@@ -88,6 +87,8 @@ def _dct_basis(
     The gain rises with the frequency, to make up for about half of the fall of the
     amplitudes of images: coarse structure still comes first out of the noise.
     """
+    import scipy.fft
+
     space = scipy.fft.dct(np.eye(p), axis=0, norm="ortho")
     colour = scipy.fft.dct(np.eye(3), axis=0, norm="ortho")
     frequencies = sorted(np.ndindex(p, p), key=lambda uv: (sum(uv), uv))

@@ -2,7 +2,7 @@
 
 Names and shapes of everything are compared before the first tensor is read. Then each
 is read, transposed, cast and put where it belongs, so that host memory holds one tensor
-beside what stays there.
+beside what stays there, and pages of mapped files, which the kernel drops when it must.
 """
 
 import logging

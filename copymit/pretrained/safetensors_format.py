@@ -1,22 +1,23 @@
-"""The safetensors format, one tensor at a time: files in, arrays out, and back.
+"""Writes safetensors files one tensor at a time, on disk or in a bucket.
+
+The safetensors library reads (copymit/pretrained/weight_files.py). Its writers take all
+tensors of a file at once and a path on disk; this one asks for each when its turn has
+come, so that memory holds one tensor, and writes to whatever file it is given.
 
 A file is the length of a header, the header (JSON: where each tensor lies, its type and
-shape) and the bytes. Reading by position rather than through a memory map, as the
-safetensors library does, keeps one tensor in memory and not the file, and does so in a
-bucket too.
+shape) and the bytes.
 """
 
 import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 
-_DTYPES = {
+DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -28,56 +29,7 @@ _DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype(np.bool_),
 }
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
-_MAX_DIMS = 64  # numpy's own limit
-
-
-class TensorPlace(NamedTuple):
-    """Where a tensor lies in its file; `start` in bytes."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def read_header(path: epath.Path) -> dict[str, TensorPlace]:
-    """Reads what a file holds, in the order of its bytes.
-
-    Raises:
-      ValueError: the file is truncated, damaged or of another format.
-    """
-    file_size = path.stat().length
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, file_size - 8):
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        return _places(header, start=8 + length, end=file_size)
-    # What a damaged header lacks may show as any of these.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}): download or "
-            "copy it again"
-        ) from error
-
-
-def read_tensor(file: IO[bytes], place: TensorPlace) -> np.ndarray:
-    """Reads one tensor of an open file; the array is read-only."""
-    file.seek(place.start)
-    content = file.read(place.size)
-    if len(content) != place.size:
-        raise ValueError(
-            f"{getattr(file, 'name', file)} ends within a tensor: it was changed while "
-            "it was being read"
-        )
-    return np.frombuffer(content, place.dtype).reshape(place.shape)
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(
@@ -109,26 +61,3 @@ def write_tensors(
                 f"{name} is {tensor.dtype} {tensor.shape}, announced {dtype} {shape}"
             )
         file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-
-
-def _places(header: Any, start: int, end: int) -> dict[str, TensorPlace]:
-    """Checks that the tensors cover the file from `start` to `end`, each byte once."""
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ordered = sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"]))
-    places = {}
-    position = start
-    for name, entry in ordered:
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} has the type {str(entry['dtype'])[:20]!r}")
-        shape = tuple(entry["shape"])
-        if len(shape) > _MAX_DIMS or any(type(d) is not int or d < 0 for d in shape):
-            raise ValueError(f"{name} has a shape that cannot be")
-        place = TensorPlace(_DTYPES[entry["dtype"]], shape, position)
-        offsets = [position - start, position - start + place.size]
-        if entry["data_offsets"] != offsets:
-            raise ValueError(f"{name} is not at {offsets}")
-        places[name] = place
-        position += place.size
-    if position != end:
-        raise ValueError(f"{end} bytes, tensors that end at {position}")
-    return places

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 from etils import epath
-from huggingface_hub import errors as hub_errors
 
 from copymit.pretrained.base_models import BASE_MODELS, BaseModel, find_base_model
 
@@ -169,6 +168,8 @@ def _cached_folder(hub_id: str) -> Path | None:
 
 def _explain(hub_id: str, error: Exception) -> Exception:
     """Says what went wrong with a repository, and what can be done."""
+    from huggingface_hub import errors as hub_errors
+
     if isinstance(error, hub_errors.GatedRepoError):
         return ValueError(
             f"{hub_id} asks for its licence to be accepted: do so on "

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
+from safetensors import SafetensorError, safe_open
 
 from copymit.models.torch_files import read_torch_tensors
-from copymit.pretrained.safetensors_format import read_header, read_tensor
+from copymit.pretrained.safetensors_format import DTYPES
 from copymit.pretrained.source import Source, read_json
 
 # Stems of the safetensors file and of the older pickle.
@@ -212,14 +213,32 @@ def open_weight_file(path: epath.Path) -> Iterator[dict[str, StoredTensor]]:
             for name, array in arrays.items()
         }
         return
-    places = read_header(path)
-    with path.open("rb") as file:
-        yield {
-            name: StoredTensor(
-                place.shape, place.dtype, functools.partial(read_tensor, file, place)
-            )
-            for name, place in places.items()
-        }
+    with _local_copy(path) as local:
+        yield _map_safetensors(path, local)
+
+
+def _map_safetensors(path: epath.Path, local: Path) -> dict[str, StoredTensor]:
+    """Lists the tensors in the order of their bytes; none is read.
+
+    Args:
+      path: for messages, of the file whose copy `local` may be.
+    """
+    try:
+        file = safe_open(local, "numpy")
+        tensors = {}
+        for name in file.offset_keys():
+            part = file.get_slice(name)
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise ValueError(f"{name} has the type {part.get_dtype()}")
+            read = functools.partial(file.get_tensor, name)
+            tensors[name] = StoredTensor(tuple(part.get_shape()), dtype, read)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file that can be used ({error}): "
+            "download or copy it again"
+        ) from error
+    return tensors
 
 
 @contextlib.contextmanager

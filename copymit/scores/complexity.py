@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy import stats
 
 from copymit.scores.bootstrap import finite_vector
 
@@ -118,5 +117,7 @@ def _correlation(
 ) -> tuple[float | None, float | None]:
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None, None
-    result = stats.pearsonr(first, second)
+    from scipy.stats import pearsonr
+
+    result = pearsonr(first, second)
     return float(result.statistic), float(result.pvalue)

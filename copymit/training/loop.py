@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -260,7 +261,8 @@ def _write_duplication(workdir: epath.Path, dataset: Dataset) -> None:
         dataset.duplication,
         dataset.source.caption_counts[dataset.indices],
     )
-    (workdir / "duplication.parquet").write_bytes(table.to_parquet(index=False))
+    with (workdir / "duplication.parquet").open("wb") as file:
+        pq.write_table(table, file)
 
 
 def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:

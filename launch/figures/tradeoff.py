@@ -1,14 +1,15 @@
 """What a gain costs: two scores against each other, and changes against a baseline."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
 
 from configs.sweeps_types import Differences, Tradeoff
 from launch.figures.style import (
@@ -25,6 +26,10 @@ from launch.figures.style import (
 )
 
 _HALO = withStroke(linewidth=2.5, foreground="white")
+# From a point to the places of its name: first those without whiskers.
+_DIRECTIONS = np.array(
+    [(1, 1), (-1, -1), (-1, 1), (1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)]
+)
 
 
 def draw_tradeoff(
@@ -75,16 +80,30 @@ def draw_tradeoff(
 
 
 def part_names(axes: Axes) -> None:
-    """Moves the names in a laid out panel apart, with a line to a point that is far."""
-    if axes.texts:
-        adjust_text(
-            list(axes.texts),
-            ax=axes,
-            ensure_inside_axes=True,
-            expand=(1.15, 1.4),
-            iter_lim=200,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6},
-        )
+    """Moves each name in a laid out panel to the nearest place that is free.
+
+    There it covers no other name and no point that has one; a line leads to a point that
+    is not beside it.
+    """
+    marker = axes.figure.dpi / 12  # pixels of six points
+    panel = axes.get_window_extent()
+    points = [axes.transData.transform(text.get_position()) for text in axes.texts]
+    taken = [Bbox([point - marker / 2, point + marker / 2]) for point in points]
+    for text, point in zip(axes.texts, points, strict=True):
+        size = np.array(text.get_window_extent().size)
+        for ring, direction in itertools.product(range(1, 8), _DIRECTIONS):
+            center = point + ring * (size / 2 + 0.6 * marker) * direction
+            box = Bbox([center - size / 2, center + size / 2])
+            inside = panel.containsx(box.x0) and panel.containsx(box.x1)
+            inside &= panel.containsy(box.y0) and panel.containsy(box.y1)
+            if inside and not box.count_overlaps(taken):
+                break
+        taken.append(box)
+        text.set(position=axes.transData.inverted().transform(center))
+        text.set(horizontalalignment="center", verticalalignment="center")
+        if ring > 1:
+            ends = axes.transData.inverted().transform([point, center])
+            axes.plot(*ends.T, color=GREY, linewidth=0.6, scalex=False, scaley=False)
 
 
 def chosen(table: pd.DataFrame, only: tuple[str, str] | None) -> pd.DataFrame:

@@ -88,7 +88,7 @@ def test_settings_out_of_range_are_named(changes, message):
 def test_the_table_is_what_the_auditor_reads(tmp_path):
     duplication = assign_duplication(4, "full", 0.5, 3, seed=0)
     table = duplication_table(list("abcd"), duplication, np.array([1, 2, 3, 4]))
-    assert list(table.columns) == [
+    assert table.column_names == [
         "example_id",
         "weight",
         "duplicated",
@@ -96,5 +96,5 @@ def test_the_table_is_what_the_auditor_reads(tmp_path):
     ]
     np.testing.assert_array_equal(table["weight"], duplication.weights)
     np.testing.assert_array_equal(table["duplicated"], duplication.duplicated)
-    assert table["example_id"].tolist() == list("abcd")
-    assert table["caption_count"].tolist() == [1, 2, 3, 4]
+    assert table["example_id"].to_pylist() == list("abcd")
+    assert table["caption_count"].to_pylist() == [1, 2, 3, 4]

@@ -88,8 +88,8 @@ def test_a_manifest_says_which_images_are_trained_on_and_how_often(folder, suffi
         dataset.duplication,
         dataset.source.caption_counts[dataset.indices],
     )
-    assert list(table) == ["example_id", "weight", "duplicated", "caption_count"]
-    assert table["caption_count"].tolist() == [3] * 17 + [4]
+    assert table.column_names == ["example_id", "weight", "duplicated", "caption_count"]
+    assert table["caption_count"].to_pylist() == [3] * 17 + [4]
 
 
 def test_held_out_images_are_drawn_from_those_left_out(folder):

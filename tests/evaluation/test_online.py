@@ -71,11 +71,6 @@ def test_noise_is_like_no_training_image(monitored, rng):
     assert values["online_dataset_similarity"] < 0.4
 
 
-def test_without_an_interval_there_is_no_monitor(config, tmp_path):
-    config.train.evaluate_every_steps = 0
-    assert make_copy_monitor(config, None, None, None, tmp_path) is None
-
-
 @pytest.mark.parametrize(
     ("num_duplicated", "total", "count", "expected"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from launch import sweep
+from launch import collect, sweep
 
 ROOT = Path(__file__).parents[2]
 ONE_TRIAL = """
@@ -85,7 +85,7 @@ def test_a_table_that_lacks_trials_is_announced(
     tmp_path, one_trial, monkeypatch, capsys
 ):
     found = (["one.md"], ["x4-seed1"])
-    monkeypatch.setattr(sweep, "collect", lambda *_: found)
+    monkeypatch.setattr(collect, "collect", lambda *_: found)
     assert sweep.main([one_trial, f"--workdir={tmp_path}/out", "--collect"]) == 0
     said = capsys.readouterr()
     assert said.out == "one.md\n"

@@ -2,12 +2,19 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 
 from copymit.pretrained.load import load_network
 from copymit.pretrained.source import open_source
-from copymit.pretrained.weight_files import current_name, find_weights, open_weights
+from copymit.pretrained.weight_files import (
+    current_name,
+    find_weights,
+    open_weight_file,
+    open_weights,
+)
 from tests.pretrained.miniatures import abstract_of, make_pipeline
 
 torch = pytest.importorskip("torch")
@@ -176,5 +183,63 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(copy):
     with (
         pytest.raises(ValueError, match=rf"disagree on {names[0]}, more: download"),
         open_weights(open_source(str(copy)), "vae", "vae/"),
+    ):
+        pass
+
+
+def test_tensors_of_every_type_are_read_exactly_in_the_order_of_their_bytes(tmp_path):
+    tensors = {
+        "ids": torch.arange(6)[None],
+        "half": torch.linspace(-3, 3, 7).half(),
+        "brain": torch.linspace(-3, 3, 11).to(torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(3.0),
+        "flags": torch.tensor([True, False]),
+    }
+    path = epath.Path(tmp_path / "x.safetensors")
+    safetensors_torch.save_file(tensors, path)
+    with open_weight_file(path) as stored:
+        read = {name: tensor.read() for name, tensor in stored.items()}
+        assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {
+            n: (array.shape, array.dtype) for n, array in read.items()
+        }
+    assert next(iter(read)) == "ids"  # the widest type comes first in the file
+    assert read.keys() == tensors.keys()
+    assert read["brain"].dtype == ml_dtypes.bfloat16
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(read[name].astype(float), tensor.double().numpy())
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 60, -1])
+def test_a_truncated_file_is_named(tmp_path, kept):
+    path = epath.Path(tmp_path / "model.safetensors")
+    safetensors_torch.save_file({"a": torch.zeros(3)}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert_refused(path, "truncated or not a safetensors file .* again")
+
+
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [
+        (
+            {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]},
+            "a has the type F8",
+        ),
+        ({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, "header"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}, "header"),
+        ({}, "header"),
+    ],
+)
+def test_a_header_that_lies_is_one_error_that_names_the_file(tmp_path, header, fault):
+    path = epath.Path(tmp_path / "model.safetensors")
+    content = json.dumps({"a": header}).encode()
+    path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
+    assert_refused(path, fault)
+
+
+def assert_refused(path, fault):
+    with (
+        pytest.raises(ValueError, match=rf"model\.safetensors .*{fault}"),
+        open_weight_file(path),
     ):
         pass
