@@ -270,8 +270,7 @@ def test_a_record_that_is_no_json_is_named(config, without_model, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
     model = make_model(config.model, config.data.resolution, "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.parameters)
     with open_checkpoints(tmp_path) as checkpoints:
         save_checkpoint(checkpoints, 3, {"params": params}, {"step": 3})
     config.model.unet.block_out_channels = (16,)
