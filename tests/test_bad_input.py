@@ -237,6 +237,11 @@ def test_a_negative_weight_of_the_loss_is_refused(config, refuse):
     refuse("train.min_snr_gamma=-1.0 must be above 0, usually 5, or 0 for no weights")
 
 
+def test_a_negative_limit_of_hanging_is_refused(config, refuse):
+    config.train.hang_timeout_seconds = -1
+    refuse("train.hang_timeout_seconds=-1 must be above 0, or 0 to wait for ever")
+
+
 def test_the_working_directory_of_another_config_is_refused(
     config, without_model, tmp_path
 ):
