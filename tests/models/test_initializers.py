@@ -64,3 +64,11 @@ def test_a_traced_module_draws_what_an_eager_one_draws(initializer, key):
     eager = make(key)
     np.testing.assert_array_equal(jax.jit(make)(key), eager)
     assert eager.shape == (4, 3)
+
+
+def test_the_values_of_a_seed_are_those_of_every_other_machine_and_day():
+    # Should NumPy draw otherwise one day, runs start elsewhere: say so in CHANGELOG.md.
+    values = LECUN_NORMAL.draw(b"0 unet conv_in.kernel", (2, 2))
+    np.testing.assert_allclose(
+        values, [[-0.3624875, 0.1077236], [-0.172136, 0.1913578]], rtol=1e-6
+    )
