@@ -112,7 +112,7 @@ def _network():
         return UNet2DConditionModel(config, rngs=rngs)
 
     apply = make_apply(make)
-    params = jax.jit(lambda key: init_params(make, key))(jax.random.key(0))
+    params = init_params(make)
     # A fresh network predicts zero, and has nothing to optimise.
     params["conv_out.kernel"] += 0.1
 

@@ -29,7 +29,7 @@ import optax
 from jax.experimental import topologies
 
 from copymit.models.backend import tracing_for
-from copymit.models.functional import init_params, make_apply
+from copymit.models.functional import describe_params, make_apply
 from copymit.models.unet import SD_2, UNet2DConditionModel
 from copymit.sharding import AXES, batch_sharding, params_sharding, replicated
 
@@ -69,7 +69,7 @@ def compile_step(attention: str, remat: str):
 
     apply = make_apply(make)
     optimizer = optax.adamw(1e-5)
-    params = jax.eval_shape(lambda key: init_params(make, key), jax.random.key(0))
+    params = {name: p.abstract() for name, p in describe_params(make).items()}
     shardings = params_sharding(params, mesh)
     opt_state = jax.eval_shape(optimizer.init, params)
     opt_shardings = optax.tree_utils.tree_map_params(

@@ -130,6 +130,7 @@ def get_config() -> ConfigDict:
     train.keep_checkpoints = 1
     train.sample_every_steps = 0  # grid of generations while training; 0 = never
     train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
+    train.hang_timeout_seconds = 1800  # without data, a step or a save: ends; 0 = never
     train.evaluate_prompts = 64  # captions of training images generated for that
 
     config.mitigation = mitigation_settings()

@@ -26,6 +26,7 @@ _FREE_TO_CHANGE = (
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.hang_timeout_seconds",
     "train.sample_every_steps",
     "train.evaluate_every_steps",
     "train.evaluate_prompts",

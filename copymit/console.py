@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from absl import app, flags
 from absl import logging as absl_logging
 
+logger = logging.getLogger(__name__)
+
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other hosts of this TPU slice or cluster."
 )
@@ -16,6 +18,15 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+_HOST_TIMEOUT = flags.DEFINE_integer(
+    "host_timeout_seconds", 100, "How long a host may be silent before all others end."
+)
+
+_LOST_HOST = (
+    "A host that ends or is silent for {} s ends all others: the first to end says why. "
+    "Start all of them again with the same commands; a training goes on from its newest "
+    "checkpoint."
+)
 
 
 def join_hosts() -> None:
@@ -27,7 +38,17 @@ def join_hosts() -> None:
         import jax  # Here, since data are prepared where there is no jax.
 
         jax.distributed.initialize(
-            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+            _COORDINATOR.value,
+            _NUM_PROCESSES.value,
+            _PROCESS_ID.value,
+            heartbeat_timeout_seconds=_HOST_TIMEOUT.value,
+            shutdown_timeout_seconds=_HOST_TIMEOUT.value,
+        )
+        logger.info(
+            "host %d of %d. %s",
+            jax.process_index(),
+            jax.process_count(),
+            _LOST_HOST.format(_HOST_TIMEOUT.value),
         )
 
 
@@ -75,3 +96,7 @@ def explain_bad_input(verbose: bool) -> Iterator[None]:
         if verbose:
             raise
         sys.exit(f"error: {error}\n(--debug shows where this was found)")
+    except RuntimeError as error:
+        if _DISTRIBUTED.value or _COORDINATOR.value:
+            error.add_note(_LOST_HOST.format(_HOST_TIMEOUT.value))
+        raise

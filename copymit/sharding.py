@@ -4,13 +4,13 @@ Mesh axes: `data` (batch only), `fsdp` (batch and parameters) and `tensor` (the 
 width of attention and MLP). One `jit` serves a laptop and a pod.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -27,6 +27,9 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"(net\.0\.proj|fc1)\.kernel", 1),
     (r"(net\.2|fc2)\.kernel", 0),
 )
+
+_DAY_MS = 24 * 3600 * 1000  # a host that is lost ends the wait much earlier
+_barriers = itertools.count()  # no name may come twice
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -53,9 +56,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come to the point of this name."""
+    """Returns when every process has come to the point of this name.
+
+    Asks the coordination service, not the devices: a collective of gloo gives up after
+    30 s, before one host has compiled or written what the others wait for.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        from orbax.checkpoint import multihost  # seconds, for several hosts alone
+
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=f"{name} {next(_barriers)}", timeout_ms=_DAY_MS)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

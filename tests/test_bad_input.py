@@ -237,6 +237,11 @@ def test_a_negative_weight_of_the_loss_is_refused(config, refuse):
     refuse("train.min_snr_gamma=-1.0 must be above 0, usually 5, or 0 for no weights")
 
 
+def test_a_negative_limit_of_hanging_is_refused(config, refuse):
+    config.train.hang_timeout_seconds = -1
+    refuse("train.hang_timeout_seconds=-1 must be above 0, or 0 to wait for ever")
+
+
 def test_the_working_directory_of_another_config_is_refused(
     config, without_model, tmp_path
 ):
@@ -270,8 +275,7 @@ def test_a_record_that_is_no_json_is_named(config, without_model, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(config, tmp_path):
     model = make_model(config.model, config.data.resolution, "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.parameters)
     with open_checkpoints(tmp_path) as checkpoints:
         save_checkpoint(checkpoints, 3, {"params": params}, {"step": 3})
     config.model.unet.block_out_channels = (16,)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from copymit.models.functional import init_params
+from copymit.models.functional import Parameter, describe_params
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.sharding import (
@@ -91,7 +91,7 @@ def test_the_smallest_size_that_is_sharded_is_the_documented_one():
 
 
 @pytest.fixture(scope="module")
-def shapes() -> dict[str, jax.ShapeDtypeStruct]:
+def shapes() -> dict[str, Parameter]:
     """Parameters of a UNet and a text encoder wide enough to be sharded."""
     unet = UNetConfig(
         sample_size=8,
@@ -102,14 +102,9 @@ def shapes() -> dict[str, jax.ShapeDtypeStruct]:
         use_linear_projection=True,
     )
     text = TextEncoderConfig(128, 512, 1, 4)
-    key = jax.random.key(0)
-
-    def init():
-        return init_params(
-            lambda rngs: UNet2DConditionModel(unet, rngs=rngs), key
-        ) | init_params(lambda rngs: CLIPTextModel(text, rngs=rngs), key)
-
-    return jax.eval_shape(init)
+    return describe_params(
+        lambda rngs: UNet2DConditionModel(unet, rngs=rngs)
+    ) | describe_params(lambda rngs: CLIPTextModel(text, rngs=rngs))
 
 
 def test_every_tensor_rule_has_parameters_to_apply_to(shapes):

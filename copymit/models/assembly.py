@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from copymit.models.autoencoder import make_autoencoder
-from copymit.models.functional import Params, init_params, make_apply
+from copymit.models.functional import Parameter, Params, describe_params, make_apply
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.sharding import params_sharding
@@ -26,7 +26,7 @@ class DiffusionModel(NamedTuple):
 
     Attributes:
       latent_shape: (h, w, c).
-      init: random key -> parameters; traceable.
+      parameters: of each network, in the structure of `ModelParams`.
       encode_images: (params, pixel_values) -> moments of the latents; costly, and the
         same at every visit of an image.
       sample_latents: (moments, key) -> latents.
@@ -37,7 +37,7 @@ class DiffusionModel(NamedTuple):
     """
 
     latent_shape: tuple[int, int, int]
-    init: Callable[[jax.Array], ModelParams]
+    parameters: dict[str, dict[str, Parameter]]
     encode_images: Callable[
         [ModelParams, Float[Array, "B H W 3"]], Float[Array, "B h w m"]
     ]
@@ -75,14 +75,12 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
     )
     apply_unet, apply_text = make_apply(make_unet), make_apply(make_text)
 
-    def init(key: jax.Array) -> ModelParams:
-        unet_key, text_key = jax.random.split(key)
-        networks = {
-            "unet": init_params(make_unet, unet_key),
-            "text_encoder": init_params(make_text, text_key),
-        }
-        vae = autoencoder.init(jax.random.fold_in(key, 2))
-        return {**networks, "vae": vae} if vae else networks
+    parameters = {
+        "unet": describe_params(make_unet),
+        "text_encoder": describe_params(make_text),
+    }
+    if autoencoder.parameters:
+        parameters["vae"] = autoencoder.parameters
 
     def predict(params, *inputs, **control):
         return apply_unet(params["unet"], *inputs, **control)
@@ -98,7 +96,7 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
 
     return DiffusionModel(
         (size, size, autoencoder.latent_channels),
-        init,
+        parameters,
         encode_images,
         autoencoder.sample,
         decode_latents,
@@ -109,14 +107,13 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
 
 def abstract_params(model: DiffusionModel, mesh: Mesh) -> dict[str, dict[str, Any]]:
     """Describes all parameters (shapes, dtypes, shardings) without making them."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
     return {
-        name: {
-            key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding[key])
-            for key, x in network.items()
+        network: {
+            name: parameter.abstract(sharding[name])
+            for name, parameter in parameters.items()
         }
-        for name, network in shapes.items()
-        for sharding in [params_sharding(network, mesh)]
+        for network, parameters in model.parameters.items()
+        for sharding in [params_sharding(parameters, mesh)]
     }
 
 

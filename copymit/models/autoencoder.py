@@ -4,7 +4,6 @@ Encoding goes in two steps, so that the costly one can be done once and kept: pi
 the moments of the latents, and moments to a sample of about unit variance.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +22,12 @@ from copymit.models.autoencoder_kl import (
 )
 from copymit.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from copymit.models.fixed_autoencoder import BlockDCT, SpaceToDepth
-from copymit.models.functional import Params, init_params, make_apply
+from copymit.models.functional import (
+    Parameter,
+    Params,
+    describe_params,
+    make_apply,
+)
 
 AUTOENCODERS = ("space_to_depth", "block_dct", "kl", "tiny")
 
@@ -34,7 +38,7 @@ class Autoencoder(NamedTuple):
     Attributes:
       downsampling: pixels to one side of a latent position.
       latent_channels: channels of the latents.
-      init: random key -> parameters; empty for a fixed transform.
+      parameters: of the network; none for a fixed transform.
       encode: (params, pixel_values) -> moments, which may be cached.
       sample: (moments, key) -> latents of about unit variance; a transform that draws
         nothing ignores the key.
@@ -43,7 +47,7 @@ class Autoencoder(NamedTuple):
 
     downsampling: int
     latent_channels: int
-    init: Callable[[jax.Array], Params]
+    parameters: dict[str, Parameter]
     encode: Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B h w m"]]
     sample: Callable[[Float[Array, "B h w m"], jax.Array], Float[Array, "B h w c"]]
     decode: Callable[[Params, Float[Array, "B h w c"]], Float[Array, "B H W 3"]]
@@ -76,7 +80,7 @@ def _fixed(transform: SpaceToDepth | BlockDCT) -> Autoencoder:
     return Autoencoder(
         transform.downsampling,
         transform.latent_channels,
-        init=lambda key: {},
+        parameters={},
         encode=lambda params, pixel_values: transform.encode(pixel_values),
         sample=lambda moments, key: moments,
         decode=lambda params, latents: transform.decode(latents),
@@ -98,7 +102,7 @@ def _variational(config: AutoencoderKLConfig, dtype: str) -> Autoencoder:
     return Autoencoder(
         config.downsampling,
         config.latent_channels,
-        init=functools.partial(init_params, make),
+        parameters=describe_params(make),
         encode=lambda params, x: jnp.concatenate(encode(params, x), axis=-1),
         sample=sample,
         decode=lambda params, z: decode(params, unscale_latents(z, *scaling)),
@@ -114,7 +118,7 @@ def _tiny(config: AutoencoderTinyConfig, dtype: str) -> Autoencoder:
     return Autoencoder(
         config.downsampling,
         config.latent_channels,
-        init=functools.partial(init_params, make),
+        parameters=describe_params(make),
         encode=encode,
         sample=lambda moments, key: scale_latents(moments, *scaling),
         decode=lambda params, z: decode(params, unscale_latents(z, *scaling)),

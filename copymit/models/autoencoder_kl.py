@@ -18,15 +18,15 @@ from jaxtyping import Array, Float
 
 from copymit.models.attention import attend
 from copymit.models.blocks import (
-    LECUN_NORMAL,
-    ZERO,
     Dtype,
     ResnetBlock2D,
     Upsample2D,
     make_conv,
     make_group_norm,
+    make_linear,
 )
 from copymit.models.convolution import convolve
+from copymit.models.initializers import LECUN_NORMAL, ZERO
 
 _NORM_EPSILON = 1e-6
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -302,7 +302,7 @@ class AttentionBlock(nnx.Module):
 
     def __init__(self, channels: int, groups: int, *, dtype: Dtype, rngs: nnx.Rngs):
         linear = functools.partial(
-            nnx.Linear, channels, channels, dtype=dtype, rngs=rngs
+            make_linear, channels, channels, dtype=dtype, rngs=rngs
         )
         self.group_norm = make_group_norm(
             channels, groups, _NORM_EPSILON, dtype=dtype, rngs=rngs

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from copymit.models.blocks import LECUN_NORMAL, ZERO, Dtype, make_group_norm
+from copymit.models.blocks import Dtype, make_group_norm
 from copymit.models.convolution import convolve
+from copymit.models.initializers import LECUN_NORMAL, ZERO
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nnx.relu,

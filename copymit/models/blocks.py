@@ -16,16 +16,12 @@ from jaxtyping import Array, Float, Real
 from copymit.models.attention import Implementation, attend
 from copymit.models.attention_control import Tap, attend_through, within
 from copymit.models.convolution import convolve, convolve_upsampled
+from copymit.models.initializers import LECUN_NORMAL, ZERO
 from copymit.models.normalization import GroupNorm
 
 Dtype = Any
 
-LECUN_NORMAL = nnx.initializers.lecun_normal()
-
-# The last layer of every residual branch starts at zero, so that a new network is the
-# identity between its first and last convolution and learns sooner (Dhariwal and Nichol
-# 2021). Networks with loaded weights do not notice.
-ZERO = nnx.initializers.zeros_init()
+make_linear = functools.partial(nnx.Linear, kernel_init=LECUN_NORMAL)
 
 
 def make_conv(
@@ -92,8 +88,8 @@ class TimestepEmbedding(nnx.Module):
     """Two linear layers that lift the sinusoidal embedding to the UNet's width."""
 
     def __init__(self, in_dim: int, dim: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(in_dim, dim, dtype=dtype, rngs=rngs)
-        self.linear_2 = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.linear_1 = make_linear(in_dim, dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = make_linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, embedding: Float[Array, "B D"]) -> Float[Array, "B E"]:
         return self.linear_2(nnx.silu(self.linear_1(embedding)))
@@ -123,7 +119,7 @@ class ResnetBlock2D(nnx.Module):
         self.norm1 = norm(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3)
         if time_embedding_dim is not None:
-            self.time_emb_proj = nnx.Linear(
+            self.time_emb_proj = make_linear(
                 time_embedding_dim, out_channels, dtype=dtype, rngs=rngs
             )
         self.norm2 = norm(out_channels)
@@ -165,7 +161,7 @@ class Attention(nnx.Module):
                 f"attention over {channels} channels cannot have {num_heads} heads: "
                 "num_attention_heads must divide block_out_channels at every level"
             )
-        project = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        project = functools.partial(make_linear, use_bias=False, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
         self.implementation = implementation
         self.to_q = project(channels, channels)
@@ -201,7 +197,7 @@ class GEGLU(nnx.Module):
     """Linear layer gated by the exact (erf) GELU of its second half."""
 
     def __init__(self, in_dim: int, out_dim: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.proj = nnx.Linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
+        self.proj = make_linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
         hidden, gate = jnp.split(self.proj(x), 2, axis=-1)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from copymit.models.clip_encoder import CLIPEncoder, check_encoder, make_layer_norm
+from copymit.models.initializers import normal
 from copymit.models.text_encoder import TextEncoderConfig, TextTransformer
 from copymit.models.vision_transformer import PatchEmbedding
 
@@ -139,7 +140,7 @@ class _VisionTransformer(nnx.Module):
 class _VisionEmbeddings(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
         D = config.hidden_size
-        init = nnx.initializers.normal(0.02)
+        init = normal(0.02)
         self.class_embedding = nnx.Param(init(rngs.params(), (D,)))
         self.patch_embedding = PatchEmbedding(
             config.patch_size, D, use_bias=False, rngs=rngs
@@ -165,7 +166,7 @@ class _VisionEmbeddings(nnx.Module):
 
 
 def _make_projection(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
-    kernel_init = nnx.initializers.normal(in_features**-0.5)
+    kernel_init = normal(in_features**-0.5)
     return nnx.Linear(
         in_features, out_features, use_bias=False, kernel_init=kernel_init, rngs=rngs
     )

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from copymit.models.attention import attend
+from copymit.models.initializers import normal
 
 Dtype = Any
 
@@ -150,7 +151,7 @@ class _MLP(nnx.Module):
 def _make_linear(
     in_features: int, out_features: int, std: float, dtype: Dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    kernel_init = nnx.initializers.normal(std)
+    kernel_init = normal(std)
     return nnx.Linear(
         in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs
     )

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from copymit.models.attention import attend
+from copymit.models.initializers import normal
 from copymit.models.vision_transformer import PatchEmbedding, interpolate_positions
 
 Dtype = Any
@@ -91,7 +92,7 @@ class Dinov2Model(nnx.Module):
 class _Embeddings(nnx.Module):
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         D = config.hidden_size
-        init = nnx.initializers.normal(0.02)
+        init = normal(0.02)
         positions = (config.image_size // config.patch_size) ** 2 + 1
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, D)))
         self.position_embeddings = nnx.Param(init(rngs.params(), (1, positions, D)))
@@ -220,7 +221,7 @@ class _MLP(nnx.Module):
 def _make_linear(
     in_features: int, out_features: int, dtype: Dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    kernel_init = nnx.initializers.normal(0.02)
+    kernel_init = normal(0.02)
     return nnx.Linear(
         in_features, out_features, kernel_init=kernel_init, dtype=dtype, rngs=rngs
     )

@@ -4,6 +4,7 @@ In: uint8 RGB images of any size. Out: features of width 1280, or ImageNet logit
 Inference only: batch normalisation is folded into the convolutions when weights load.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from copymit.models.batch_norm import fold_batch_norms
+from copymit.models.functional import trace_module
+from copymit.models.initializers import LECUN_NORMAL, normal
 from copymit.models.torch_files import read_torch_tensors
 from copymit.models.torch_layout import load_torch_state
 
@@ -40,6 +43,9 @@ _NORM_AFTER = {
 }
 
 
+_make_conv = functools.partial(nnx.Conv, kernel_init=LECUN_NORMAL)
+
+
 class DepthwiseConv(nnx.Module):
     """Convolves every channel with its own window, padding as TensorFlow's SAME.
 
@@ -48,7 +54,7 @@ class DepthwiseConv(nnx.Module):
     """
 
     def __init__(self, channels: int, window: int, stride: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(1 / window)
+        init = normal(1 / window)
         self.kernel = nnx.Param(init(rngs.params(), (window, window, 1, channels)))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.window = window
@@ -84,10 +90,10 @@ class Block(nnx.Module):
     ):
         width = in_channels * expansion
         self._expand_conv = (
-            nnx.Conv(in_channels, width, (1, 1), rngs=rngs) if expansion > 1 else None
+            _make_conv(in_channels, width, (1, 1), rngs=rngs) if expansion > 1 else None
         )
         self._depthwise_conv = DepthwiseConv(width, window, stride, rngs=rngs)
-        self._project_conv = nnx.Conv(width, out_channels, (1, 1), rngs=rngs)
+        self._project_conv = _make_conv(width, out_channels, (1, 1), rngs=rngs)
         self.residual = stride == 1 and in_channels == out_channels
 
     def __call__(self, inputs: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C2"]:
@@ -108,7 +114,7 @@ class EfficientNetLite0(nnx.Module):
     """
 
     def __init__(self, *, rngs: nnx.Rngs):
-        self._conv_stem = nnx.Conv(3, 32, (3, 3), strides=2, rngs=rngs)
+        self._conv_stem = _make_conv(3, 32, (3, 3), strides=2, rngs=rngs)
         blocks, channels = [], 32
         for repeats, window, stride, expansion, width in _STAGES:
             for step in [stride] + [1] * (repeats - 1):
@@ -117,8 +123,8 @@ class EfficientNetLite0(nnx.Module):
                 )
                 channels = width
         self._blocks = nnx.List(blocks)
-        self._conv_head = nnx.Conv(channels, 1280, (1, 1), rngs=rngs)
-        self._fc = nnx.Linear(1280, 1000, rngs=rngs)
+        self._conv_head = _make_conv(channels, 1280, (1, 1), rngs=rngs)
+        self._fc = nnx.Linear(1280, 1000, kernel_init=LECUN_NORMAL, rngs=rngs)
 
     def __call__(self, pixel_values: Float[Array, "B H W 3"]) -> Float[Array, "B 1280"]:
         """Returns the averaged features of images that `preprocess` made."""
@@ -159,7 +165,7 @@ def load_efficientnet_lite0(path: str | Path | None = None) -> EfficientNetLite0
     """
     path = path or _packaged_weights()
     tensors = read_torch_tensors(path)
-    model = nnx.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: EfficientNetLite0(rngs=rngs))
     try:
         folded = fold_batch_norms(
             tensors,

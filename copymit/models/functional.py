@@ -4,29 +4,84 @@ Training, sharding and checkpoints see a model as `{"down_blocks.0.resnets.0.con
 array, ...}`: a pytree whose keys can be read, matched by a rule and found in a file.
 """
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
+
+from copymit.models.initializers import Initializer
 
 Params = dict[str, jax.Array]
+Module = TypeVar("Module", bound=nnx.Module)
+MakeModule = Callable[[nnx.Rngs], nnx.Module]
+
+# What nnx makes without randomness, by the last part of the name.
+_CONSTANTS = {"bias": 0.0, "scale": 1.0, "lambda1": 1.0}
 
 
-def init_params(
-    make_module: Callable[[nnx.Rngs], nnx.Module], key: jax.Array
-) -> Params:
-    """Makes a module and returns its parameters by dotted path; traceable."""
-    state = nnx.state(make_module(nnx.Rngs(key)), nnx.Param)
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter that is not there yet; `initializer` is None for a constant."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    initializer: Initializer | None
+
+    def abstract(self, sharding: Sharding | None = None) -> jax.ShapeDtypeStruct:
+        """Describes the array without how it starts."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)
+
+
+def trace_module(make_module: Callable[[nnx.Rngs], Module]) -> Module:
+    """Makes a module without values: shapes and types in place of its parameters."""
+    return nnx.eval_shape(lambda: make_module(_OneKey()))
+
+
+def describe_params(make_module: MakeModule) -> dict[str, Parameter]:
+    """Returns the parameters of a module by dotted path, without making them."""
     return {
-        ".".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
+        name: Parameter(
+            variable.shape, variable.dtype, variable.get_metadata("initializer", None)
+        )
+        for name, variable in _variables(trace_module(make_module)).items()
     }
 
 
-def make_apply(
-    make_module: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__"
-) -> Callable[..., Any]:
+def init_params(
+    parameters: MakeModule | Mapping[str, Parameter],
+    seed: int | str = 0,
+    shardings: Mapping[str, Sharding] | None = None,
+) -> Params:
+    """Draws parameters, each on the devices that will hold it.
+
+    A value is a function of the seed, the name and the shape, whatever the devices,
+    hosts and other parameters. A host holds one parameter beside what stays there.
+
+    Args:
+      parameters: or the module whose parameters they are.
+      seed: two networks of one run have different ones.
+      shardings: by name; by default all are on the default device.
+    """
+    if callable(parameters):
+        parameters = describe_params(parameters)
+    params = {}
+    for name, parameter in parameters.items():
+        values = _draw(name, parameter, seed)
+        params[name] = (
+            jax.make_array_from_callback(
+                values.shape, shardings[name], values.__getitem__
+            )
+            if shardings
+            else jax.device_put(values)
+        )
+    return params
+
+
+def make_apply(make_module: MakeModule, method: str = "__call__") -> Callable[..., Any]:
     """Returns `apply(params, *args)`, which calls the module with these parameters.
 
     The module is traced once, without allocating its parameters. A missing or unknown
@@ -35,8 +90,7 @@ def make_apply(
     Args:
       method: what to call of a module that does more than one thing.
     """
-    abstract = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract, nnx.Param)
+    graphdef, state = nnx.split(trace_module(make_module), nnx.Param)
     paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(state)}
 
     def apply(params: Params, *args, **kwargs):
@@ -48,3 +102,40 @@ def make_apply(
         return getattr(module, method)(*args, **kwargs)
 
     return apply
+
+
+def module_params(module: nnx.Module) -> Params:
+    """Returns the values of a module's parameters by dotted path."""
+    return {name: v.get_value() for name, v in _variables(module).items()}
+
+
+def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+    state = nnx.state(module, nnx.Param)
+    return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+
+
+def _draw(name: str, parameter: Parameter, seed: int | str) -> np.ndarray:
+    if parameter.initializer is not None:
+        values = parameter.initializer.draw(f"{seed} {name}".encode(), parameter.shape)
+        return values.astype(parameter.dtype, copy=False)
+    leaf = name.rpartition(".")[2]
+    if leaf not in _CONSTANTS:
+        raise ValueError(
+            f"{name} starts in an unknown way: make it with one of "
+            "copymit.models.initializers"
+        )
+    return np.full(parameter.shape, _CONSTANTS[leaf], parameter.dtype)
+
+
+class _OneKey(nnx.Rngs):
+    """Hands out the same key always, for modules that are only traced.
+
+    nnx counts the keys it hands out, and under a trace each count costs more than the one
+    before it: seconds for a UNet.
+    """
+
+    def __init__(self):
+        """Without streams of keys to count."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 
 from copymit.models.batch_norm import fold_batch_norms
 from copymit.models.convolution import convolve
+from copymit.models.functional import trace_module
+from copymit.models.initializers import LECUN_NORMAL
 from copymit.models.torch_files import read_torch_tensors
 from copymit.models.torch_layout import load_torch_state
 
@@ -52,6 +54,7 @@ class Conv(nnx.Module):
             window,
             strides=stride,
             padding=[(pad, pad) for pad in pads],
+            kernel_init=LECUN_NORMAL,
             conv_general_dilated=convolve,
             rngs=rngs,
         )
@@ -243,7 +246,7 @@ def load_inception(path: str | Path) -> Inception:
         as in the weights of another Inception.
     """
     tensors = dict(read_torch_tensors(path))
-    model = nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: Inception(rngs=rngs))
     try:
         _drop_classifier(tensors)
         norms = {"conv": "bn"}

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from copymit.models.backend import target_backend
 from copymit.models.convolution import convolve
+from copymit.models.initializers import HE_NORMAL
 
 _EXPANSION = 4
 _STEM_WIDTH = 64
@@ -62,9 +63,8 @@ class Conv(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.he_normal()
         shape = (window, window, in_channels // groups, out_channels)
-        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.kernel = nnx.Param(HE_NORMAL(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(out_channels))
         self.stride = stride
         self.groups = groups

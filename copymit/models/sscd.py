@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from copymit.models.batch_norm import fold_batch_norms
+from copymit.models.functional import trace_module
+from copymit.models.initializers import LECUN_NORMAL
 from copymit.models.resnet import (
     BATCH_NORM_EPSILON,
     NORM_AFTER,
@@ -78,7 +80,12 @@ class Sscd(nnx.Module):
 
     def __init__(self, config: SscdConfig, *, rngs: nnx.Rngs):
         self.backbone = ResNet(config.trunk, rngs=rngs)
-        self.head = nnx.Linear(config.trunk.out_channels, config.features, rngs=rngs)
+        self.head = nnx.Linear(
+            config.trunk.out_channels,
+            config.features,
+            kernel_init=LECUN_NORMAL,
+            rngs=rngs,
+        )
 
     def __call__(self, pixel_values: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
         """Describes images that are normalised as in training."""
@@ -105,7 +112,7 @@ def load_sscd(path: str | Path, architecture: str) -> Sscd:
             f"{path} holds {holds}, but {config.label} with {config.features} features "
             "is needed: take the published file of that name"
         )
-    model = nnx.eval_shape(lambda: Sscd(config, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: Sscd(config, rngs=rngs))
     try:
         folded = fold_batch_norms(
             tensors, NORM_AFTER, BATCH_NORM_EPSILON, "the published file"

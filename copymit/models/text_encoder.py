@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from copymit.models.clip_encoder import CLIPEncoder, check_encoder, make_layer_norm
+from copymit.models.initializers import normal
 
 Dtype = Any
 
@@ -130,7 +131,7 @@ class _Embeddings(nnx.Module):
         make_embed = functools.partial(
             nnx.Embed,
             features=config.hidden_size,
-            embedding_init=nnx.initializers.normal(0.02),
+            embedding_init=normal(0.02),
             rngs=rngs,
         )
         self.token_embedding = make_embed(config.vocab_size)

@@ -90,7 +90,7 @@ def load_torch_state(
     """Replaces every parameter and batch statistic of `module` by a published one.
 
     Values are copied, cast to the dtype and put on the sharding of what they replace;
-    an abstract module (`nnx.eval_shape`) becomes concrete. A failure changes nothing.
+    one without values (`functional.trace_module`) gets them. A failure changes nothing.
 
     Args:
       ignore: regular expressions, searched in the names of tensors that the module has

@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from copymit.models.initializers import normal
+
 # PyTorch's constant of the cubic kernel; jax.image.resize has Keys' -0.5.
 _CUBIC_A = -0.75
 
@@ -21,7 +23,7 @@ class PatchEmbedding(nnx.Module):
     """
 
     def __init__(self, patch_size: int, features: int, *, use_bias: bool, rngs):
-        init = nnx.initializers.normal(0.02)
+        init = normal(0.02)
         shape = (patch_size, patch_size, 3, features)
         self.kernel = nnx.Param(init(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None

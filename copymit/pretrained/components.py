@@ -13,7 +13,7 @@ from flax import nnx
 
 from copymit.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from copymit.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from copymit.models.functional import init_params
+from copymit.models.functional import describe_params
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.pretrained.published_fields import (
@@ -67,9 +67,8 @@ def network_class(config: NetworkConfig) -> str:
 
 def abstract_params(config: NetworkConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns names, shapes and types of a network's parameters, without shardings."""
-    return jax.eval_shape(
-        lambda: init_params(lambda rngs: make_network(config, rngs), jax.random.key(0))
-    )
+    parameters = describe_params(lambda rngs: make_network(config, rngs))
+    return {name: p.abstract() for name, p in parameters.items()}
 
 
 def read_network_config(network: str, published: Json) -> NetworkConfig:

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 from etils import epath
-from flax import nnx
 
 from copymit.models.clip import (
     CLIPConfig,
@@ -14,7 +12,12 @@ from copymit.models.clip import (
     CLIPVisionModelWithProjection,
 )
 from copymit.models.dinov2 import Dinov2Config, Dinov2Model
-from copymit.models.functional import Params, init_params
+from copymit.models.functional import (
+    Params,
+    describe_params,
+    module_params,
+    trace_module,
+)
 from copymit.models.torch_layout import load_torch_state
 from copymit.pretrained.components import read_text_encoder
 from copymit.pretrained.dinov2_original import config_of_original, to_hub_names
@@ -107,17 +110,19 @@ def _load_original(path: epath.Path) -> LoadedDinov2:
     with open_weight_file(path) as stored:
         try:
             config = config_of_original({n: t.shape for n, t in stored.items()})
-            model = nnx.eval_shape(lambda: Dinov2Model(config, rngs=nnx.Rngs(0)))
+            model = trace_module(lambda rngs: Dinov2Model(config, rngs=rngs))
             tensors = to_hub_names({n: tensor.read() for n, tensor in stored.items()})
             load_torch_state(model, tensors, ignore=[r"^embeddings\.mask_token$"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    params = init_params(lambda _rngs: model, jax.random.key(0))
-    return LoadedDinov2(config, params, f"{path.name}, {_short_hash([path])}")
+    return LoadedDinov2(
+        config, module_params(model), f"{path.name}, {_short_hash([path])}"
+    )
 
 
 def _load(source: Source, network: str, make_module: Any) -> Params:
-    abstract = jax.eval_shape(lambda: init_params(make_module, jax.random.key(0)))
+    parameters = describe_params(make_module)
+    abstract = {name: p.abstract() for name, p in parameters.items()}
     return load_network(source, network, abstract)
 
 

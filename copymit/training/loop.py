@@ -31,7 +31,7 @@ from copymit.mitigation.compose import (
 )
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.sharding import batch_sharding, make_mesh
+from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 from copymit.training.cache import cache_embeddings, cache_moments, every_caption
 from copymit.training.preview import make_preview
 from copymit.training.state import (
@@ -41,6 +41,7 @@ from copymit.training.state import (
     make_optimizer,
 )
 from copymit.training.step import SeedKey, make_train_step, seed_key
+from copymit.training.watch import HangWatch
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +139,14 @@ def train(
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
     )
-    with contextlib.closing(writer), contextlib.closing(checkpoints), _stop() as stop:
+    with (
+        contextlib.closing(writer),
+        contextlib.closing(checkpoints),
+        HangWatch(config.train.hang_timeout_seconds) as watch,
+        _stop() as stop,
+    ):
         for step in range(first_step + 1, config.train.steps + 1):
+            watch.expect(f"the batch of step {step}")
             started = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - started)
@@ -151,21 +158,27 @@ def train(
             saving = last or stopping or step % config.train.checkpoint_every_steps == 0
             measured = {}
             if monitor and (step % config.train.evaluate_every_steps == 0 or last):
+                watch.expect(f"what is measured at step {step}")
                 measured = monitor(
                     {**(state.ema or state.params), **state.frozen}, step
                 )
             if step % config.train.log_every_steps == 0 or saving or measured:
-                _report(step, recent, progress, writer, checkpoints, measured)
+                fetched = _fetch(recent, step, watch)
+                _report(step, fetched, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
+                watch.expect(f"the checkpoint of step {step}")
                 writer.flush()  # a checkpoint never knows of steps that the metrics lack
                 _save(checkpoints, step, state)
             if preview and (step % config.train.sample_every_steps == 0 or last):
+                watch.expect(f"the preview of step {step}")
                 writer.write_image(step, "generations", preview(state, step))
             if stopping and not last:
+                watch.expect(f"the checkpoint of step {step}")
                 checkpoints.wait_until_finished()
                 logger.info("stopped at step %d; run again to go on", step)
                 raise Preempted
+        watch.expect("the last checkpoint")
         checkpoints.wait_until_finished()
     return state
 
@@ -189,6 +202,11 @@ def _check_settings(config: ConfigDict, mesh: Mesh) -> None:
     if config.evaluate_prompts < 1:
         raise ValueError(
             f"train.evaluate_prompts={config.evaluate_prompts} must be at least 1"
+        )
+    if config.hang_timeout_seconds < 0:
+        raise ValueError(
+            f"train.hang_timeout_seconds={config.hang_timeout_seconds} must be above 0, "
+            "or 0 to wait for ever"
         )
     if config.min_snr_gamma < 0:
         raise ValueError(
@@ -287,6 +305,8 @@ def _compile(train_step, abstract: TrainState, draws: Draws, seed: SeedKey, mesh
     # The mesh tells kernels, which the compiler cannot split, what to do on each device.
     with jax.set_mesh(mesh):
         compiled = train_step.lower(abstract, batch, seed).compile()
+    # Gloo gives up on a host that comes to the first step 30 s after the others.
+    wait_for_all("the step is compiled")
     logger.info("compiled the step in %.1f s", time.perf_counter() - started)
     return compiled
 
@@ -329,20 +349,31 @@ def _checkpoint_items(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _fetch(
+    recent: list[dict[str, jax.Array]], step: int, watch: HangWatch
+) -> list[dict[str, np.ndarray]]:
+    """Waits for the scalars of the steps up to `step`; only here the host does."""
+    fetched = []
+    for finished, scalars in enumerate(recent, step - len(recent) + 1):
+        watch.expect(f"the devices to finish step {finished}")
+        fetched.append(jax.device_get(scalars))
+    return fetched
+
+
 def _report(
     step: int,
-    recent: list[dict[str, jax.Array]],
+    fetched: list[dict[str, np.ndarray]],
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
     measured: dict[str, float],
 ) -> None:
-    """Writes the mean loss since the last report; only here the host waits for steps.
+    """Writes the mean loss since the last report.
 
     Args:
+      fetched: the scalars of the steps since then.
       measured: by the monitor.
     """
-    fetched = jax.device_get(recent)
     values = {name: float(value) for name, value in fetched[-1].items()}
     for name in {"loss", "skipped_share"} & values.keys():
         values[name] = float(np.mean([scalars[name] for scalars in fetched]))

@@ -4,12 +4,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from ml_collections import ConfigDict
 
-from copymit.models.assembly import DiffusionModel, ModelParams, frozen_networks
-from copymit.sharding import params_sharding, replicated
+from copymit.models.assembly import (
+    DiffusionModel,
+    ModelParams,
+    abstract_params,
+    frozen_networks,
+)
+from copymit.models.functional import init_params
+from copymit.sharding import MIN_SHARDED_SIZE, replicated
 
 
 class TrainState(NamedTuple):
@@ -86,12 +93,26 @@ def init_state(
       pretrained: networks that do not start at random, in their final sharding; they
         are consumed.
     """
-    make = _make_state(model, optimizer, config)
-    shardings = state_sharding(
-        jax.eval_shape(make, jax.random.key(0), {}), optimizer, mesh
+    pretrained = pretrained or {}
+    abstract = abstract_state(model, optimizer, config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    networks = {
+        name: init_params(model.parameters[name], f"{config.seed} {name}", sharding)
+        for name, sharding in (shardings.params | shardings.frozen).items()
+        if name not in pretrained
+    } | pretrained
+    params = {name: networks[name] for name in abstract.params}
+    copy = jax.jit(
+        lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings.params
     )
-    jitted = jax.jit(make, out_shardings=shardings, donate_argnums=1)
-    return jitted(jax.random.key(config.seed), pretrained or {})
+    return TrainState(
+        step=_zeros(abstract.step),  # type: ignore[arg-type]
+        params=params,
+        frozen={name: networks[name] for name in abstract.frozen},
+        # Where AdamW starts; asking it would compile a kernel for each moment.
+        opt_state=jax.tree.map(_zeros, abstract.opt_state),
+        ema=copy(params) if abstract.ema else {},
+    )
 
 
 def abstract_state(
@@ -101,58 +122,33 @@ def abstract_state(
     mesh: Mesh,
 ) -> TrainState:
     """Describes the state (shapes, dtypes, shardings) without making it."""
-    shapes = jax.eval_shape(
-        _make_state(model, optimizer, config), jax.random.key(0), {}
-    )
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        state_sharding(shapes, optimizer, mesh),
-    )
+    params = abstract_params(model, mesh)
+    frozen = {
+        name: params.pop(name)
+        for name in frozen_networks(config.model)
+        if name in params
+    }
 
+    def on(sharding: Sharding, x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-def state_sharding(
-    shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Any:
-    """Chooses the sharding of every array, in the structure of the state.
-
-    Moments lie where their parameters lie.
-    """
-
-    def model_sharding(networks):
-        return {name: params_sharding(p, mesh) for name, p in networks.items()}
-
-    params = model_sharding(shapes.params)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        params,
-        transform_non_params=lambda _: replicated(mesh),
+        lambda x, param: on(param.sharding, x),
+        jax.eval_shape(optimizer.init, params),
+        params,  # moments lie where their parameters lie
+        transform_non_params=lambda x: on(replicated(mesh), x),
     )
-    return shapes._replace(
-        step=replicated(mesh),  # type: ignore[arg-type]
-        params=params,
-        frozen=model_sharding(shapes.frozen),
-        opt_state=opt_state,
-        ema=model_sharding(shapes.ema),
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    ema = params if config.train.ema_decay else {}
+    return TrainState(step, params, frozen, opt_state, ema)  # type: ignore[arg-type]
+
+
+def _zeros(abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    shape, dtype, sharding = abstract.shape, abstract.dtype, abstract.sharding
+    if abstract.size >= MIN_SHARDED_SIZE:
+        return jnp.zeros(shape, dtype, device=sharding)
+    # On the host, since for the devices each shape is one more kernel to compile.
+    return jax.make_array_from_callback(
+        shape, sharding, np.zeros(shape, dtype).__getitem__
     )
-
-
-def _make_state(model: DiffusionModel, optimizer, config: ConfigDict):
-    def make(key: jax.Array, pretrained: ModelParams) -> TrainState:
-        networks = {**model.init(key), **pretrained}
-        frozen = {
-            name: networks.pop(name)
-            for name in frozen_networks(config.model)
-            if name in networks
-        }
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=networks,
-            frozen=frozen,
-            opt_state=optimizer.init(networks),
-            ema=jax.tree.map(jnp.copy, networks) if config.train.ema_decay else {},
-        )
-
-    return make

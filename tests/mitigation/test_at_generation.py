@@ -81,7 +81,7 @@ def toy_text(params, input_ids):
 
 MODEL = DiffusionModel(
     SHAPE,
-    lambda key: {},
+    {},
     lambda params, x: x,
     lambda moments, key: moments,
     lambda params, latents: jnp.tanh(latents / 3),

@@ -19,7 +19,7 @@ from copymit.mitigation import detector
 from copymit.mitigation.detection import DETECTORS, EOS_TOKEN_ID, bright_ending_mask
 from copymit.mitigation.detector import DetectionOptions, make_detector
 from copymit.models.assembly import DiffusionModel
-from copymit.models.functional import init_params, make_apply
+from copymit.models.functional import describe_params, make_apply
 from copymit.models.torch_layout import from_torch_order, to_torch_name
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
@@ -85,7 +85,7 @@ def table():
 @pytest.fixture(scope="module")
 def params(torch_model, table):
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
-    shapes = jax.eval_shape(lambda: init_params(make_unet, jax.random.key(0)))
+    shapes = describe_params(make_unet)
     unet = {k: from_torch_order(k, state[to_torch_name(k)]) for k in shapes}
     return {"unet": unet, "text_encoder": table}
 

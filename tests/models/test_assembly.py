@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import common
-from copymit.models.assembly import make_model
+from copymit.models.assembly import abstract_params, make_model
+from copymit.sharding import make_mesh
 
 RESOLUTION = 8
 
@@ -33,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def shapes(model):
-    return jax.eval_shape(model.init, jax.random.key(0))
+    return abstract_params(model, make_mesh())
 
 
 def test_latents_have_the_shape_that_the_autoencoder_gives_them(model):
@@ -74,9 +75,8 @@ def test_text_leads_to_a_prediction_of_the_latents_shape(dtype, shapes):
 def test_captions_longer_than_clips_make_room_for_their_positions():
     config = _config(**{"text_encoder.max_length": 100})
     model = make_model(config, RESOLUTION, "float32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
     positions = "text_model.embeddings.position_embedding.embedding"
-    assert shapes["text_encoder"][positions].shape == (100, 12)
+    assert model.parameters["text_encoder"][positions].shape == (100, 12)
 
 
 def test_parameters_of_another_model_are_named(model, shapes):

@@ -29,13 +29,14 @@ def test_pixels_become_latents_and_pixels_of_the_promised_shapes(name):
     autoencoder = make_autoencoder(_config(name))
     key = jax.random.key(0)
 
-    def round_trip(key, pixels):
-        params = autoencoder.init(key)
+    params = {n: p.abstract() for n, p in autoencoder.parameters.items()}
+
+    def round_trip(params, key, pixels):
         latents = autoencoder.sample(autoencoder.encode(params, pixels), key)
         return latents, autoencoder.decode(params, latents)
 
     pixels = jax.ShapeDtypeStruct((2, 16, 8, 3), jnp.float32)
-    latents, decoded = jax.eval_shape(round_trip, key, pixels)
+    latents, decoded = jax.eval_shape(round_trip, params, key, pixels)
     side = autoencoder.downsampling
     assert latents.shape == (2, 16 // side, 8 // side, autoencoder.latent_channels)
     assert decoded.shape == pixels.shape

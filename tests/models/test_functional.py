@@ -1,20 +1,28 @@
 """A module as a pure function of a flat table computes what the module computes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from copymit.models.functional import init_params, make_apply
+from copymit.models.functional import (
+    describe_params,
+    init_params,
+    make_apply,
+    module_params,
+)
+from copymit.models.initializers import LECUN_NORMAL
 
 
 class Net(nnx.Module):
     """Nested, with a list and a parameter of its own."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs) for _ in range(2)])
-        self.layers[1] = nnx.Linear(4, 2, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=LECUN_NORMAL, rngs=rngs)
+        self.layers = nnx.List([linear(3, 4), linear(4, 2)])
         self.norm = nnx.LayerNorm(4, rngs=rngs)
         self.scale = nnx.Param(jnp.ones(2))
 
@@ -38,32 +46,50 @@ SHAPES = {
 
 
 @pytest.fixture
-def params(key):
-    return init_params(Net, key)
+def params():
+    return init_params(Net)
 
 
 def test_parameters_are_named_by_their_path(params):
     assert {name: value.shape for name, value in params.items()} == SHAPES
 
 
-def test_parameters_are_a_pure_function_of_the_key(params, key):
-    again, other = (
-        jax.jit(lambda k: init_params(Net, k))(key),
-        init_params(Net, jax.random.key(1)),
-    )
+def test_parameters_are_a_function_of_the_seed(params):
+    again, other = init_params(Net), init_params(Net, 1)
     for name in ("layers.0.kernel", "layers.1.kernel"):
         np.testing.assert_array_equal(params[name], again[name])
         assert (np.asarray(params[name]) != np.asarray(other[name])).all()
 
 
-def test_shapes_are_known_without_any_computation(key):
-    abstract = jax.eval_shape(lambda: init_params(Net, key))
-    assert {name: value.shape for name, value in abstract.items()} == SHAPES
+def test_a_parameter_depends_on_its_name_and_no_other_parameter(params):
+    described = describe_params(Net)
+    kernel = described["layers.0.kernel"]
+    alone = init_params({"layers.0.kernel": kernel})
+    np.testing.assert_array_equal(alone["layers.0.kernel"], params["layers.0.kernel"])
+    renamed = init_params({"layers.7.kernel": kernel})
+    assert (np.asarray(renamed["layers.7.kernel"]) != alone["layers.0.kernel"]).all()
 
 
-def test_the_function_equals_the_module(params, key, rng):
+def test_what_is_not_random_starts_as_nnx_starts_it(params, key):
+    module = module_params(Net(nnx.Rngs(key)))
+    assert module.keys() == params.keys()
+    for name in params.keys() - {"layers.0.kernel", "layers.1.kernel"}:
+        np.testing.assert_array_equal(params[name], module[name])
+
+
+def test_a_parameter_that_starts_in_an_unknown_way_is_named():
+    with pytest.raises(ValueError, match=r"^kernel starts in an unknown way"):
+        init_params(lambda rngs: nnx.Linear(3, 4, rngs=rngs))
+
+
+def test_shapes_are_known_without_any_computation():
+    assert {name: p.shape for name, p in describe_params(Net).items()} == SHAPES
+
+
+def test_the_function_equals_the_module(key, rng):
     x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
     module = Net(nnx.Rngs(key))
+    params = module_params(module)
     expected = module(x, bias=0.5)
     apply = make_apply(Net)
     np.testing.assert_array_equal(apply(params, x, bias=0.5), expected)

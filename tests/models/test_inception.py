@@ -1,6 +1,5 @@
 """The Flax Inception computes what torch functions, written out here, compute."""
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -8,7 +7,7 @@ from flax import nnx
 from torch.nn import functional as F
 
 from copymit.models import inception
-from copymit.models.functional import init_params
+from copymit.models.functional import describe_params
 from copymit.models.inception import Inception, load_inception
 from copymit.models.torch_layout import to_torch_name, to_torch_shape
 
@@ -128,10 +127,7 @@ def torch_inception(state, x):
 @pytest.fixture(scope="module")
 def state():
     """Random weights whose batch norms all do something."""
-    params = jax.eval_shape(
-        lambda key: init_params(lambda rngs: Inception(rngs=rngs), key),
-        jax.random.key(0),
-    )
+    params = describe_params(lambda rngs: Inception(rngs=rngs))
     generator = torch.Generator().manual_seed(0)
 
     def draw(shape, low, high):

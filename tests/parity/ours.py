@@ -10,7 +10,7 @@ from PIL import Image
 
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.inception import make_inception
-from copymit.models.functional import init_params
+from copymit.models.functional import describe_params
 from copymit.models.inception import Inception
 from copymit.models.torch_layout import to_torch_name, to_torch_shape
 from copymit.scores.frechet import frechet_distance, gaussian_moments
@@ -21,10 +21,7 @@ _BATCH_SIZE = 16
 
 def save_weights(folder: Path) -> Path:
     """Writes the file that the published networks would have downloaded."""
-    params = jax.eval_shape(
-        lambda key: init_params(lambda rngs: Inception(rngs=rngs), key),
-        jax.random.key(0),
-    )
+    params = describe_params(lambda rngs: Inception(rngs=rngs))
     convolutions = {
         to_torch_name(name): to_torch_shape(name, value.shape)
         for name, value in params.items()

@@ -17,6 +17,7 @@ import pytest
 from configs import tiny
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.models.assembly import DiffusionModel
+from copymit.models.functional import Parameter
 from copymit.sharding import make_mesh
 from copymit.training.state import abstract_state, init_state, make_optimizer
 from copymit.training.step import make_train_step, seed_key
@@ -35,7 +36,10 @@ def predict(params, latents, timesteps, hidden):
 
 MODEL = DiffusionModel(
     SHAPE,
-    lambda key: {"unet": {"weights": jnp.asarray(WEIGHTS)}, "text_encoder": {}},
+    {
+        "unet": {"weights": Parameter(WEIGHTS.shape, jnp.float32, None)},
+        "text_encoder": {},
+    },
     lambda params, pixel_values: pixel_values,
     lambda moments, key: moments,
     lambda params, latents: latents,
@@ -66,7 +70,8 @@ def train(ids, steps=1, seed=0, weight_decay=0.0, **mitigations):
         EMPTY,
     )
     moments = np.zeros((batches.shape[1], *SHAPE), np.float32)
-    state = init_state(MODEL, optimizer, config, mesh)
+    networks = {"unet": {"weights": jnp.asarray(WEIGHTS)}, "text_encoder": {}}
+    state = init_state(MODEL, optimizer, config, mesh, networks)
     history = []
     with jax.set_mesh(mesh):
         for input_ids in batches[:, :, None]:

@@ -1,5 +1,12 @@
 """The learning rate, the optimizer and the state against closed forms."""
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +114,70 @@ def test_the_same_seed_gives_the_same_parameters_and_another_seed_others(config)
     other = init_state(model, optimizer, config, mesh).params["unet"][name]
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_optimizer_starts_where_optax_starts_it_and_the_average_at_the_parameters(
+    config,
+):
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    state = init_state(model, optimizer, config, mesh)
+    abstract = abstract_state(model, optimizer, config, mesh)
+    jax.tree.map(
+        np.testing.assert_array_equal, state.opt_state, optimizer.init(state.params)
+    )
+    jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), abstract
+    )
+
+
+def test_networks_that_are_given_are_kept_and_the_others_drawn_as_ever(config):
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    alone = init_state(model, optimizer, config, mesh).params
+    given = {"text_encoder": jax.tree.map(lambda x: x + 1, alone["text_encoder"])}
+    state = init_state(model, optimizer, config, mesh, given)
+    jax.tree.map(np.testing.assert_array_equal, state.params, alone | given)
+
+
+_ON_8_DEVICES = """
+import hashlib, json, jax, numpy as np
+from configs import tiny
+from copymit.models.assembly import make_model
+from copymit.sharding import make_mesh
+from copymit.training.state import abstract_state, init_state, make_optimizer
+config = tiny.get_config()
+model = make_model(config.model, config.data.resolution, "float32")
+optimizer = make_optimizer(config.train)
+mesh = make_mesh(data=2, fsdp=2, tensor=2)
+state = init_state(model, optimizer, config, mesh)
+abstract = abstract_state(model, optimizer, config, mesh)
+jax.tree.map(lambda x, a: (x.sharding == a.sharding) or 1 / 0, state, abstract)
+embedding = "text_model.embeddings.token_embedding.embedding"
+print(json.dumps({
+    "whole": hashlib.sha256(
+        b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state.params))
+    ).hexdigest(),
+    "share": state.params["text_encoder"][embedding].addressable_shards[0].data.shape,
+}))
+"""
+
+
+def test_the_parameters_do_not_depend_on_the_devices_that_hold_them(config):
+    model = make_model(config.model, config.data.resolution, "float32")
+    state = init_state(model, make_optimizer(config.train), config, make_mesh())
+    leaves = jax.tree.leaves(state.params)
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_8_DEVICES],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    whole = b"".join(np.asarray(x).tobytes() for x in leaves)
+    assert found["whole"] == hashlib.sha256(whole).hexdigest()
+    assert found["share"] == [49_408 // 2, 32]
