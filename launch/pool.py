@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -52,8 +52,8 @@ class Options(NamedTuple):
 def standing(
     tasks: Mapping[str, Task],
     versions: Mapping[str, Version],
-    products: frozenset[str],
-    watch: Watch,
+    products: Collection[str],
+    silent: Collection[str],
     max_attempts: int,
 ) -> dict[str, str]:
     """Says of each task: pending, waiting, running, silent, done, failed or blocked.
@@ -63,20 +63,19 @@ def standing(
 
     Args:
       products: keys of tasks without a record whose product is there.
+      silent: keys of running tasks whose pool has died.
     """
     found: dict[str, str] = {}
     for key, task in tasks.items():
         record = versions[key].record
         above = {found[name] for name in task.after}
-        running = record is not None and record.state == "running"
-        silent = running and watch.is_abandoned(key, versions[key])
-        if running and not silent:
+        if record and record.state == "running" and key not in silent:
             found[key] = "running"
         elif key in products or (record and record.state == "done"):
             found[key] = "done"
         elif record and record.attempts >= max_attempts:
             found[key] = "failed"
-        elif silent:
+        elif key in silent:
             found[key] = "silent"
         elif above & {"failed", "blocked"}:
             found[key] = "blocked"
@@ -157,8 +156,15 @@ class Pool:
         return self._standing()
 
     def _standing(self) -> dict[str, str]:
+        silent = [
+            key
+            for key, version in self._versions.items()
+            if version.record
+            and version.record.state == "running"
+            and self._watch.is_abandoned(key, version)
+        ]
         tries = self._options.max_attempts
-        return standing(self._tasks, self._versions, self._products, self._watch, tries)
+        return standing(self._tasks, self._versions, self._products, silent, tries)
 
     def _start_one(
         self, state: Mapping[str, str], executor: ThreadPoolExecutor

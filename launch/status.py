@@ -1,7 +1,6 @@
 """Where the trials of a sweep stand, read from what lies in its directory."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +8,13 @@ from typing import Any, NamedTuple
 
 from etils import epath
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.claims import Claims, Record, Version, Watch, reaching
+from launch.claims import Claims, Record, Version, reaching
 from launch.pool import find_products, standing
 from launch.trials import Plan, Task, unique_tasks
 
-_REFRESH_SECS = 2.0
 _READERS = 16  # files read at a time: those of a bucket take a while each
 _COLUMNS = ("trial", "state", "progress", "ETA", "loss", "similarity")
 # What is shown first where not all fits.
@@ -45,73 +42,47 @@ class Row(NamedTuple):
     note: str
 
 
-def show(plans: Sequence[Plan], root: str, max_attempts: int, watch: Watch) -> None:
-    """Prints the table: again and again at a terminal until all is done, else once."""
-    rows = tabulate(plans, root, max_attempts, watch)
-    if not sys.stdout.isatty():
-        print(to_text(rows), end="")
-        return
-    trouble = ""
-    try:
-        with Live(auto_refresh=False, vertical_overflow="ellipsis") as live:
-            while True:
-                rows.sort(key=lambda row: _STATES.index(row.state))
-                live.update(lay_out(rows, trouble), refresh=True)
-                if all(row.state in ("done", "failed") for row in rows):
-                    return
-                time.sleep(_REFRESH_SECS)
-                try:
-                    rows, trouble = tabulate(plans, root, max_attempts, watch), ""
-                except ConnectionError as error:
-                    trouble = f"{error}; trying again"
-    except KeyboardInterrupt:
-        return
-
-
-def lay_out(rows: Sequence[Row], trouble: str = "") -> Table:
-    """Makes a table of rows, with a summary above it and the trouble below."""
+def to_text(rows: Sequence[Row], columns: int = 240) -> str:
+    """Lays rows out for a terminal of a width, what runs and what failed first."""
     states = [row.state for row in rows]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    table = Table(
-        box=None,
-        title=f"{len(rows)} trials: {counts}",
-        title_justify="left",
-        caption=Text(trouble) if trouble else None,
-        pad_edge=False,
-    )
+    counts = ", ".join(f"{states.count(s)} {s}" for s in _STATES if s in states)
+    table = Table(box=None, pad_edge=False)
     table.add_column(_COLUMNS[0], overflow="fold")  # seeds differ at the end of names
     for name in _COLUMNS[1:]:
         table.add_column(name, no_wrap=True)
-    for row in rows:
-        trial = Text(row.trial)
-        if row.note:
-            trial.append(f"\n  {row.note}", style="dim")
+    for row in sorted(rows, key=lambda row: _STATES.index(row.state)):
+        trial = f"{row.trial}\n  {row.note}" if row.note else row.trial
         loss = "" if row.loss is None else f"{row.loss:.4f}"
         similarity = "" if row.similarity is None else f"{row.similarity:.3f}"
-        table.add_row(trial, row.state, row.progress, row.eta, loss, similarity)
-    return table
-
-
-def to_text(rows: Sequence[Row], columns: int = 240) -> str:
-    """Writes the table as plain text of a width."""
+        table.add_row(Text(trial), row.state, row.progress, row.eta, loss, similarity)
     console = Console(width=columns, color_system=None)
     with console.capture() as captured:
-        console.print(lay_out(rows))
-    return captured.get()
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([f"{len(rows)} trials: {counts}", *lines])
 
 
 def tabulate(
-    plans: Sequence[Plan], root: str, max_attempts: int, watch: Watch
+    plans: Sequence[Plan], root: str, max_attempts: int, claim_secs: float
 ) -> list[Row]:
     """Makes a row of each trial, whoever runs it.
 
+    Args:
+      claim_secs: without a sign of life, after which a pool is shown as dead; by the
+        clocks of both hosts, which is good enough to look at.
     Raises:
       ConnectionError, ValueError: if the records cannot be read.
     """
     tasks = {task.key: task for task in unique_tasks(plans)}
     versions = Claims(root).read(tasks)
     products = find_products(tasks, versions, root)
-    states = standing(tasks, versions, products, watch, max_attempts)
+    now = time.time()
+    silent = frozenset(
+        key
+        for key, (record, _) in versions.items()
+        if record and record.state == "running" and now - record.seen > claim_secs
+    )
+    states = standing(tasks, versions, products, silent, max_attempts)
     workdirs = list(dict.fromkeys(made.tasks[-1].workdir for made in plans))
     with reaching(root), ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda w: _read_progress(epath.Path(root) / w), workdirs)

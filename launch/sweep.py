@@ -13,12 +13,13 @@ docs/sweeps.md says how.
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 
-from launch.claims import Watch, reaching
+from launch.claims import reaching
 from launch.pool import Options, run_tasks
-from launch.status import show
+from launch.status import tabulate, to_text
 from launch.trials import (
     Plan,
     command_lines,
@@ -106,7 +107,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.claim_secs <= 0:
         raise ValueError(f"--claim_secs={arguments.claim_secs:g} must be above 0")
     if arguments.status:
-        show(plans, root, arguments.max_attempts, Watch(arguments.claim_secs))
+        rows = tabulate(plans, root, arguments.max_attempts, arguments.claim_secs)
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 240
+        print(to_text(rows, columns))
         return 0
     title = arguments.sweep.rpartition(":")[2]
     if arguments.collect:

@@ -1,6 +1,7 @@
 """Stands in for train.py and evaluate.py: takes milliseconds, writes what they write.
 
-Each start is noted in the file `starts` beside the run, each end in `ends`.
+Each start is noted in the file `starts` beside the run, each end in `ends`. While there is
+a file `hold` in the sweep's directory, no program ends.
 """
 
 import json
@@ -17,7 +18,8 @@ def main(arguments: list[str]) -> None:
     with (workdir / "starts").open("a") as file:
         file.write(f"{name}\n")
     factor = float(flags.get("config.data.duplication_factor", 1))
-    time.sleep(float(flags.get("config.train.warmup_steps", 0)) / 1000)
+    while (workdir.parents[1] / "hold").exists():
+        time.sleep(0.02)
     if (
         flags.get("config.data.on_corrupt") == "fail-once"
         and not (workdir / "failed").exists()

@@ -22,9 +22,7 @@ from tests.launch.fake_sweep import QUICK, make_tasks, make_trials, run_fake
 POOL = """
 import sys
 from tests.launch.fake_sweep import make_tasks, run_fake
-root, warmup, workers, claim_secs = sys.argv[1], *map(float, sys.argv[2:])
-tasks = make_tasks(**{"train.warmup_steps": warmup})
-print(run_fake(tasks, root, num_workers=int(workers), claim_secs=claim_secs))
+run_fake(make_tasks(), sys.argv[1], num_workers=int(sys.argv[2]), claim_secs=2.0)
 """
 
 
@@ -58,15 +56,9 @@ def start_pool(tmp_path):
     """Starts pools on `tmp_path` that do not outlive the test."""
     started = []
 
-    def start(warmup, workers=2, claim_secs=2.0):
-        words = [str(tmp_path), str(warmup), str(workers), str(claim_secs)]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", POOL, *words],
-                cwd=Path(__file__).parents[2],
-                stdout=subprocess.DEVNULL,
-            )
-        )
+    def start(num_workers):
+        words = [sys.executable, "-c", POOL, str(tmp_path), str(num_workers)]
+        started.append(subprocess.Popen(words, cwd=Path(__file__).parents[2]))
         return started[-1]
 
     yield start
@@ -75,8 +67,16 @@ def start_pool(tmp_path):
         process.wait()
 
 
-def wait_until(condition):
+@pytest.fixture
+def hold(tmp_path):
+    """While it exists, programs begin and do not end."""
+    (tmp_path / "hold").touch()
+    return tmp_path / "hold"
+
+
+def wait_until(condition, *pools):
     while not condition():
+        assert all(pool.poll() is None for pool in pools), "it has ended"
         time.sleep(0.02)
 
 
@@ -161,19 +161,23 @@ def test_no_more_run_at_a_time_than_there_are_workers(
 
 
 def test_two_pools_of_which_one_is_killed_finish_each_trial_once(tmp_path, start_pool):
-    doomed, other = (start_pool(300, workers=1) for _ in range(2))
+    doomed, other = start_pool(1), start_pool(1)
+    wait_until(lambda: len(ends(tmp_path)) >= 3, doomed, other)
+    (tmp_path / "hold").touch()
 
     def in_the_middle():
-        """Whether the doomed one's program has begun, a moment ago, and not ended."""
-        for path, record in records(tmp_path):
-            if f" {doomed.pid} " in record["owner"] and record["state"] == "running":
-                run = path.parents[1]
-                return (run / "starts").exists() and not (run / "ends").exists()
-        return False
+        """Whether a program of the doomed one has begun, and so will not end."""
+        return any(
+            f" {doomed.pid} " in record["owner"]
+            and record["state"] == "running"
+            and _count(path.parents[1], "starts") > _count(path.parents[1], "ends")
+            for path, record in records(tmp_path)
+        )
 
-    wait_until(lambda: len(ends(tmp_path)) >= 3 and in_the_middle())
+    wait_until(in_the_middle, doomed)
     doomed.kill()
     doomed.wait()
+    (tmp_path / "hold").unlink()
     assert other.wait() == 0
     finished = ends(tmp_path)
     assert len(finished) == 24
@@ -182,10 +186,14 @@ def test_two_pools_of_which_one_is_killed_finish_each_trial_once(tmp_path, start
     assert attempts == {1: 23, 2: 1}
 
 
+def _count(run, name):
+    return len((run / name).read_text().split()) if (run / name).exists() else 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends them by itself")
-def test_what_a_killed_pool_started_stops_writing(tmp_path, start_pool):
-    killed = start_pool(1_000_000)
-    wait_until(lambda: list(tmp_path.glob("runs/*/starts")))
+def test_what_a_killed_pool_started_stops_writing(tmp_path, start_pool, hold):
+    killed = start_pool(2)
+    wait_until(lambda: list(tmp_path.glob("runs/*/starts")), killed)
     children = _children(killed.pid)
     assert children
     killed.kill()
@@ -193,9 +201,9 @@ def test_what_a_killed_pool_started_stops_writing(tmp_path, start_pool):
     wait_until(lambda: not any(_lives(child) for child in children))
 
 
-def test_a_pool_that_is_asked_to_stop_gives_its_tasks_back(tmp_path, start_pool):
-    stopped = start_pool(1_000_000)
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/starts"))) == 2)
+def test_a_pool_that_is_asked_to_stop_gives_its_tasks_back(tmp_path, start_pool, hold):
+    stopped = start_pool(2)
+    wait_until(lambda: len(list(tmp_path.glob("runs/*/starts"))) == 2, stopped)
     children = _children(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait() == 0
@@ -204,9 +212,9 @@ def test_a_pool_that_is_asked_to_stop_gives_its_tasks_back(tmp_path, start_pool)
     assert [(r["state"], r["attempts"]) for r in found] == [("pending", 0)] * 2
 
 
-def test_a_task_that_somebody_took_over_is_ended_here(tmp_path, start_pool):
-    start_pool(1_000_000)
-    wait_until(lambda: len(list(tmp_path.glob("runs/*/starts"))) == 2)
+def test_a_task_that_somebody_took_over_is_ended_here(tmp_path, start_pool, hold):
+    robbed = start_pool(2)
+    wait_until(lambda: len(list(tmp_path.glob("runs/*/starts"))) == 2, robbed)
     thief, taken = Claims(tmp_path), {}
     children = [
         child for child in Path("/proc").glob("[0-9]*") if _is_fake(child, tmp_path)
@@ -231,8 +239,10 @@ def test_deaths_of_pools_are_bounded_as_failures_are(tmp_path, fake_tasks):
     found = []
     for _ in range(6):
         versions = Claims(tmp_path).read(tasks)
-        found.append(standing(tasks, versions, frozenset(), watch, 2)[key])
-        found.append(standing(tasks, versions, frozenset(), watch, 3)[key])
+        silent = {
+            k for k, version in versions.items() if watch.is_abandoned(k, version)
+        }
+        found += [standing(tasks, versions, (), silent, most)[key] for most in (2, 3)]
         seconds[0] += 1
     assert found[:2] == ["running", "running"]
     assert found[-2:] == ["failed", "silent"]
@@ -242,7 +252,7 @@ def test_the_standing_says_what_waits_for_what(tmp_path, fake_tasks):
     tasks = {task.key: task for task in fake_tasks}
     versions = dict.fromkeys(tasks, Version(None, b""))
     assert find_products(tasks, versions, str(tmp_path)) == frozenset()
-    states = standing(tasks, versions, frozenset(), Watch(60), 2)
+    states = standing(tasks, versions, (), (), 2)
     assert Counter(states.values()) == {"pending": 12, "waiting": 12}
 
 
