@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
@@ -28,7 +27,7 @@ from copymit.data.row_store import RowStore
 from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel
 from copymit.models.functional import Params
-from copymit.sharding import batch_sharding
+from copymit.sharding import batch_sharding, wait_for_all
 from copymit.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -156,8 +155,7 @@ def _fill(
             logger.info(
                 "cached %d/%d %s  %.1f/s  ETA %s", done, total, what, rate, remaining
             )
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"cache of {what}")
+    wait_for_all(f"cache of {what}")
 
 
 def _local_rows(array: Float[Array, "B ..."]) -> Float[np.ndarray, "b ..."]:
@@ -182,8 +180,7 @@ def _claim(workdir: epath.Path, kind: str, identity: dict[str, Any]) -> epath.Pa
     if jax.process_index() == 0:
         path.mkdir(parents=True, exist_ok=True)
         (path / "identity.json").write_text(json.dumps(identity, indent=1) + "\n")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"directory of {kind}")
+    wait_for_all(f"directory of {kind}")
     return path
 
 
