@@ -1,5 +1,6 @@
 # make demo: see a diffusion model copy its training images, in twelve minutes
-# make test: format, lint, types and all tests
+# make test: format, lint, types, dead code and the tests; ten minutes on two cores
+# make test-all: also the tests that need minutes each
 # make beam-test: the Beam pipeline on its local runner, in an environment of its own
 # make sky-test: launch/sky.yaml by SkyPilot's own schema, in an environment of its own
 # make check-extras: resolve every extra with its pins on every Python (nothing installed)
@@ -18,7 +19,7 @@ INPUTS := setup.cfg pyproject.toml constraints.txt
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-.PHONY: setup demo test check check-extras constraints bench parity beam-test sky-test clean
+.PHONY: setup demo test test-all check check-extras constraints bench parity beam-test sky-test clean
 
 setup: $(BASE)
 
@@ -45,9 +46,15 @@ check: $(TESTED)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(PY) -m vulture
+
+PYTEST := $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: check
-	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-all: check
+	$(PYTEST)
 
 check-extras: $(TESTED)
 	$(PY) -m tests.extras
@@ -78,93 +85,6 @@ parity: $(TESTED) .venv-parity/.installed
 beam-test: .venv-beam/.installed
 	.venv-beam/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
 		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
-
-sky-test: launch/sky.yaml by SkyPilot's own schema, in an environment of its own
-# make check-extras: resolve every extra with its pins on every Python (nothing installed)
-# make constraints: pin anew what setup.cfg asks for
-# make parity: compare FID, KID, precision and recall with four published packages (5.6 GB)
-# All set .venv up first; PYTHON=python3.13 chooses another interpreter.
-
-PYTHON ?= python3
-VENV := .venv
-PY := $(VENV)/bin/python
-VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-BASE := $(VENV)/.base-$(VERSION)
-TESTED := $(VENV)/.tested-$(VERSION)
-INPUTS := setup.cfg pyproject.toml constraints.txt
-
-# Compiled programs are kept, so that the second run of the demo starts at once.
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
-
-.PHONY: setup demo test check check-extras constraints bench parity beam-test sky-test clean
-
-setup: $(BASE)
-
-$(BASE): $(INPUTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		(echo "copymit needs Python 3.11 or newer: make PYTHON=python3.11 ..." && exit 1)
-	@if [ -e $(PY) ] && ! $(PY) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")'; \
-		then rm -rf $(VENV); fi
-	@test -e $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
-
-$(TESTED): $(BASE)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $@
-
-demo: setup
-	$(PY) train.py --config=configs/demo.py --workdir=runs/demo
-	$(PY) train.py --config=configs/demo.py:multiple_captions --workdir=runs/demo-multiple-captions
-	$(PY) evaluate.py --workdir=runs/demo-multiple-captions --stages=generate,embed,search,score
-	$(PY) evaluate.py --workdir=runs/demo --compare=runs/demo-multiple-captions
-
-check: $(TESTED)
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
-	$(PY) -m mypy
-
-test: check
-	$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
-
-check-extras: $(TESTED)
-	$(PY) -m tests.extras
-
-constraints: $(TESTED)
-	$(PY) -m tests.extras --write
-
-bench: $(TESTED)
-	$(PY) -m benchmarks.run
-
-# Extras that cannot live beside the rest get an environment of their own, with the packages
-# of the extra and not copymit: torchvision does not import beside the torch of the tests;
-# apache-beam wants older protobuf, pyarrow and pillow than everything else here; SkyPilot an
-# older click and, for Google's cloud, an older protobuf.
-.venv-%/.installed: setup.cfg constraints-%.txt
-	@test -e .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-		print(c["options.extras_require"]["$*"].strip())' > .venv-$*/requirements.txt
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints-$*.txt -r .venv-$*/requirements.txt pytest
-	@touch $@
-
-parity: $(TESTED) .venv-parity/.installed
-	.venv-parity/bin/python tests/parity/make_golden.py
-	$(PY) -m tests.parity.compare_photos
-	$(PY) -m pytest tests/parity
-
-beam-test: .venv-beam/.installed
-	.venv-beam/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
-		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
-
-# SkyPilot wants an older click and, for Google's cloud, an older protobuf.
-.venv-sky/.installed: setup.cfg constraints-sky.txt
-	@test -e .venv-sky/bin/python || $(PYTHON) -m venv .venv-sky
-	$(PYTHON) -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-		print(c["options.extras_require"]["sky"].strip())' > .venv-sky/requirements.txt
-	.venv-sky/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints-sky.txt -r .venv-sky/requirements.txt pytest
-	@touch $@
 
 sky-test: .venv-sky/.installed
 	.venv-sky/bin/python -m pytest --noconftest tests/launch/test_sky_schema.py

@@ -13,7 +13,6 @@ from etils import epath
 
 from copymit.storage import absolute
 
-ITEMS = ("params", "ema", "optimizer")
 
 
 def open_checkpoints(
