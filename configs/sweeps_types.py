@@ -68,6 +68,11 @@ class Curves(NamedTuple):
     baseline: Score | None = None
     log: bool = False
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What is drawn of the trials."""
+        return (self.y, self.baseline) if self.baseline else (self.y,)
+
 
 class Bars(NamedTuple):
     """A score of each value of a label, a colour for each series.
@@ -82,6 +87,11 @@ class Bars(NamedTuple):
     series: str = ""
     baseline: Score | None = None
     chance: float | None = None
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What is drawn of the trials."""
+        return (self.y, self.baseline) if self.baseline else (self.y,)
 
 
 class Tradeoff(NamedTuple):
@@ -103,6 +113,11 @@ class Tradeoff(NamedTuple):
     only: tuple[str, str] | None = None
     reference: str = "none"
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What is drawn of the trials."""
+        return (self.y, self.x)
+
 
 class Clusters(NamedTuple):
     """Generations at the similarities of the cluster that their match belongs to.
@@ -112,6 +127,11 @@ class Clusters(NamedTuple):
     """
 
     series: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is drawn of generations.parquet."""
+        return ("similarity", "nearest_reference")
 
 
 class Scatter(NamedTuple):
@@ -128,6 +148,16 @@ class Scatter(NamedTuple):
     series: str = ""
     y: str = "similarity"
     y_label: str = "similarity to the nearest training image"
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What is drawn of the trials."""
+        return (self.correlation,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is drawn of generations.parquet."""
+        return (self.x, self.y)
 
 
 class Changes(NamedTuple):
@@ -159,6 +189,11 @@ class Differences(NamedTuple):
     y: Score
     changes: Changes
     series: str = ""
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What is drawn of the trials."""
+        return (self.y,)
 
 
 Panel = Curves | Bars | Tradeoff | Differences | Clusters | Scatter

@@ -14,18 +14,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from configs.sweeps_types import (
-    Bars,
-    Changes,
-    Clusters,
-    Curves,
-    Differences,
-    Scatter,
-    Score,
-    SweepFunction,
-    Tradeoff,
-    Trial,
-)
+from configs.sweeps_types import Changes, Score, SweepFunction, Trial
 from launch.claims import Claims, Version
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
@@ -73,8 +62,9 @@ def collect(
             "look at --status"
         )
     panels = sweep.panels  # type: ignore[attr-defined]
+    scores = [score for panel in panels for score in getattr(panel, "scores", ())]
     columns = tuple(sweep.columns) or tuple(  # type: ignore[attr-defined]
-        dict.fromkeys((*_scores_of(panels), *_USUAL))
+        dict.fromkeys((*scores, *_USUAL))
     )
     changes = sweep.changes  # type: ignore[attr-defined]
     trials = [made.trial for made in plans]
@@ -83,11 +73,10 @@ def collect(
     table.to_parquet(buffer, index=False)
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
     if panels:
-        points = read_points(known, root, columns_of(panels))
+        drawn = [name for panel in panels for name in getattr(panel, "columns", ())]
+        points = read_points(known, root, list(dict.fromkeys(drawn)))
         lack = f"INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores"
-        written[f"{title}.png"] = draw(
-            panels, table, points, estimate, estimate_change, lack if missing else ""
-        )
+        written[f"{title}.png"] = draw(panels, table, points, lack if missing else "")
     for name, content in written.items():
         _write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], [
@@ -277,17 +266,6 @@ def format_number(value: float, percent: bool = False) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def columns_of(panels: Sequence[Any]) -> list[str]:
-    """Lists the columns of generations.parquet that panels draw."""
-    columns: list[str] = []
-    for panel in panels:
-        if isinstance(panel, Clusters):
-            columns += ["similarity", "nearest_reference"]
-        elif isinstance(panel, Scatter):
-            columns += [panel.x, panel.y]
-    return list(dict.fromkeys(columns))
-
-
 def read_points(
     plans: Sequence[Plan], root: str, columns: Sequence[str]
 ) -> pd.DataFrame:
@@ -329,17 +307,3 @@ def _with_clusters(generations: pd.DataFrame, clusters: pd.DataFrame) -> pd.Data
     return generations.merge(
         first, "left", left_on="nearest_reference", right_on="example_id"
     )
-
-
-def _scores_of(panels: Sequence[Any]) -> list[Score]:
-    scores: list[Score] = []
-    for panel in panels:
-        if isinstance(panel, Curves | Bars):
-            scores += [panel.y] + ([panel.baseline] if panel.baseline else [])
-        elif isinstance(panel, Tradeoff):
-            scores += [panel.y, panel.x]
-        elif isinstance(panel, Differences):
-            scores.append(panel.y)
-        elif isinstance(panel, Scatter):
-            scores.append(panel.correlation)
-    return scores

@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from configs.sweeps_types import Bars, Curves, Score
+from launch.estimates import estimate
 from launch.figures.style import (
     COLORS,
     GREY,
     INK,
     MARKERS,
-    Estimator,
     finish,
     finish_lying,
     groups,
@@ -23,9 +23,10 @@ from launch.figures.style import (
 
 
 def draw_curves(
-    axes: Axes, panel: Curves, table: pd.DataFrame, estimate: Estimator
+    axes: Axes, panel: Curves, table: pd.DataFrame, points: pd.DataFrame
 ) -> None:
     """Draws a line for each series, with intervals over seeds."""
+    del points
     baselines = []
     for number, (name, rows) in enumerate(groups(table, panel.series)):
         color = COLORS[number % len(COLORS)]
@@ -57,9 +58,10 @@ def draw_curves(
 
 
 def draw_bars(
-    axes: Axes, panel: Bars, table: pd.DataFrame, estimate: Estimator
+    axes: Axes, panel: Bars, table: pd.DataFrame, points: pd.DataFrame
 ) -> None:
     """Draws a lying bar for each name, from the top: names are long."""
+    del points
     names = [str(name) for name in table[panel.x].unique()]
     series = groups(table, panel.series)
     width = 0.8 / len(series)

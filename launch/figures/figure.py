@@ -5,7 +5,8 @@ touched.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.style
 import pandas as pd
@@ -21,13 +22,21 @@ from configs.sweeps_types import (
     Scatter,
     Tradeoff,
 )
+from launch.estimates import present_key
 from launch.figures.averages import draw_bars, draw_curves
 from launch.figures.generations import complete, draw_clusters, draw_scatter
-from launch.figures.style import STYLE, ChangeEstimator, Estimator
+from launch.figures.style import STYLE
 from launch.figures.tradeoff import chosen, draw_differences, draw_tradeoff, part_names
 
+_DRAW: dict[type, Callable[[Axes, Any, pd.DataFrame, pd.DataFrame], None]] = {
+    Curves: draw_curves,
+    Bars: draw_bars,
+    Tradeoff: draw_tradeoff,
+    Differences: draw_differences,
+    Clusters: draw_clusters,
+    Scatter: draw_scatter,
+}
 DPI = 150
-_CLUSTER = ("image_similarity", "caption_similarity")
 _ROW_INCHES = 16.0  # of panels; what does not fit goes below
 
 
@@ -36,8 +45,6 @@ def draw(
     panels: Sequence[Panel],
     table: pd.DataFrame,
     points: pd.DataFrame,
-    estimate: Estimator,
-    estimate_change: ChangeEstimator,
     warning: str = "",
 ) -> bytes:
     """Draws panels that have data; the same table gives the same bytes.
@@ -62,19 +69,8 @@ def draw(
         for (panel, _, _), axes in zip(
             row, cells.subplots(squeeze=False)[0], strict=True
         ):
-            if isinstance(panel, Curves):
-                draw_curves(axes, panel, table, estimate)
-            elif isinstance(panel, Bars):
-                draw_bars(axes, panel, table, estimate)
-            elif isinstance(panel, Tradeoff):
-                draw_tradeoff(axes, panel, table, estimate)
-                tradeoffs.append(axes)
-            elif isinstance(panel, Differences):
-                draw_differences(axes, panel, table, estimate_change)
-            elif isinstance(panel, Clusters):
-                draw_clusters(axes, panel, complete(points, _CLUSTER))
-            else:
-                draw_scatter(axes, panel, table, points, estimate)
+            _DRAW[type(panel)](axes, panel, table, points)
+            tradeoffs += [axes] if isinstance(panel, Tradeoff) else []
     figure.draw_without_rendering()  # names are put where the layout leaves the points
     for axes in tradeoffs:
         part_names(axes)
@@ -86,17 +82,12 @@ def draw(
 
 
 def _has_data(panel: Panel, table: pd.DataFrame, points: pd.DataFrame) -> bool:
-    if isinstance(panel, Clusters):
-        return not complete(points, _CLUSTER).empty
-    if isinstance(panel, Scatter):
-        return not complete(points, (panel.x, panel.y)).empty
-    wanted = [panel.y]
-    if isinstance(panel, Tradeoff):
-        wanted, table = [panel.y, panel.x], chosen(table, panel.only)
-    return all(
-        any(key in table and table[key].notna().any() for key in score.keys)
-        for score in wanted
-    )
+    if isinstance(panel, Clusters | Scatter):
+        return not complete(points, panel).empty
+    trials = chosen(table, panel.only) if isinstance(panel, Tradeoff) else table
+    # A dashed line that is not known leaves the rest.
+    wanted = panel.scores if isinstance(panel, Tradeoff) else panel.scores[:1]
+    return all(present_key(trials, score) for score in wanted)
 
 
 def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:

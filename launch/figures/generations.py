@@ -1,6 +1,5 @@
 """Single generations: where their matches lie, and two of their numbers."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,19 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter
 
 from configs.sweeps_types import Clusters, Scatter
-from launch.figures.style import COLORS, MARKERS, Estimator, add_legend, groups
+from launch.estimates import estimate
+from launch.figures.style import COLORS, MARKERS, add_legend, groups
 
 
-def draw_clusters(axes: Axes, panel: Clusters, points: pd.DataFrame) -> None:
+def draw_clusters(
+    axes: Axes, panel: Clusters, table: pd.DataFrame, points: pd.DataFrame
+) -> None:
     """Draws each generation at the cluster of its match, the most similar ones on top.
 
     Source: Somepalli et al. 2023, Figure 2.
     """
+    del table
+    points = complete(points, panel)
     low = float(points["similarity"].quantile(0.05))
     for number, (series, rows) in enumerate(groups(points, panel.series)):
         rows = rows.sort_values("similarity")
@@ -42,17 +46,13 @@ def draw_clusters(axes: Axes, panel: Clusters, points: pd.DataFrame) -> None:
 
 
 def draw_scatter(
-    axes: Axes,
-    panel: Scatter,
-    table: pd.DataFrame,
-    points: pd.DataFrame,
-    estimate: Estimator,
+    axes: Axes, panel: Scatter, table: pd.DataFrame, points: pd.DataFrame
 ) -> None:
     """Draws the generations of all trials, and Pearson's r as their scores have it.
 
     Source: Somepalli et al. 2023, on the complexity of images.
     """
-    points = complete(points, (panel.x, panel.y)).reset_index(drop=True)
+    points = complete(points, panel).reset_index(drop=True)
     trials = dict(groups(table, panel.series))
     colors = np.empty(len(points), object)
     for number, (series, rows) in enumerate(groups(points, panel.series)):
@@ -92,8 +92,10 @@ def _with_correlation(name: str, found: Any) -> str:
     return ": ".join(parts) or "least squares"
 
 
-def complete(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Keeps the generations of which all of these are known."""
-    if not set(columns) <= set(points):
+def complete(points: pd.DataFrame, panel: Clusters | Scatter) -> pd.DataFrame:
+    """Keeps the generations of which all is known that a panel draws."""
+    in_cluster = ("image_similarity", "caption_similarity")
+    wanted = list(in_cluster if isinstance(panel, Clusters) else panel.columns)
+    if not set(wanted) <= set(points):
         return points.iloc[:0]
-    return points.dropna(subset=list(columns))
+    return points.dropna(subset=wanted)

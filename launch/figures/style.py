@@ -1,6 +1,6 @@
 """What all panels of a figure share: colours, how trials are grouped, axes, legends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from configs.sweeps_types import Changes, Score
+from configs.sweeps_types import Score
+from launch.estimates import Estimate
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6b7a")
@@ -33,10 +34,6 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-Estimator = Callable[[pd.DataFrame, Score], Any]
-"""(rows of one setting, score) -> mean, low and high, or None."""
-ChangeEstimator = Callable[[pd.DataFrame, pd.DataFrame, Score, Changes], Any]
-"""(rows of one setting, all rows, score, against what) -> as Estimator."""
 
 
 def groups(table: pd.DataFrame, label: str) -> list[tuple[str, pd.DataFrame]]:
@@ -46,7 +43,7 @@ def groups(table: pd.DataFrame, label: str) -> list[tuple[str, pd.DataFrame]]:
     return [(str(k), rows) for k, rows in table.groupby(label, sort=False)]
 
 
-def whiskers(found: Sequence[Any]) -> np.ndarray:
+def whiskers(found: Sequence[Estimate]) -> np.ndarray:
     """Returns (2, N) distances below and above; none where the spread is unknown."""
     means = np.array([e.mean for e in found])
     low = np.nan_to_num(means - np.array([e.low for e in found]))

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,13 +11,12 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 from configs.sweeps_types import Differences, Tradeoff
+from launch.estimates import Estimate, estimate, estimate_change
 from launch.figures.style import (
     COLORS,
     GREY,
     INK,
     MARKERS,
-    ChangeEstimator,
-    Estimator,
     finish,
     finish_lying,
     groups,
@@ -33,30 +31,31 @@ _DIRECTIONS = np.array(
 
 
 def draw_tradeoff(
-    axes: Axes, panel: Tradeoff, table: pd.DataFrame, estimate: Estimator
+    axes: Axes, panel: Tradeoff, table: pd.DataFrame, points: pd.DataFrame
 ) -> None:
     """Draws every setting; what no other beats in both scores is named and stands out."""
+    del points
     table = chosen(table, panel.only)
-    points: list[tuple[str, Any, Any, str, str]] = []
+    settings: list[tuple[str, Estimate, Estimate, str, str]] = []
     for number, (series, rows) in enumerate(groups(table, panel.series)):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         axes.plot([], [], marker, color=color, label=series or None)
         for name, group in groups(rows, panel.point):
             x, y = estimate(group, panel.x), estimate(group, panel.y)
             if x is not None and y is not None:
-                points.append((name, x, y, color, marker))
+                settings.append((name, x, y, color, marker))
     sign = 1 if panel.x_low_is_good else -1
-    front = pareto_front([(sign * x.mean, y.mean) for _, x, y, _, _ in points])
+    front = pareto_front([(sign * x.mean, y.mean) for _, x, y, _, _ in settings])
     axes.plot(
-        [points[i][1].mean for i in front],
-        [points[i][2].mean for i in front],
+        [settings[i][1].mean for i in front],
+        [settings[i][2].mean for i in front],
         color=GREY,
         linewidth=1.0,
         linestyle=":",
         drawstyle="steps-post",
         label="not beaten in both",
     )
-    for i, (name, x, y, color, marker) in enumerate(points):
+    for i, (name, x, y, color, marker) in enumerate(settings):
         shown = i in front or name == panel.reference
         axes.errorbar(
             x.mean,
@@ -123,13 +122,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def draw_differences(
-    axes: Axes,
-    panel: Differences,
-    table: pd.DataFrame,
-    estimate_change: ChangeEstimator,
+    axes: Axes, panel: Differences, table: pd.DataFrame, points: pd.DataFrame
 ) -> None:
     """Draws a row for each setting: how far it lies from the baseline, by seed."""
-    names = _in_order(panel, table, estimate_change)
+    del points
+    names = _in_order(panel, table)
     parts = groups(table, panel.series)
     for number, (series, rows) in enumerate(parts):
         color = COLORS[(number + 1) % len(COLORS)]
@@ -158,9 +155,7 @@ def draw_differences(
     finish_lying(axes, f"change of {panel.y.label}", panel.y, panel.series)
 
 
-def _in_order(
-    panel: Differences, table: pd.DataFrame, estimate_change: ChangeEstimator
-) -> list[str]:
+def _in_order(panel: Differences, table: pd.DataFrame) -> list[str]:
     """Lists the settings by their change of the first score, largest fall first."""
     first = panel.changes.scores[0]
     _, rows = groups(table, panel.series)[0]

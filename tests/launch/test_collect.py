@@ -21,7 +21,6 @@ from configs.sweeps_types import (
 from launch.collect import (
     abridge,
     collect,
-    columns_of,
     format_number,
     read_points,
     to_markdown,
@@ -222,7 +221,7 @@ def test_points_join_generations_with_the_clusters_of_their_matches(finished):
         "caption_similarity": [1.0, 0.2, 1.0],
     }
     pd.DataFrame(clusters).to_parquet(finished / made.clusters / "clusters.parquet")
-    points = read_points([made], str(finished), columns_of([Clusters()]))
+    points = read_points([made], str(finished), Clusters().columns)
     assert points["nearest_reference"].tolist() == ["a", "b", "z"]
     np.testing.assert_array_equal(points["caption_similarity"], [1.0, 0.2, np.nan])
     alone = read_points([made], str(finished), ["similarity"])
@@ -234,8 +233,6 @@ def test_points_are_those_of_every_trial_with_its_labels(finished):
         write_generations(
             finished, made, seed=[7, 8], similarity=[0.9, 0.5], nearest_entropy=[1, 2]
         )
-    columns = columns_of(PANELS)
-    assert columns == ["similarity", "nearest_reference", "nearest_entropy"]
     points = read_points(make_plans(), str(finished), ["nearest_entropy", "similarity"])
     assert points["nearest_entropy"].tolist() == [1, 2, 1, 2]
     assert points["seed"].tolist() == [0, 0, 1, 1]  # of the trial, not of the noise

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from configs.sweeps_types import Bars, Score
-from launch.collect import estimate, estimate_change
 from launch.figures.figure import draw
 
 AUC = Score("AUC", ("auc",))
@@ -23,7 +22,7 @@ def make_table(names):
 def test_bars_have_their_scores_along_x_from_the_top(figures):
     names = ("the norm of the first step", "the norm of all of the steps")
     table = make_table(names)
-    draw([PANEL], table, pd.DataFrame(), estimate, estimate_change)
+    draw([PANEL], table, pd.DataFrame())
     (axes,) = figures[0].axes
     assert [t.get_text() for t in axes.get_yticklabels()] == list(names)
     assert axes.get_xlabel() == "AUC"
@@ -36,6 +35,6 @@ def test_bars_have_their_scores_along_x_from_the_top(figures):
 
 def test_panels_that_do_not_fit_go_below(figures):
     table = make_table(("the norm of the first step", "the norm of all of the steps"))
-    draw([PANEL] * 3, table, pd.DataFrame(), estimate, estimate_change)
+    draw([PANEL] * 3, table, pd.DataFrame())
     tops = [round(axes.get_position().y0, 2) for axes in figures[0].axes]
     assert tops[0] == tops[1] > tops[2]

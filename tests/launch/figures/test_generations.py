@@ -9,7 +9,7 @@ from matplotlib import image
 from scipy import stats
 
 from configs.sweeps_types import Clusters, Scatter, Score
-from launch.collect import estimate, estimate_change
+from launch.estimates import estimate
 from launch.figures.figure import draw
 
 R = Score("r", ("complexity_entropy_pearson",))
@@ -38,7 +38,7 @@ def texts_of(axes):
 
 def test_a_scatter_has_every_generation_and_its_line_of_least_squares(figures):
     table, points = make_sweep()
-    draw([SCATTER], table, points, estimate, estimate_change)
+    draw([SCATTER], table, points)
     (axes,) = figures[0].axes
     drawn = axes.collections[0].get_offsets()
     expected = points[["nearest_entropy", "similarity"]].to_numpy()
@@ -57,7 +57,7 @@ def test_a_scatter_has_every_generation_and_its_line_of_least_squares(figures):
 
 def test_each_point_has_the_colour_of_its_series(figures):
     table, points = make_sweep()
-    draw([SCATTER], table, points, estimate, estimate_change)
+    draw([SCATTER], table, points)
     (axes,) = figures[0].axes
     scatter = axes.collections[0]
     colors = {line.get_color(): line for line in axes.lines}
@@ -72,7 +72,7 @@ def test_each_point_has_the_colour_of_its_series(figures):
 
 def test_the_legend_has_the_correlation_over_seeds(figures):
     table, points = make_sweep()
-    draw([SCATTER], table, points, estimate, estimate_change)
+    draw([SCATTER], table, points)
     found = estimate(table[table["data"] == "faces"], R)
     numbers = [f"{abs(value):.2f}" for value in found[:3]]
     first, second = texts_of(figures[0].axes[0])
@@ -84,7 +84,7 @@ def test_one_seed_has_no_interval_and_no_correlation_no_number(figures):
     table, points = make_sweep(num_seeds=1)
     table.loc[table["data"] == "rooms", "complexity_entropy_pearson"] = np.nan
     points.loc[points["data"] == "rooms", "nearest_entropy"] = 5.0
-    draw([SCATTER], table, points, estimate, estimate_change)
+    draw([SCATTER], table, points)
     first, second = texts_of(figures[0].axes[0])
     assert "[" not in first
     assert second == "rooms"
@@ -94,23 +94,20 @@ def test_one_seed_has_no_interval_and_no_correlation_no_number(figures):
 def test_long_axes_are_short_to_read(figures):
     table, points = make_sweep()
     points["nearest_entropy"] *= 1e5
-    draw([SCATTER], table, points, estimate, estimate_change)
+    draw([SCATTER], table, points)
     labels = [t.get_text() for t in figures[0].axes[0].get_xticklabels()]
     assert all(label.endswith("k") for label in labels)
 
 
 def test_the_same_points_give_the_same_bytes_and_panels_without_any_are_left_out():
     table, points = make_sweep()
-    drawn = draw([SCATTER], table, points, estimate, estimate_change)
-    assert draw([SCATTER], table, points, estimate, estimate_change) == drawn
+    drawn = draw([SCATTER], table, points)
+    assert draw([SCATTER], table, points) == drawn
     lacking = SCATTER._replace(x="nearest_jpeg_bytes")
-    assert (
-        draw([Clusters(), SCATTER, lacking], table, points, estimate, estimate_change)
-        == drawn
-    )
+    assert draw([Clusters(), SCATTER, lacking], table, points) == drawn
     width = image.imread(io.BytesIO(drawn)).shape[1]
     unknown = points.assign(nearest_jpeg_bytes=np.nan)
-    again = draw([SCATTER, lacking], table, unknown, estimate, estimate_change)
+    again = draw([SCATTER, lacking], table, unknown)
     assert image.imread(io.BytesIO(again)).shape[1] == width
 
 
@@ -118,5 +115,5 @@ def test_generations_outside_of_every_cluster_are_not_drawn(figures):
     table, points = make_sweep()
     points["image_similarity"] = points["caption_similarity"] = np.nan
     points.loc[:4, ["image_similarity", "caption_similarity"]] = 0.9
-    draw([Clusters()], table, points, estimate, estimate_change)
+    draw([Clusters()], table, points)
     assert len(figures[0].axes[0].collections[0].get_offsets()) == 5

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from configs.sweeps_types import Changes, Differences, Score, Tradeoff
-from launch.collect import estimate, estimate_change
 from launch.figures.figure import draw
 from launch.figures.tradeoff import pareto_front
 
@@ -39,7 +38,7 @@ def table() -> pd.DataFrame:
 
 
 def draw_one(panel, table, figures):
-    draw([panel], table, pd.DataFrame(), estimate, estimate_change)
+    draw([panel], table, pd.DataFrame())
     return figures[0].axes[0]
 
 
@@ -98,7 +97,5 @@ def test_the_same_table_gives_the_same_bytes(table):
         Differences(COPIED, CHANGES, "prompts"),
         Tradeoff(DISTANCE, COPIED, "mitigation", only=("prompts", "general")),
     ]
-    first, second = (
-        draw(panels, table, pd.DataFrame(), estimate, estimate_change) for _ in range(2)
-    )
+    first, second = (draw(panels, table, pd.DataFrame()) for _ in range(2))
     assert first == second
