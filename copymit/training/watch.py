@@ -2,6 +2,7 @@
 
 import faulthandler
 import logging
+import os
 import sys
 import threading
 import time
@@ -9,15 +10,16 @@ from typing import Self
 
 logger = logging.getLogger(__name__)
 
-_GRACE_SECS = 2.0  # for the line that explains, before the end
+_GRACE_SECS = 2.0  # for the thread that explains, before the one in C ends all
+_TRY_AGAIN = 75
 
 
 class HangWatch:
     """Ends the process once what it waits for has not come for `seconds`.
 
-    The end is `faulthandler`'s: a thread in C, which shows where every thread stands and
-    exits with code 1 even if one of them never gives Python's lock back. The line before
-    it comes from a thread of Python.
+    A thread says why, shows where every other stands and exits with code 75, "try again"
+    (EX_TEMPFAIL): to what starts runs again, 1 is a mistake that stays. If one of them
+    never gives Python's lock back, `faulthandler`'s thread in C does it, with code 1.
 
     Args:
       seconds: 0 watches nothing.
@@ -63,3 +65,5 @@ class HangWatch:
             self._seconds,
             self._awaited,
         )
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        os._exit(_TRY_AGAIN)

@@ -84,6 +84,7 @@ def action_on(*failures):
         (143, (), "RestartJobSetAndIgnoreMaxRestarts"),  # stopped, checkpoint saved
         (1, ("DisruptionTarget",), "RestartJobSetAndIgnoreMaxRestarts"),
         (137, ("DisruptionTarget",), "RestartJobSetAndIgnoreMaxRestarts"),
+        (75, (), "RestartJobSet"),  # it hung
         (134, (), "RestartJobSet"),  # jax misses another host
         (137, (), "RestartJobSet"),
         (139, (), "RestartJobSet"),
