@@ -4,8 +4,10 @@ Most of the time of the tests is compilation: of functions that run once or twic
 them in several tests and programs. So the compiler hardly optimises, and remembers.
 """
 
+import itertools
 import os
 import random
+import resource
 import sys
 from pathlib import Path
 
@@ -70,3 +72,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no ../shared/data beside the project: its photos are not public")
     return SHARED_DATA
+
+
+@pytest.fixture
+def few_open_files():
+    """Lets the process open only eight files more than it has open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(name) for name in os.listdir("/dev/fd")}
+    free = (number for number in itertools.count() if number not in taken)
+    limit = next(itertools.islice(free, 8, None))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)

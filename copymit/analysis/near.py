@@ -153,10 +153,15 @@ def mean_similarity(
 
 
 def _unit_vectors(embeddings: Embeddings) -> Vectors:
-    """Sees features as unit vectors that are read shard by shard."""
+    """Sees features as unit vectors; a shard is open only while it is read."""
+    shards = embeddings.shards
+
+    def rows(number: int) -> np.ndarray:
+        return unit_rows(shards[number])
+
     return Vectors(
         "vectors",
-        embeddings.shards[0].shape[1],
-        tuple(len(shard) for shard in embeddings.shards),
-        tuple(functools.partial(unit_rows, shard) for shard in embeddings.shards),
+        shards[0].shape[1],
+        tuple(len(shard) for shard in shards),
+        tuple(functools.partial(rows, number) for number in range(len(shards))),
     )

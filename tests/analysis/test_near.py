@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from etils import epath
 
 from copymit.analysis import near as near_module
 from copymit.analysis.near import calibrate_threshold, find_near, mean_similarity
-from copymit.embedding.store import Embeddings
+from copymit.embedding.store import Embeddings, StoredRows
 
 
 def embeddings(*shards):
@@ -21,6 +22,16 @@ def test_what_is_connected_over_others_is_one_group():
     assert len(set(groups.tolist())) == 3
     assert near.facts["near_pairs"] == 3
     np.testing.assert_allclose(near.nearest[0], np.cos(np.deg2rad(20)), atol=1e-6)
+
+
+def test_more_shards_than_a_process_may_have_files_open(tmp_path, few_open_files):
+    paths = [epath.Path(tmp_path / f"{i}.npy") for i in range(40)]
+    for i, path in enumerate(paths):
+        np.save(path, np.eye(20, dtype=np.float32)[[i // 2]])
+    stored = Embeddings([str(i) for i in range(40)], StoredRows(paths))
+    groups = find_near(stored, 0.9).groups
+    assert len(set(groups.tolist())) == 20
+    np.testing.assert_array_equal(groups[::2], groups[1::2])
 
 
 def test_groups_larger_than_the_first_search_are_whole(rng, monkeypatch):

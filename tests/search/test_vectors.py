@@ -79,6 +79,16 @@ def test_a_file_is_mapped_only_while_its_rows_are_read(files):
     assert isinstance(vectors.shards[0](), np.memmap)
 
 
+def test_more_shards_than_a_process_may_have_files_open(tmp_path, few_open_files):
+    paths = [tmp_path / f"{i:05d}.npy" for i in range(40)]
+    for path, row in zip(paths, ROWS, strict=False):
+        np.save(path, row[None])
+    vectors = open_vectors(paths, "references")
+    assert vectors.num_rows == 40
+    found = search_exact(ROWS[:9], vectors, 1)
+    np.testing.assert_array_equal(found.indices[:, 0], np.arange(9))
+
+
 def test_a_file_that_changed_since_it_was_opened_is_named(files):
     vectors = open_vectors(files, "references")
     np.save(files[1], ROWS[:3])
