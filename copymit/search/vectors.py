@@ -123,10 +123,15 @@ def row_range(vectors: Vectors, start: int, stop: int) -> Float32[np.ndarray, "N
     Raises:
       ValueError: if a shard does not have the shape that was promised.
     """
-    pieces = [shard() for shard in part_of(vectors, start, stop).shards]
-    if len(pieces) != 1:
-        return np.concatenate(pieces, dtype=np.float32, casting="unsafe")
-    return np.ascontiguousarray(pieces[0], np.float32)
+    part = part_of(vectors, start, stop)
+    if len(part.shards) == 1:
+        return np.ascontiguousarray(part.shards[0](), np.float32)
+    rows = np.empty((part.num_rows, part.dim), np.float32)
+    first = 0
+    for shard, length in zip(part.shards, part.lengths, strict=True):
+        rows[first : first + length] = shard()  # and no other is open meanwhile
+        first += length
+    return rows
 
 
 def rows_at(
