@@ -180,7 +180,7 @@ print(json.dumps({
 def on_8_devices() -> dict:
     """What a process with 8 devices sees; their number is fixed when jax starts."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

@@ -368,7 +368,6 @@ class MillionImages:
         return Example(self.example_ids[index], self._image, captions, None)
 
 
-@pytest.mark.slow
 def test_a_million_rows_are_ready_within_seconds_and_drawn_exactly(tmp_path):
     source = MillionImages()
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from flax import nnx
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import sample, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
+from copymit.models.functional import trace_module
 from copymit.models.torch_layout import load_torch_state
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
@@ -61,7 +62,7 @@ def networks() -> Networks:
             # Large enough for text and timestep to matter.
             parameter.normal_(float("norm" in name and "weight" in name), 0.1)
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
-    model = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIG, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: UNet2DConditionModel(CONFIG, rngs=rngs))
     load_torch_state(model, state)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -73,9 +74,6 @@ def _diffusers_latents(networks, reference, guidance_scale) -> np.ndarray:
     """The loop of diffusers' `StableDiffusionPipeline`."""
     import torch
 
-    # Threads cost more than they bring at this size.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     reference.set_timesteps(STEPS)
     noise = torch.from_numpy(networks.noise).permute(0, 3, 1, 2)
     latents = noise * reference.init_noise_sigma
@@ -91,7 +89,6 @@ def _diffusers_latents(networks, reference, guidance_scale) -> np.ndarray:
                 without, conditional = model_pred.chunk(2)
                 model_pred = without + guidance_scale * (conditional - without)
             latents = reference.step(model_pred, t, latents).prev_sample
-    torch.set_num_threads(threads)
     return latents.permute(0, 2, 3, 1).numpy()
 
 

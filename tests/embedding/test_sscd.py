@@ -13,6 +13,7 @@ from PIL import Image
 
 from copymit.embedding import sscd
 from copymit.embedding.sscd import PROTOCOLS, make_sscd
+from copymit.models.functional import trace_module
 from copymit.models.resnet import ResNetConfig
 from copymit.models.sscd import ARCHITECTURES, Sscd
 
@@ -136,7 +137,7 @@ def test_the_protocol_says_everything_that_could_change_a_number(name, weights):
 def test_a_file_is_loaded_into_the_network_of_its_protocol(tmp_path, monkeypatch):
     shallow = dataclasses.replace(ARCHITECTURES["resnet50"], trunk=ResNetConfig((1, 1)))
     monkeypatch.setitem(ARCHITECTURES, "resnet50", shallow)
-    model = nnx.eval_shape(lambda: Sscd(shallow, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: Sscd(shallow, rngs=rngs))
     state = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         *owners, leaf = (str(part) for part in path)

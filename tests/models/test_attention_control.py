@@ -11,6 +11,7 @@ from flax import nnx
 
 from copymit.models import blocks
 from copymit.models.attention_control import keep_logits
+from copymit.models.functional import trace_module
 from copymit.models.torch_layout import load_torch_state
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
@@ -46,7 +47,7 @@ def some_inputs():
 
 def call(model, config=CONFIG, **control):
     """Runs a model with the weights of another, as one compiled function."""
-    other = nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+    other = trace_module(lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     graphdef, params = nnx.split(other)[0], nnx.split(model)[1]
     inputs = [jnp.asarray(x) for x in some_inputs()]
     return jax.jit(lambda params: nnx.merge(graphdef, params)(*inputs, **control))(
@@ -81,7 +82,7 @@ def torch_model():
 @pytest.fixture(scope="module")
 def model(torch_model):
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
-    model = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIG, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: UNet2DConditionModel(CONFIG, rngs=rngs))
     load_torch_state(model, state)
     return model
 
@@ -211,7 +212,7 @@ def test_without_a_control_every_layer_attends_by_the_fast_path(monkeypatch):
 
     monkeypatch.setattr(blocks, "attend", counting)
     config = dataclasses.replace(CONFIG, attention_implementation="blockwise")
-    model = nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     graphdef, params = nnx.split(model)
     inputs = [jnp.asarray(x) for x in some_inputs()]
 

@@ -1,6 +1,5 @@
 """The VAE against diffusers' torch model on random weights: outputs and gradients."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -21,7 +20,7 @@ from copymit.models.autoencoder_kl import (
     unscale_latents,
 )
 from copymit.models.blocks import make_group_norm
-from copymit.models.functional import describe_params, make_apply
+from copymit.models.functional import describe_params, make_apply, trace_module
 from copymit.models.torch_layout import load_torch_state, to_torch_state
 
 CONFIGS = {
@@ -84,17 +83,6 @@ def _make(config: AutoencoderKLConfig, rngs: nnx.Rngs, dtype=jnp.float32):
     return AutoencoderKL(config, dtype=dtype, rngs=rngs)
 
 
-@contextlib.contextmanager
-def _one_torch_thread():
-    """On a busy machine several threads wait for each other, here 50 times as long."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _run_torch(model, pixels: np.ndarray, latents: np.ndarray, weights):
     """Outputs (mean, log variance, pixels), and gradients of their weighted sum."""
     import torch
@@ -128,10 +116,9 @@ def pair(request):
         rng.normal(size=x.shape).astype(np.float32) for x in (latents, latents, pixels)
     ]
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
-    model = nnx.eval_shape(lambda: _make(config, nnx.Rngs(0)))
+    model = trace_module(lambda rngs: _make(config, rngs))
     load_torch_state(model, state)
-    with _one_torch_thread():
-        expected, expected_gradients = _run_torch(torch_model, pixels, latents, weights)
+    expected, expected_gradients = _run_torch(torch_model, pixels, latents, weights)
 
     graphdef, params = nnx.split(model)
 
@@ -205,7 +192,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
     pixels, latents = map(jnp.asarray, _inputs(TINY))
 
     def run(dtype) -> list[np.ndarray]:
-        model = nnx.eval_shape(lambda: _make(TINY, nnx.Rngs(0), dtype))
+        model = trace_module(lambda rngs: _make(TINY, rngs, dtype))
         graphdef, shapes = nnx.split(model)
         rng = np.random.default_rng(0)
         params = jax.tree.map(
@@ -266,7 +253,7 @@ def test_scaling_standardises_latents_and_is_undone_by_unscaling(rng):
 
 
 def test_images_that_do_not_divide_into_latents_are_named():
-    model = nnx.eval_shape(lambda: _make(TINY, nnx.Rngs(0)))
+    model = trace_module(lambda rngs: _make(TINY, rngs))
     with pytest.raises(ValueError, match=r"17 x 16 pixels .* a multiple of 2"):
         model.encode_moments(jnp.zeros((1, 17, 16, 3)))
 

@@ -20,7 +20,7 @@ from copymit.models.autoencoder_tiny import (
     infer_config,
     taesd_state,
 )
-from copymit.models.functional import describe_params
+from copymit.models.functional import describe_params, trace_module
 from copymit.models.torch_files import read_torch_tensors
 from copymit.models.torch_layout import load_torch_state, to_torch_state
 
@@ -54,7 +54,7 @@ def _make(config: AutoencoderTinyConfig, rngs: nnx.Rngs, dtype=jnp.float32):
 
 
 def _load(config: AutoencoderTinyConfig, state: dict[str, np.ndarray]):
-    model = nnx.eval_shape(lambda: _make(config, nnx.Rngs(0)))
+    model = trace_module(lambda rngs: _make(config, rngs))
     load_torch_state(model, state)
     return model
 
@@ -83,7 +83,7 @@ def _run(model, pixels, latents) -> list[np.ndarray]:
 def _random_state(config: AutoencoderTinyConfig) -> dict[str, np.ndarray]:
     """Published names and shapes, with values large enough for every term to matter."""
     rng = np.random.default_rng(0)
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: _make(config, nnx.Rngs(0))))
+    graphdef, shapes = nnx.split(trace_module(lambda rngs: _make(config, rngs)))
     values = jax.tree.map(
         lambda leaf: rng.normal(0.05, 0.15, leaf.shape).astype(leaf.dtype), shapes
     )
@@ -214,7 +214,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
     state = _random_state(MIDBLOCK)
     make = functools.partial(_make, MIDBLOCK, dtype=jnp.bfloat16)
     model = _load(MIDBLOCK, state)
-    rounded_model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    rounded_model = trace_module(make)
     load_torch_state(rounded_model, state)
     leaves = jax.tree.leaves(nnx.state(rounded_model, nnx.Param))
     assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
@@ -229,7 +229,7 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
 
 
 def test_images_that_do_not_divide_into_latents_are_named():
-    model = nnx.eval_shape(lambda: _make(SMALL, nnx.Rngs(0)))
+    model = trace_module(lambda rngs: _make(SMALL, rngs))
     with pytest.raises(ValueError, match=r"16 x 18 pixels .* a multiple of 4"):
         model.encode(jnp.zeros((1, 16, 18, 3)))
 

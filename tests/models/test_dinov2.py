@@ -14,6 +14,7 @@ from copymit.models.dinov2 import (
     Dinov2Config,
     Dinov2Model,
 )
+from copymit.models.functional import trace_module
 from copymit.models.torch_layout import load_torch_state, to_torch_state
 
 CONFIG = Dinov2Config(
@@ -78,7 +79,7 @@ def test_it_holds_all_published_tensors_but_the_mask(tmp_path):
 
 def count_parameters(config: Dinov2Config, layers: int) -> int:
     config = replace(config, num_hidden_layers=layers)
-    model = nnx.eval_shape(lambda: Dinov2Model(config, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: Dinov2Model(config, rngs=rngs))
     leaves = [v for _, v in nnx.iter_graph(model) if isinstance(v, nnx.Param)]
     return sum(int(np.prod(v.shape)) for v in leaves)
 

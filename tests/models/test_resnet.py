@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from copymit.models import sscd
 from copymit.models.backend import tracing_for
+from copymit.models.functional import trace_module
 from copymit.models.resnet import Conv, ResNetConfig, pool_generalised_mean
 from copymit.models.sscd import ARCHITECTURES, Sscd, SscdConfig, load_sscd
 from copymit.models.torch_layout import to_torch_state
@@ -234,7 +235,7 @@ def test_a_torchscript_archive_gives_what_its_program_gives(
 def test_the_published_architectures_have_the_published_numbers_of_parameters():
     counts = {}
     for name, config in ARCHITECTURES.items():
-        model = nnx.eval_shape(lambda config=config: Sscd(config, rngs=nnx.Rngs(0)))
+        model = trace_module(lambda rngs, config=config: Sscd(config, rngs=rngs))
         sizes = jax.tree.map(lambda leaf: leaf.size, nnx.state(model.backbone))
         counts[name] = sum(jax.tree.leaves(sizes))
     # torchvision: 25,557,032 and 44,177,704 with a classifier of 1000 on 2048 features.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from copymit.models.functional import trace_module
 from copymit.models.torch_layout import load_torch_state, to_torch_state
 from copymit.models.unet import SD_1, SD_2, UNet2DConditionModel, UNetConfig
 
@@ -100,7 +101,7 @@ def pair(request):
     inputs = [jnp.asarray(x) for x in (latents, timesteps, text)]
     weights = np.random.default_rng(1).normal(size=latents.shape).astype(np.float32)
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
-    model = nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     load_torch_state(model, state)
 
     sample = torch.from_numpy(latents).permute(0, 3, 1, 2)
@@ -158,7 +159,7 @@ def test_a_state_survives_the_round_trip(pair):
     ("config", "parameters"), [(SD_1, 859_520_964), (SD_2, 865_910_724)]
 )
 def test_presets_have_the_size_of_the_published_networks(config, parameters):
-    model = nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+    model = trace_module(lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(leaf.size for leaf in leaves) == parameters
 
@@ -175,8 +176,8 @@ def test_bfloat16_is_close_to_float32_and_leaves_float32_at_both_ends():
     )
 
     def predict(dtype) -> np.ndarray:
-        model = nnx.eval_shape(
-            lambda: UNet2DConditionModel(config, dtype=dtype, rngs=nnx.Rngs(0))
+        model = trace_module(
+            lambda rngs: UNet2DConditionModel(config, dtype=dtype, rngs=rngs)
         )
         graphdef, shapes = nnx.split(model)
         rng = np.random.default_rng(0)
@@ -227,4 +228,4 @@ def test_sizes_that_do_not_fit_each_other_are_named(changes, message):
 def test_heads_that_do_not_divide_a_level_are_named():
     config = dataclasses.replace(CONFIGS["sd1"], num_attention_heads=(5, 4))
     with pytest.raises(ValueError, match=r"16 channels cannot have 5 heads"):
-        nnx.eval_shape(lambda: UNet2DConditionModel(config, rngs=nnx.Rngs(0)))
+        trace_module(lambda rngs: UNet2DConditionModel(config, rngs=rngs))

@@ -143,7 +143,7 @@ def test_parameters_are_born_on_their_shardings(sd14):
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SHARDED), str(sd14)],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         capture_output=True,
         text=True,
         timeout=300,

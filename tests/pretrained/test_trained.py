@@ -21,8 +21,6 @@ from copymit.pretrained.trained import export_trained, latest_step, load_trained
 from copymit.sharding import make_mesh
 from copymit.training.loop import train
 
-pytestmark = pytest.mark.slow
-
 PROMPT, NEGATIVE, SEED = "a red fox", "a blurry dog", 3
 RESOLUTION = 16
 STEPS = 20

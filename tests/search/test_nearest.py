@@ -267,7 +267,6 @@ class TestScann:
         assert result.settings["kind"] == "ah"
         assert result.recall >= 0.99
 
-    @pytest.mark.slow
     def test_recall_on_a_hundred_thousand_clustered_vectors(self):
         references = clustered_rows(100_000, 128, 2000, 1)
         queries = clustered_rows(2_000, 128, 2000, 2)

@@ -20,8 +20,6 @@ SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 SIZE_PX = 224
 BATCH = 25
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def embed():
@@ -96,6 +94,7 @@ def test_changed_emoji_are_found(embed):
     assert np.median(copied) > np.percentile(background, 75)
 
 
+@pytest.mark.slow
 def test_photos_changed_in_four_ways_at_once_are_found(embed):
     archive = SHARED_DATA / "imagenette2-224.tar"
     if not archive.is_file():

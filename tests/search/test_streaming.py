@@ -78,8 +78,7 @@ def test_four_devices_find_what_one_does(tmp_path):
     exclude[-2:] = [7, 150]
     inputs, output = tmp_path / "inputs.npz", tmp_path / "found.npz"
     np.savez(inputs, queries=queries, references=references, exclude=exclude)
-    flags = "--xla_force_host_platform_device_count=4"
-    run_script(ON_FOUR_DEVICES, inputs, output, XLA_FLAGS=flags)
+    run_script(ON_FOUR_DEVICES, inputs, output, JAX_NUM_CPU_DEVICES="4")
     found = np.load(output)
     one = search_exact(queries, references, 7, exclude=exclude)
     for block in (5, 64, 4096):
@@ -97,7 +96,6 @@ def test_four_devices_find_what_one_does(tmp_path):
     np.testing.assert_array_equal(found["approx"][:30], one.indices[:30])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_memory_does_not_grow_with_queries_times_references(tmp_path):
     path = tmp_path / "00000.npy"
