@@ -13,8 +13,6 @@ from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
 from copymit.evaluation.subject import open_pair, open_run
 
-pytestmark = pytest.mark.slow
-
 
 def open_with(run, **changes):
     """Opens a run with some settings of the `eval` section changed."""
@@ -43,13 +41,13 @@ def times(folder):
     }
 
 
-def test_a_second_evaluation_reuses_what_the_first_one_made(finished):
-    before = times(finished.out)
-    run_stages(open_run(finished.workdir, None, None))
-    assert times(finished.out) == before
+def test_a_second_evaluation_reuses_what_the_first_one_made(copied):
+    before = times(copied.out)
+    run_stages(open_run(copied.workdir, None, None))
+    assert times(copied.out) == before
     # No image depends on these, so neither may cost a generation.
-    run_stages(open_with(finished, gallery_size=2, batch_size=3))
-    assert times(finished.out) == before
+    run_stages(open_with(copied, gallery_size=2, batch_size=3))
+    assert times(copied.out) == before
 
 
 def test_a_changed_setting_repeats_its_stage_and_the_later_ones(copied):
