@@ -112,20 +112,6 @@ def test_stages_run_alone_in_several_calls(copied):
     assert (copied.out / "scores.json").read_text() == scores
 
 
-def test_two_lists_of_prompts_are_told_apart_without_any_generation(copied, tmp_path):
-    shutil.rmtree(copied.out)
-    (tmp_path / "known.txt").write_text("red fox\nblue dog\n")
-    (tmp_path / "others.txt").write_text("green cat\n")
-    config = tiny.get_config()
-    config.eval.detection.memorised_prompts = str(tmp_path / "known.txt")
-    config.eval.detection.other_prompts = str(tmp_path / "others.txt")
-    out = run_stages(open_run(copied.workdir, config, None), ["detect"])
-    summary = json.loads((out / "detection.json").read_text())
-    assert (summary["num_memorised"], summary["num_unmemorised"]) == (2, 1)
-    assert "auc" in summary["unmemorised"]["noise_norm_first"]
-    assert not (out / "generations").exists()
-
-
 def test_the_generator_keeps_away_from_the_training_images_when_told_to(copied):
     before = copied.pictures()
     config = tiny.get_config()
