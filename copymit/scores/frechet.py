@@ -61,8 +61,22 @@ def frechet_distance(
             f"the means have shapes {mean1.shape} and {mean2.shape}: take both from "
             "one embedder"
         )
-    factor1 = _covariance_factor(covariance1, len(mean1), "covariance1")
-    factor2 = _covariance_factor(covariance2, len(mean2), "covariance2")
+    factor1 = covariance_factor(covariance1, len(mean1), "covariance1")
+    factor2 = covariance_factor(covariance2, len(mean2), "covariance2")
+    return factored_distance(mean1, factor1, mean2, factor2)
+
+
+def factored_distance(
+    mean1: Float[np.ndarray, " D"],
+    factor1: Float[np.ndarray, "D R"],
+    mean2: Float[np.ndarray, " D"],
+    factor2: Float[np.ndarray, "D Q"],
+) -> float:
+    """Is `frechet_distance` of Gaussians with the covariances `F F^T`.
+
+    Raises:
+      ValueError: if a mean is not finite.
+    """
     overlap = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
     offset = np.square(mean1 - mean2).sum()
     # tr C is the squared norm of its factor.
@@ -71,6 +85,34 @@ def frechet_distance(
     if not np.isfinite(distance):
         raise ValueError("a mean holds NaN or infinite values: compute it again")
     return max(distance, 0.0)
+
+
+def covariance_factor(
+    covariance: Float[np.ndarray, "D D"], size: int, name: str
+) -> Float[np.ndarray, "D R"]:
+    """Is F of the rank R with `F F^T` the covariance.
+
+    Raises:
+      ValueError: naming the covariance, if it is none of D = `size` features.
+    """
+    covariance = np.asarray(covariance, np.float64)
+    if covariance.shape != (size, size) or not np.isfinite(covariance).all():
+        raise ValueError(
+            f"{name} must be finite and of shape {(size, size)}; it has shape "
+            f"{covariance.shape}: compute it with gaussian_moments"
+        )
+    scale = np.abs(covariance).max()
+    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
+        raise ValueError(f"{name} is not symmetric: compute it with gaussian_moments")
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    if values[0] < -1e-6 * scale:
+        raise ValueError(
+            f"{name} has the negative eigenvalue {values[0]:.3g}: it is not a "
+            "covariance; compute it with gaussian_moments"
+        )
+    # Rounding errors of a zero eigenvalue would otherwise count with their root.
+    kept = values > size * np.finfo(np.float64).eps * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def sample_size_warning(
@@ -163,28 +205,6 @@ def density_coverage(
         balls += inside.sum(0)
         covered[rows] = inside.any(1)
     return float(balls.mean() / k), float(covered.mean())
-
-
-def _covariance_factor(covariance: np.ndarray, size: int, name: str) -> np.ndarray:
-    """Is F of shape (D, rank) with `F F^T` the covariance."""
-    covariance = np.asarray(covariance, np.float64)
-    if covariance.shape != (size, size) or not np.isfinite(covariance).all():
-        raise ValueError(
-            f"{name} must be finite and of shape {(size, size)}; it has shape "
-            f"{covariance.shape}: compute it with gaussian_moments"
-        )
-    scale = np.abs(covariance).max()
-    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
-        raise ValueError(f"{name} is not symmetric: compute it with gaussian_moments")
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    if values[0] < -1e-6 * scale:
-        raise ValueError(
-            f"{name} has the negative eigenvalue {values[0]:.3g}: it is not a "
-            "covariance; compute it with gaussian_moments"
-        )
-    # Rounding errors of a zero eigenvalue would otherwise count with their root.
-    kept = values > size * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _kernel_sum(first: np.ndarray, second: np.ndarray) -> float:

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from copymit.embedding.store import Embeddings, unit_rows
 from copymit.scores.cmmd import clip_maximum_mean_discrepancy
 from copymit.scores.frechet import (
+    covariance_factor,
     density_coverage,
-    frechet_distance,
+    factored_distance,
     kernel_distance,
     precision_recall,
     sample_size_warning,
@@ -63,12 +64,12 @@ def score_quality(
     if warning:
         scores["warnings"].append(warning)
     frechet, kernel = distance_names(embedder, references.protocol)
-    moments = moments_of(generations)
-    scores[frechet] = frechet_distance(*moments_of(references), *moments)
+    generated = gaussian_of(generations)
+    scores[frechet] = factored_distance(*gaussian_of(references), *generated)
     heldout = embeddings.get("heldout")
     if heldout is not None and len(heldout.ids) > 1:
-        scores[f"{frechet}_to_heldout"] = frechet_distance(
-            *moments_of(heldout), *moments
+        scores[f"{frechet}_to_heldout"] = factored_distance(
+            *gaussian_of(heldout), *generated
         )
     rows = (_some_rows(references, seed), _some_rows(generations, seed))
     scores[kernel] = kernel_distance(*rows)
@@ -88,18 +89,22 @@ def distance_names(embedder: str, protocol: str) -> tuple[str, str]:
     return f"fd_{embedder}", f"kd_{embedder}"
 
 
-def moments_of(
+def gaussian_of(
     embeddings: Embeddings,
-) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
-    """Is `gaussian_moments` of all features, with one shard in memory at a time."""
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D R"]]:
+    """Is the mean of all features, and F with `F F^T` their unbiased covariance.
+
+    One shard is in memory at a time. Fewer images than features are a factor of their
+    covariance themselves: it is neither made nor decomposed.
+    """
     count = len(embeddings.ids)
     total = sum(shard.sum(0, dtype=np.float64) for shard in embeddings.shards)
     mean = np.asarray(total / count)
-    squares = np.zeros((len(mean), len(mean)))
-    for shard in embeddings.shards:
-        centred = shard - mean
-        squares += centred.T @ centred
-    return mean, squares / (count - 1)
+    centred = (shard - mean for shard in embeddings.shards)
+    if count < len(mean):
+        return mean, np.concatenate(list(centred)).T / np.sqrt(count - 1)
+    covariance = sum(rows.T @ rows for rows in centred) / (count - 1)
+    return mean, covariance_factor(covariance, len(mean), "the covariance")
 
 
 def _some_rows(embeddings: Embeddings, seed: int) -> Float[np.ndarray, "N D"]:

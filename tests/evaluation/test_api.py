@@ -13,7 +13,6 @@ from copymit.evaluation import evaluate, settings
 from copymit.evaluation.subject import open_finished
 from copymit.scores.complexity import measure_complexity
 
-pytestmark = pytest.mark.slow
 SIZE_PX = 32
 
 

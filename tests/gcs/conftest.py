@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.programs.conftest import programs
+from tests.programs.conftest import copied, finished, programs
 
-__all__ = ["programs"]  # fixtures
+__all__ = ["copied", "finished", "programs"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 NAME = "copymit-test"

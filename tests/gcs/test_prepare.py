@@ -1,9 +1,5 @@
 """A data set is prepared into a bucket as onto a disk; test_sweep.py trains with it."""
 
-import pytest
-
-pytestmark = pytest.mark.slow
-
 
 def test_the_files_in_a_bucket_are_those_on_a_disk(
     programs, faulty_bucket, images, prepared, tmp_path

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from configs import tiny
@@ -122,11 +123,20 @@ def programs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(programs, tmp_path_factory):
-    """A run that was trained and evaluated without interruption; not to be changed."""
-    run = Run(tmp_path_factory.mktemp("runs") / "finished")
-    programs.run("train.py", *programs.flags, f"--workdir={run.workdir}")
-    said = programs.run("evaluate.py", f"--workdir={run.workdir}")
-    assert said.startswith(str(run.out / "report.html"))
+    """A run that was trained and evaluated without interruption; not to be changed.
+
+    The first worker of pytest-xdist to want it makes it for all of them.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    run = Run(root / "finished")
+    with FileLock(root / "finished.lock"):
+        if not (root / "finished.ok").exists():
+            shutil.rmtree(run.workdir, ignore_errors=True)  # of a worker that failed
+            programs.run("train.py", *programs.flags, f"--workdir={run.workdir}")
+            said = programs.run("evaluate.py", f"--workdir={run.workdir}")
+            assert said.startswith(str(run.out / "report.html"))
+            (root / "finished.ok").touch()
     return run
 
 

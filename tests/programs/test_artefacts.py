@@ -6,15 +6,12 @@ import re
 import jax
 import numpy as np
 import pandas as pd
-import pytest
 from PIL import Image
 
 from configs import tiny
 from copymit.config import read_record
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.metrics import read_metrics
-
-pytestmark = pytest.mark.slow
 
 EVAL = tiny.get_config().eval
 

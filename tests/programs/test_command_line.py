@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("program", "flags"),

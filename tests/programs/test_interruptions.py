@@ -13,8 +13,6 @@ from copymit.training import state as state_module
 from copymit.training import step as step_module
 from copymit.training.loop import NonFiniteLossError, train
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def interrupted(programs, finished, tmp_path_factory):

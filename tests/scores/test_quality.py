@@ -7,7 +7,7 @@ from copymit.embedding.store import Embeddings, unit_rows
 from copymit.scores import quality
 from copymit.scores.cmmd import clip_maximum_mean_discrepancy
 from copymit.scores.frechet import frechet_distance, gaussian_moments, kernel_distance
-from copymit.scores.quality import distance_names, moments_of, score_quality
+from copymit.scores.quality import distance_names, gaussian_of, score_quality
 
 
 def of(features, protocol="as it is"):
@@ -98,8 +98,10 @@ def test_few_samples_for_the_number_of_features_are_warned_of(sets):
     assert "50 generations" in warning
 
 
-def test_moments_shard_by_shard_are_those_of_all_rows(sets):
-    embeddings = of(sets["references"])
-    found, expected = moments_of(embeddings), gaussian_moments(embeddings.features)
+@pytest.mark.parametrize("count", [60, 8, 5])
+def test_gaussians_shard_by_shard_are_those_of_all_rows(sets, count):
+    embeddings = of(sets["references"][:count])
+    mean, factor = gaussian_of(embeddings)
+    found, expected = (mean, factor @ factor.T), gaussian_moments(embeddings.features)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
