@@ -14,7 +14,6 @@ from etils import epath
 from copymit.storage import absolute
 
 
-
 def open_checkpoints(
     workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False
 ) -> ocp.CheckpointManager:

@@ -22,7 +22,8 @@ from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
 from copymit.scores.clip_score import clip_score
 from copymit.scores.complexity import Complexity, measure_complexity
-from copymit.scores.compute import Provenance, View, compute_scores, score_parts
+from copymit.scores.compute import View, compute_scores, score_parts
+from copymit.scores.provenance import Provenance
 from copymit.scores.quality import score_quality
 from copymit.scores.similarity import Scores
 from copymit.scores.tiled import GRID, tiled_l2
@@ -52,7 +53,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         measured_background = {"background_template_similarity": background.to_numpy()}
         scores |= score_parts(measured_background, None, seed)
     parts = {str(name): measured[name].to_numpy(np.float64) for name in measured}
-    scores |= score_parts(parts, provenance.prompted, seed)
+    scores |= score_parts(parts, provenance.clusters, seed)
     if subject.eval.clip_score:
         found, values = _clip_scores(subject, artefacts, generations, provenance)
         scores["warnings"] += found.pop("warnings", [])
@@ -200,9 +201,10 @@ def _clip_scores(
         row = {image_id: i for i, image_id in enumerate(captions.ids)}
         kept = [i for i, image_id in enumerate(pictures.ids) if image_id in row]
         text_rows = np.array([row[pictures.ids[i]] for i in kept])
-        clusters = provenance.prompted if key == "clip_score" else None
-        if clusters is not None and pictures.ids != generations:
-            clusters = None
+        clusters = None
+        if key == "clip_score" and provenance.clusters is not None:
+            cluster = dict(zip(generations, provenance.clusters, strict=True))
+            clusters = np.array([cluster[pictures.ids[i]] for i in kept])
         found = clip_score(
             pictures.rows(np.array(kept)), captions.rows(text_rows), clusters, seed
         )

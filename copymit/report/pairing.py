@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from copymit.report.evaluated_run import EvaluatedRun, Generation
 from copymit.report.verdict import (
@@ -16,6 +17,7 @@ from copymit.report.verdict import (
     read_estimate,
 )
 from copymit.scores.paired import Difference, paired_differences, unpaired_difference
+from copymit.scores.provenance import dependent_clusters
 
 _LABELS = {
     "similarity_mean": "Mean similarity",
@@ -66,7 +68,10 @@ def compare_pairs(
     found = []
     for run, theirs in zip(runs[1:], generations[1:], strict=True):
         pairs = _pair(generations[0], theirs)
-        clusters = _clusters(pairs)
+        own = [ours for ours, _ in pairs]
+        clusters = dependent_clusters(
+            [g.prompted for g in own], [g.prompt for g in own]
+        )
         if len(set(clusters)) > 1:
             longest = max(len(generations[0]), len(theirs))
             found.append(_paired(run.title, pairs, clusters, longest))
@@ -89,22 +94,14 @@ def _pair(
     ]
 
 
-def _clusters(pairs: Sequence[tuple[Generation, Generation]]) -> list[str]:
-    """Names what pairs share: the image that prompted them, or their prompt."""
-    return [
-        f"image {g.prompted}" if g.prompted else f"prompt {g.prompt}" for g, _ in pairs
-    ]
-
-
 def _paired(
     title: str,
     pairs: Sequence[tuple[Generation, Generation]],
-    clusters: Sequence[str],
+    clusters: Int[np.ndarray, " P"],
     longest: int,
 ) -> RunDifference:
     first, second = (np.array([p[i].similarity for p in pairs]) for i in (0, 1))
-    numbers = np.unique(clusters, return_inverse=True)[1]
-    found = paired_differences(first, second, numbers)
+    found = paired_differences(first, second, clusters)
     rows = [
         _row("similarity_mean", found.mean),
         _row("dataset_similarity", found.dataset_similarity),
@@ -112,7 +109,7 @@ def _paired(
     ]
     note = (
         f"Paired: {found.num_pairs:,} generations of the same prompt from the same "
-        f"noise, in {found.num_clusters:,} groups of one prompted image; intervals by "
+        f"noise, in {found.num_clusters:,} groups of one prompted image or prompt; intervals by "
         "bootstrap over these groups."
     )
     if found.num_pairs < longest:

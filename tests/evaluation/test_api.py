@@ -65,6 +65,27 @@ def test_generations_equal_to_the_references_have_no_distance(pictures, tmp_path
     assert (scores["precision"], scores["recall"], scores["coverage"]) == (1, 1, 1)
 
 
+def test_near_identical_images_of_a_prompt_count_once_in_an_audit(tmp_path, rng):
+    """Ten prompts with twenty images each: the interval was less than half as wide."""
+    references = rng.integers(0, 256, (30, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    blend = np.linspace(0, 1, 10)[:, None, None, None]
+    noise = rng.integers(0, 256, (10, SIZE_PX, SIZE_PX, 3))
+    bases = (blend * references[:10] + (1 - blend) * noise).astype(np.uint8)
+    generations = np.repeat(bases, 20, axis=0) + rng.integers(
+        0, 2, (200, SIZE_PX, SIZE_PX, 3), dtype=np.uint8
+    )
+    prompts = [f"prompt {i // 20}" for i in range(200)]
+    settings = {"tile_l2_candidates": 0}
+    scores = audit(
+        tmp_path, generations, references, prompts=prompts, **settings
+    ).scores
+    low, high = scores["similarity_mean_ci95"]
+    values = scores["similarity_std"] / 200**0.5
+    assert scores["num_clusters"] == 10
+    # A standard error of independent images, times sqrt(20), to both sides.
+    assert (high - low) / (2 * 1.96 * values) == pytest.approx(20**0.5, rel=0.25)
+
+
 def test_a_copied_background_is_seen_by_its_tiles_only(pictures, tmp_path, rng):
     """New foregrounds before old backgrounds: the whole image is unlike, tiles are not."""
     backgrounds = rng.integers(0, 256, (12, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
