@@ -15,14 +15,12 @@ from copymit.report.verdict import (
     format_interval,
     format_value,
     read_estimate,
+    score_label,
 )
 from copymit.scores.paired import Difference, paired_differences, unpaired_difference
 from copymit.scores.provenance import dependent_clusters
 
-_LABELS = {
-    "similarity_mean": "Mean similarity",
-    "dataset_similarity": "Dataset similarity (95th percentile)",
-}
+_KEYS = ("similarity_mean", "dataset_similarity")
 
 
 class DifferenceRow(NamedTuple):
@@ -109,8 +107,8 @@ def _paired(
     ]
     note = (
         f"Paired: {found.num_pairs:,} generations of the same prompt from the same "
-        f"noise, in {found.num_clusters:,} groups of one prompted image or prompt; intervals by "
-        "bootstrap over these groups."
+        f"noise, in {found.num_clusters:,} groups of one prompted image or prompt; "
+        "intervals by bootstrap over these groups."
     )
     if found.num_pairs < longest:
         note += (
@@ -122,7 +120,7 @@ def _paired(
 
 def _unpaired(first: EvaluatedRun, second: EvaluatedRun) -> RunDifference:
     rows = []
-    for key in _LABELS:
+    for key in _KEYS:
         ours, theirs = (read_estimate(run.scores, key) for run in (first, second))
         if ours and theirs:
             rows.append(_row(key, unpaired_difference(ours, theirs)))
@@ -139,12 +137,12 @@ def _row(key: str, difference: Difference) -> DifferenceRow:
         low, high = difference.interval
         relation = "higher" if low > 0 else "lower" if high < 0 else "could be chance"
     return DifferenceRow(
-        key, _LABELS[key], *_write("", difference, signed=True), relation
+        key, score_label(key), *_write("", difference, signed=True), relation
     )
 
 
 def _share_row(difference: Difference) -> DifferenceRow:
-    value, interval = _write("above_0", difference)
+    value, interval = _write("prompted_image_hits", difference)
     return DifferenceRow(
         "share_lower", "Generations that are less similar", value, interval, ""
     )

@@ -6,7 +6,7 @@ than it is: whole clusters are drawn instead.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,7 +32,8 @@ def std(values: Float[np.ndarray, " Q"], counts: Int[np.ndarray, "S Q"]) -> np.n
     return np.sqrt(np.maximum(variances, 0))
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The statistic: share of a sample whose values are as `holds` (Q,) -> (Q,) asks."""
 
     holds: Callable[[np.ndarray], np.ndarray]

@@ -64,7 +64,7 @@ def similarity_summary(
       ValueError: if there are no values or any is not finite.
     Source: DCR's diff_retrieval.py (sim_mean, sim_std, sim_75pc, ..., sim_gt_05pc).
     """
-    statistics = {
+    statistics: dict[str, Statistic] = {
         "similarity_mean": mean,
         "similarity_std": std,
         "similarity_p75": percentile(75.0),

@@ -130,6 +130,23 @@ def test_all_of_twelve_images_against_fewer_than_half_is_a_verdict():
     assert theirs.relation == "lower"
 
 
+def test_what_counts_as_extracted_is_compared_and_told_better_from_worse():
+    """The row asked for another threshold than that of the score, and never came."""
+    scores = {"tile_l2_below_0.15": 0.5, "tile_l2_below_0.15_ci95": [0.4, 0.6]}
+    scores |= {"clip_score": 0.3, "clip_score_ci95": [0.29, 0.31]}
+    others = {"tile_l2_below_0.15": 0.1, "tile_l2_below_0.15_ci95": [0.0, 0.2]}
+    others |= {"clip_score": 0.2, "clip_score_ci95": [0.19, 0.21]}
+    rows = compare_scores([run_of(**scores), run_of("theirs", **others)])
+    cells = {row.label: row.cells[1] for row in rows}
+    extracted = cells["Extracted: tiled distance below 0.15"]
+    assert (extracted.value, extracted.relation) == ("10.0\xa0%", "lower")
+    assert extracted.higher == "worse"
+    assert (cells["CLIP score"].relation, cells["CLIP score"].higher) == (
+        "lower",
+        "better",
+    )
+
+
 def test_other_seeds_are_not_paired_and_the_page_says_so():
     (found,) = differences(run_of(), run_of("theirs", shift=-0.02, seed=1))
     assert not found.is_paired
