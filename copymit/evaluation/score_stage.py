@@ -40,7 +40,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     seed = subject.eval.seed
     matched = _matched_complexity(subject, views)
     scores = compute_scores(views, provenance, matched, seed)
-    scores |= _quality(subject, artefacts)
+    scores |= _quality(subject, artefacts, generations, provenance)
     if subject.run is not None:
         pictures = [subject.generations_folder / f"{i}.png" for i in generations]
         mitigation = subject.run.config.mitigation.generate
@@ -115,14 +115,21 @@ def _load_sets(artefacts: Artefacts, embedder: str) -> dict[str, Embeddings]:
     }
 
 
-def _quality(subject: Subject, artefacts: Artefacts) -> Scores:
+def _quality(
+    subject: Subject,
+    artefacts: Artefacts,
+    generations: list[str],
+    provenance: Provenance,
+) -> Scores:
     """Scores quality by every embedder of quality; the first gives unprefixed keys."""
     scores: Scores = {"warnings": []}
     chosen = subject.eval.quality_embedders or subject.eval.embedders[:1]
     for name in chosen:
         embeddings = _load_sets(artefacts, name)
         prefix = "" if name == chosen[0] else f"{name}_"
-        found = score_quality(name, embeddings, subject.eval.seed, prefix)
+        own = embeddings["generations"].ids
+        clusters = provenance.clusters_of(generations, own)
+        found = score_quality(name, embeddings, subject.eval.seed, prefix, clusters)
         scores["warnings"] += found.pop("warnings")
         scores |= found
         scores[f"{prefix}quality_protocol"] = embeddings["references"].protocol
@@ -202,9 +209,9 @@ def _clip_scores(
         kept = [i for i, image_id in enumerate(pictures.ids) if image_id in row]
         text_rows = np.array([row[pictures.ids[i]] for i in kept])
         clusters = None
-        if key == "clip_score" and provenance.clusters is not None:
-            cluster = dict(zip(generations, provenance.clusters, strict=True))
-            clusters = np.array([cluster[pictures.ids[i]] for i in kept])
+        if key == "clip_score":
+            own = [pictures.ids[i] for i in kept]
+            clusters = provenance.clusters_of(generations, own)
         found = clip_score(
             pictures.rows(np.array(kept)), captions.rows(text_rows), clusters, seed
         )

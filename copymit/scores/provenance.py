@@ -28,6 +28,15 @@ class Provenance(NamedTuple):
     duplicated: Bool[np.ndarray, " R"] | None
     clusters: Int[np.ndarray, " Q"] | None = None
 
+    def clusters_of(
+        self, generations: Sequence[str], chosen: Sequence[str]
+    ) -> Int[np.ndarray, " P"] | None:
+        """Picks the clusters of some of the generations, in their order."""
+        if self.clusters is None:
+            return None
+        cluster = dict(zip(generations, self.clusters, strict=True))
+        return np.array([cluster[image_id] for image_id in chosen])
+
 
 def trace_provenance(
     prompts: pd.DataFrame | None,
