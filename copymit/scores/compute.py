@@ -69,7 +69,7 @@ def compute_scores(
         scores |= _similarities(view, provenance, prefix, seed)
         scores |= _nearest_ratios(view, provenance, prefix, seed)
     top1 = first.neighbours["generations"].neighbours.similarities[:, 0]
-    return scores | complexity_correlations(top1, matched)
+    return scores | complexity_correlations(top1, matched, provenance.clusters, seed)
 
 
 def score_parts(
