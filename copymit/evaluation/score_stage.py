@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
+from copymit.embedding.embed import is_blank
 from copymit.embedding.image_set import reader_by_id
-from copymit.embedding.store import Embeddings, load_embeddings
+from copymit.embedding.store import Embeddings, EmbeddingStore, load_embeddings
 from copymit.evaluation.artefacts import Artefacts, write_table
 from copymit.evaluation.embed_stage import embedder_names, list_skipped
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
+from copymit.scores.blank import describe_blank
 from copymit.scores.clip_score import clip_score
 from copymit.scores.complexity import Complexity, measure_complexity
 from copymit.scores.compute import View, compute_scores, score_parts
@@ -41,6 +43,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     matched = _matched_complexity(subject, views)
     scores = compute_scores(views, provenance, matched, seed)
     scores |= _quality(subject, artefacts, generations, provenance)
+    scores["alarms"] = []
     if subject.run is not None:
         pictures = [subject.generations_folder / f"{i}.png" for i in generations]
         mitigation = subject.run.config.mitigation.generate
@@ -63,6 +66,14 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     for name, values in matched._asdict().items():
         measured[f"nearest_{name}"] = values
     scores |= _skipped(subject, artefacts)
+    scores["alarms"] += _one_prompt(provenance)
+    for images, embeddings in views[0].embeddings.items():
+        blank = _list_blank(artefacts.store(views[0].embedder, images))
+        found = describe_blank(images, blank, len(embeddings.ids))
+        scores["alarms"] += found.pop("alarms")
+        scores |= found
+    for alarm in scores["alarms"]:
+        logger.warning(alarm)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
@@ -224,6 +235,26 @@ def _clip_scores(
     if "clip_score" not in scores:
         scores["warnings"] = ["no prompts are known, so there is no CLIP score"]
     return scores, values
+
+
+def _one_prompt(provenance: Provenance) -> list[str]:
+    clusters = provenance.clusters
+    if clusters is None or len(clusters) == 1 or clusters.max() > 0:
+        return []
+    return [
+        "All generations are of one prompt: nothing tells how those of another would "
+        "differ, so their numbers have no intervals."
+    ]
+
+
+def _list_blank(store: EmbeddingStore) -> list[str]:
+    """Lists the images of one colour."""
+    return [
+        image_id
+        for shard in store.shards()
+        for image_id, digest in zip(shard.ids, shard.digests, strict=True)
+        if is_blank(digest)
+    ]
 
 
 def _skipped(subject: Subject, artefacts: Artefacts) -> Scores:

@@ -69,6 +69,11 @@ def _describe_data(run: EvaluatedRun) -> list[str]:
             sentences.append(
                 f"Left out were {skipped:,} {words} that could not be read."
             )
+        blank = run.scores.get(f"num_blank_{name}")
+        if blank:
+            sentences.append(
+                f"Of one colour were {blank:,} {words}, which are counted."
+            )
     return sentences
 
 

@@ -42,7 +42,7 @@ class Group(NamedTuple):
 def tabulate_scores(scores: Mapping[str, Any]) -> list[Group]:
     """Lists every score that was measured, by group, second measures after the first.
 
-    None, `warnings` and the `_ci95` of a score that is listed make no row of their own.
+    None, `alarms`, `warnings` and the `_ci95` of a listed score make no row of their own.
     """
     first = str(scores.get("embedder", ""))
     order = list(_GROUPS)
@@ -68,7 +68,7 @@ def tabulate_scores(scores: Mapping[str, Any]) -> list[Group]:
 
 def _row(scores: Mapping[str, Any], key: str) -> Row | None:
     value = scores[key]
-    if value is None or key == "warnings":
+    if value is None or key in ("alarms", "warnings"):
         return None
     if key.endswith("_ci95") and read_estimate(scores, key.removesuffix("_ci95")):
         return None

@@ -40,6 +40,14 @@ _VERDICTS: Mapping[Relation, tuple[str, Tone, str]] = {
         "training images are to each other ({baseline}).",
     ),
 }
+# One prompt, or one generation, tells no spread: its interval is known to be missing.
+_NO_SPREAD: tuple[str, Tone, str] = (
+    "Whether this model copies is unclear",
+    "unclear",
+    "For its generations the {words} to training images is {ours}, and {baseline} for "
+    "training images to each other; but generations of one prompt do not tell how others "
+    "would differ.",
+)
 # Only the most similar generations are above, the average is not.
 _SOME: tuple[str, Tone, str] = (
     "This model copies some training images",
@@ -195,6 +203,9 @@ def _similarity_verdict(
     statistic = above[0] if above else next(iter(found))
     ours, baseline, relation = found[statistic]
     verdict, tone, sentence = _VERDICTS[relation]
+    if f"{statistic}_ci95" in scores and scores[f"{statistic}_ci95"] is None:
+        verdict, tone, sentence = _NO_SPREAD
+        found = {}
     compared = {"ours": ours, "baseline": baseline}
     if statistic != "similarity_mean" and "similarity_mean" in found:
         verdict, tone, sentence = _SOME

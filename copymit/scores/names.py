@@ -366,5 +366,9 @@ SCORES = (
         "{protocol,protocols,quality_protocol,clip_score_protocol}",
         "how images are prepared for each network, and its weights",
     ),
-    Score("other", "warnings", "what to know before the numbers are believed"),
+    Score(
+        "other",
+        "{alarms,warnings}",
+        "what to know before the numbers are believed; alarms stand at the top of the page",
+    ),
 )
