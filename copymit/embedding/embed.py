@@ -32,6 +32,7 @@ from copymit.metrics import format_duration
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 16
+_BLANK = b"\x02"
 _SECONDS_BETWEEN_REPORTS = 10
 
 
@@ -246,11 +247,18 @@ def _in_batches(pool, read, rows: range, size: int) -> Iterator[list]:
 def pixel_digest(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Hashes an image's size and pixels, whatever file they came from.
 
-    Never ends in a zero byte, which numpy's byte strings do not keep.
+    The last byte says whether the image has one colour only, see `is_blank`; it is never
+    zero, which numpy's byte strings would not keep.
     """
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return digest.digest()[: _DIGEST_BYTES - 1] + b"\x01"
+    blank = bool((pixels == pixels[:1, :1]).all())
+    return digest.digest()[: _DIGEST_BYTES - 1] + (_BLANK if blank else b"\x01")
+
+
+def is_blank(digest: bytes) -> bool:
+    """Whether the image of a `pixel_digest` has one colour only."""
+    return digest.endswith(_BLANK)
 
 
 class _Progress:

@@ -13,16 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
+from copymit.embedding.embed import is_blank
 from copymit.embedding.image_set import reader_by_id
-from copymit.embedding.store import Embeddings, load_embeddings
+from copymit.embedding.store import Embeddings, EmbeddingStore, load_embeddings
 from copymit.evaluation.artefacts import Artefacts, write_table
 from copymit.evaluation.embed_stage import embedder_names, list_skipped
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
+from copymit.scores.blank import describe_blank
 from copymit.scores.clip_score import clip_score
 from copymit.scores.complexity import Complexity, measure_complexity
-from copymit.scores.compute import Provenance, View, compute_scores, score_parts
+from copymit.scores.compute import View, compute_scores, score_parts
+from copymit.scores.provenance import Provenance
 from copymit.scores.quality import score_quality
 from copymit.scores.similarity import Scores
 from copymit.scores.tiled import GRID, tiled_l2
@@ -39,7 +42,8 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     seed = subject.eval.seed
     matched = _matched_complexity(subject, views)
     scores = compute_scores(views, provenance, matched, seed)
-    scores |= _quality(subject, artefacts)
+    scores |= _quality(subject, artefacts, generations, provenance)
+    scores["alarms"] = []
     if subject.run is not None:
         pictures = [subject.generations_folder / f"{i}.png" for i in generations]
         mitigation = subject.run.config.mitigation.generate
@@ -52,7 +56,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         measured_background = {"background_template_similarity": background.to_numpy()}
         scores |= score_parts(measured_background, None, seed)
     parts = {str(name): measured[name].to_numpy(np.float64) for name in measured}
-    scores |= score_parts(parts, provenance.prompted, seed)
+    scores |= score_parts(parts, provenance.clusters, seed)
     if subject.eval.clip_score:
         found, values = _clip_scores(subject, artefacts, generations, provenance)
         scores["warnings"] += found.pop("warnings", [])
@@ -62,6 +66,14 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     for name, values in matched._asdict().items():
         measured[f"nearest_{name}"] = values
     scores |= _skipped(subject, artefacts)
+    scores["alarms"] += _one_prompt(provenance)
+    for images, embeddings in views[0].embeddings.items():
+        blank = _list_blank(artefacts.store(views[0].embedder, images))
+        found = describe_blank(images, blank, len(embeddings.ids))
+        scores["alarms"] += found.pop("alarms")
+        scores |= found
+    for alarm in scores["alarms"]:
+        logger.warning(alarm)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
@@ -114,14 +126,21 @@ def _load_sets(artefacts: Artefacts, embedder: str) -> dict[str, Embeddings]:
     }
 
 
-def _quality(subject: Subject, artefacts: Artefacts) -> Scores:
+def _quality(
+    subject: Subject,
+    artefacts: Artefacts,
+    generations: list[str],
+    provenance: Provenance,
+) -> Scores:
     """Scores quality by every embedder of quality; the first gives unprefixed keys."""
     scores: Scores = {"warnings": []}
     chosen = subject.eval.quality_embedders or subject.eval.embedders[:1]
     for name in chosen:
         embeddings = _load_sets(artefacts, name)
         prefix = "" if name == chosen[0] else f"{name}_"
-        found = score_quality(name, embeddings, subject.eval.seed, prefix)
+        own = embeddings["generations"].ids
+        clusters = provenance.clusters_of(generations, own)
+        found = score_quality(name, embeddings, subject.eval.seed, prefix, clusters)
         scores["warnings"] += found.pop("warnings")
         scores |= found
         scores[f"{prefix}quality_protocol"] = embeddings["references"].protocol
@@ -200,9 +219,10 @@ def _clip_scores(
         row = {image_id: i for i, image_id in enumerate(captions.ids)}
         kept = [i for i, image_id in enumerate(pictures.ids) if image_id in row]
         text_rows = np.array([row[pictures.ids[i]] for i in kept])
-        clusters = provenance.prompted if key == "clip_score" else None
-        if clusters is not None and pictures.ids != generations:
-            clusters = None
+        clusters = None
+        if key == "clip_score":
+            own = [pictures.ids[i] for i in kept]
+            clusters = provenance.clusters_of(generations, own)
         found = clip_score(
             pictures.rows(np.array(kept)), captions.rows(text_rows), clusters, seed
         )
@@ -215,6 +235,26 @@ def _clip_scores(
     if "clip_score" not in scores:
         scores["warnings"] = ["no prompts are known, so there is no CLIP score"]
     return scores, values
+
+
+def _one_prompt(provenance: Provenance) -> list[str]:
+    clusters = provenance.clusters
+    if clusters is None or len(clusters) == 1 or clusters.max() > 0:
+        return []
+    return [
+        "All generations are of one prompt: nothing tells how those of another would "
+        "differ, so their numbers have no intervals."
+    ]
+
+
+def _list_blank(store: EmbeddingStore) -> list[str]:
+    """Lists the images of one colour."""
+    return [
+        image_id
+        for shard in store.shards()
+        for image_id, digest in zip(shard.ids, shard.digests, strict=True)
+        if is_blank(digest)
+    ]
 
 
 def _skipped(subject: Subject, artefacts: Artefacts) -> Scores:

@@ -46,7 +46,7 @@ _OF_STAGE = {
     "report": ("gallery_size", "blur"),
 }
 # Counted up when a stage writes what it did not before, so that it is run again.
-_VERSIONS = {"score": 2}
+_VERSIONS = {"embed": 1, "score": 3}
 
 
 def stage_settings(config: ConfigDict, stage: str) -> list:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from etils import epath
 from jax.sharding import Mesh
@@ -35,7 +34,7 @@ from copymit.metrics import read_metrics
 from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.scores.compute import Provenance
+from copymit.scores.provenance import Provenance, trace_provenance
 from copymit.settings import (
     changed_mitigations,
     evaluation_settings,
@@ -158,17 +157,11 @@ class Subject:
         Args:
           generations, references: the ids that could be read, in order.
         """
-        prompts = self.prompts()
-        prompted = duplicated = None
-        if prompts is not None and "example_id" in prompts:
-            row = {name: i for i, name in enumerate(references)}
-            example_ids = prompts.set_index("id").loc[list(generations), "example_id"]
-            if example_ids.isin(row.keys()).all():
-                prompted = example_ids.map(row).to_numpy(np.int64)
+        duplicated = None
         if self.duplication is not None:
             table = self.duplication.set_index("example_id")["duplicated"]
             duplicated = table.loc[list(references)].to_numpy(bool)
-        return Provenance(prompted, duplicated)
+        return trace_provenance(self.prompts(), generations, references, duplicated)
 
     def metrics(self) -> pd.DataFrame | None:
         """Reads the metrics of the training, or nothing for folders."""

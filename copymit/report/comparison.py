@@ -25,27 +25,23 @@ from copymit.report.verdict import (
     format_number,
     format_score,
     format_value,
+    is_share,
     quality_key,
-    quality_name,
     read_estimate,
+    score_label,
 )
+from copymit.scores.names import SCORES, look_up
 
 _SEED = 0
 _MAX_SETTINGS = 40
-_ROWS = {
-    "dataset_similarity": "Dataset similarity (95th percentile)",
-    "similarity_mean": "Mean similarity",
-    "background_similarity_mean": "Training images to each other, mean",
-    "prompted_image_hits_duplicated": "Duplicated images that come back",
-    "prompted_image_hits_unduplicated": "Other images that come back",
-    "prompted_image_hits": "Prompted images that come back",
-    "pixels_similarity_mean": "Mean pixel correlation",
-    "template_similarity_mean": "Mean similarity of the most alike tile",
-    "tile_l2_mean": "Mean tiled distance",
-    "tile_l2_below_0.1": "Extracted: tiled distance below 0.1",
-    "clip_score": "CLIP score",
-    "cmmd": "CMMD",
-}
+# Every score that has a label, and two of other sets and embedders.
+_ROWS = (
+    *(score.key for score in SCORES if score.label and score.group != "quality"),
+    "background_similarity_mean",
+    "pixels_similarity_mean",
+    "clip_score",
+    "cmmd",
+)
 _SIMILARITY_WORDS: Mapping[Relation, str] = {
     "above": "is higher",
     "below": "is lower",
@@ -77,11 +73,16 @@ _BASELINES = ("background_similarity_mean",)
 
 
 class Cell(NamedTuple):
-    """One score of one run, and how it stands to the first run's."""
+    """One score of one run, and how it stands to the first run's.
+
+    Attributes:
+      higher: whether a higher score is worse or better, or "".
+    """
 
     value: str
     interval: str
     relation: str
+    higher: str
 
 
 class Row(NamedTuple):
@@ -122,18 +123,21 @@ def compare_scores(
         score.
     """
     rows = []
-    for key, label in _ROWS.items():
+    for key in _ROWS:
         found = [read_estimate(run.scores, key) for run in runs]
         if any(found):
             baseline = key in _BASELINES
             known = ["", *(r.get(key, "") for r in relations)]
-            rows.append(Row(label, _cells(key, found, not baseline, known)))
+            cells = _cells(key, found, not baseline, known)
+            rows.append(Row(score_label(key), cells))
     for key in _quality_keys(runs):
         found = [read_estimate(run.scores, key) for run in runs]
-        rows.append(Row(quality_name(key), _cells(key, found, True)))
+        rows.append(Row(score_label(key), _cells(key, found, True)))
     losses = [final_loss(run) for run in runs]
     if any(loss is not None for loss in losses):
-        cells = [Cell("–" if x is None else format_number(x), "", "") for x in losses]
+        cells = [
+            Cell("–" if x is None else format_number(x), "", "", "") for x in losses
+        ]
         rows.append(Row("Training loss (last tenth)", cells))
     return rows
 
@@ -207,8 +211,8 @@ def comparison_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
     """Picks the scores for the figure that compares runs."""
     keys = ["dataset_similarity", "prompted_image_hits_duplicated"]
     keys.append("prompted_image_hits_unduplicated")
-    panels = [Panel(_ROWS[k], _read(runs, k), is_share="hits" in k) for k in keys]
-    panels += [Panel(quality_name(k), _read(runs, k)) for k in _quality_keys(runs)]
+    panels = [Panel(score_label(k), _read(runs, k), is_share(k)) for k in keys]
+    panels += [Panel(score_label(k), _read(runs, k)) for k in _quality_keys(runs)]
     losses = [final_loss(run) for run in runs]
     points = [None if loss is None else Estimate(loss, loss, loss) for loss in losses]
     panels.append(Panel("Training loss", points))
@@ -217,7 +221,7 @@ def comparison_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
 
 def tradeoff_panels(runs: Sequence[EvaluatedRun]) -> list[Panel]:
     """Picks what similarity is traded off against: quality, and fit to the caption."""
-    keys = {k: f"{quality_name(k)}; lower = more alike" for k in _quality_keys(runs)}
+    keys = {k: f"{score_label(k)}; lower = more alike" for k in _quality_keys(runs)}
     keys["clip_score"] = "CLIP score; higher = fits the caption"
     similarities = _read(runs, "dataset_similarity")
     panels = []
@@ -332,11 +336,12 @@ def _cells(
     compared: bool,
     known: Sequence[str] = (),
 ) -> list[Cell]:
-    first = found[0]
-    cells = []
+    first, cells = found[0], []
+    score = look_up(key)
+    higher = score.score.higher if score else ""
     for i, estimate in enumerate(found):
         if estimate is None:
-            cells.append(Cell("–", "", ""))
+            cells.append(Cell("–", "", "", ""))
             continue
         relation = known[i] if i < len(known) else ""
         if (
@@ -357,6 +362,7 @@ def _cells(
                 format_value(key, estimate.value),
                 format_interval(key, estimate),
                 relation,
+                higher,
             )
         )
     return cells

@@ -9,8 +9,9 @@ from typing import Any
 
 import copymit
 from copymit.report.evaluated_run import EvaluatedRun
-from copymit.report.verdict import format_number, quality_key
+from copymit.report.verdict import format_number, quality_key, score_label
 from copymit.scores.bootstrap import bootstrap_ci
+from copymit.scores.names import SETS, look_up
 from copymit.settings import changed_mitigations
 
 _COUNTS = {
@@ -67,6 +68,11 @@ def _describe_data(run: EvaluatedRun) -> list[str]:
         if skipped:
             sentences.append(
                 f"Left out were {skipped:,} {words} that could not be read."
+            )
+        blank = run.scores.get(f"num_blank_{name}")
+        if blank:
+            sentences.append(
+                f"Of one colour were {blank:,} {words}, which are counted."
             )
     return sentences
 
@@ -160,23 +166,24 @@ def _describe_measures(run: EvaluatedRun) -> list[str]:
             "Similarity is that of a generation to its nearest training image, by "
             f"{_enumerate(texts)}{'; the first gives the headline' * (len(texts) > 1)}."
         )
-    meanings = {
-        "dataset_similarity": "Dataset similarity is its 95th percentile over generations.",
-        "background_similarity_mean": "The background is each training image's "
-        "similarity to its nearest other.",
-        "template_similarity_mean": "Template similarity is the largest over tiles of a "
-        "generation to the tile at the same place of any training image.",
-        "tile_l2_mean": "The tiled distance is Carlini et al.'s, the largest over tiles, "
-        "to the nearest of the candidates that the embedders found.",
-    }
-    sentences += [text for key, text in meanings.items() if key in scores]
+    for key in ("dataset_similarity", "template_similarity_mean", "tile_l2_mean"):
+        if key in scores:
+            sentences.append(_define(key))
+    if "background_similarity_mean" in scores:
+        sentences.append(f"The background: {SETS['background'].replace('*', '')}.")
     if "clip_score" in scores:
         protocol = scores.get("clip_score_protocol")
         sentences.append(
-            "The CLIP score is the mean cosine of the features of generation and prompt"
-            f"{f' ({protocol})' if protocol else ''}."
+            _define("clip_score") + f" It is by {protocol}." * bool(protocol)
         )
     return sentences
+
+
+def _define(key: str) -> str:
+    """Says what a score is, in the words that stand for it everywhere."""
+    found = look_up(key)
+    assert found is not None, key
+    return f"{score_label(key)}: {found.score.meaning.replace('`', '')}."
 
 
 def _describe_search(run: EvaluatedRun) -> list[str]:
@@ -209,7 +216,7 @@ def _describe_quality(run: EvaluatedRun) -> list[str]:
     if any(k == "kid" or k.startswith("kd_") for k in scores):
         sentences.append("The kernel distance is the unbiased squared MMD.")
     if "cmmd" in scores:
-        sentences.append("CMMD is that of CLIP features with a Gaussian kernel.")
+        sentences.append(_define("cmmd"))
     measures = [
         k for k in ("precision", "recall", "density", "coverage") if k in scores
     ]
@@ -228,10 +235,19 @@ def _describe_intervals(run: EvaluatedRun) -> list[str]:
         return []
     resamples = inspect.signature(bootstrap_ci).parameters["num_resamples"].default
     text = f"Intervals: 95 %, percentile bootstrap with {resamples:,} resamples"
-    prompted = run.prompts is not None and "example_id" in run.prompts
-    if prompted and "prompted_image_hits" in run.scores:
-        text += ", generations of one prompted image being drawn together"
-    return [f"{text}."]
+    clusters = run.scores.get("num_clusters")
+    if clusters:
+        text += (
+            f" of the {clusters:,} groups of generations of one prompted image, or of one "
+            "prompt where no image is known"
+        )
+    key = quality_key(run.scores)
+    if key and run.scores.get(f"{key}_ci95"):
+        text += ", and jackknife over them for distances and shares of quality"
+    return [
+        f"{text}; exact binomial where all agree. They count the chance of generating, "
+        "against fixed training images."
+    ]
 
 
 def _reader(settings: Mapping[str, Any]) -> Callable[[str, str], str]:

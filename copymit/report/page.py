@@ -184,6 +184,7 @@ def _facts(
         "detectors": tabulate_detectors(run.detection) if run.detection else [],
         "groups": tabulate_scores(run.scores),
         "settings": sorted((k, str(v)) for k, v in run.settings.items()),
+        "alarms": [str(a) for a in run.scores.get("alarms") or ()],
         "warnings": [str(w) for w in run.scores.get("warnings") or ()],
         "version": copymit.__version__,
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from copymit.report.evaluated_run import EvaluatedRun, Generation
 from copymit.report.verdict import (
@@ -14,13 +15,12 @@ from copymit.report.verdict import (
     format_interval,
     format_value,
     read_estimate,
+    score_label,
 )
 from copymit.scores.paired import Difference, paired_differences, unpaired_difference
+from copymit.scores.provenance import dependent_clusters
 
-_LABELS = {
-    "similarity_mean": "Mean similarity",
-    "dataset_similarity": "Dataset similarity (95th percentile)",
-}
+_KEYS = ("similarity_mean", "dataset_similarity")
 
 
 class DifferenceRow(NamedTuple):
@@ -66,7 +66,10 @@ def compare_pairs(
     found = []
     for run, theirs in zip(runs[1:], generations[1:], strict=True):
         pairs = _pair(generations[0], theirs)
-        clusters = _clusters(pairs)
+        own = [ours for ours, _ in pairs]
+        clusters = dependent_clusters(
+            [g.prompted for g in own], [g.prompt for g in own]
+        )
         if len(set(clusters)) > 1:
             longest = max(len(generations[0]), len(theirs))
             found.append(_paired(run.title, pairs, clusters, longest))
@@ -89,22 +92,14 @@ def _pair(
     ]
 
 
-def _clusters(pairs: Sequence[tuple[Generation, Generation]]) -> list[str]:
-    """Names what pairs share: the image that prompted them, or their prompt."""
-    return [
-        f"image {g.prompted}" if g.prompted else f"prompt {g.prompt}" for g, _ in pairs
-    ]
-
-
 def _paired(
     title: str,
     pairs: Sequence[tuple[Generation, Generation]],
-    clusters: Sequence[str],
+    clusters: Int[np.ndarray, " P"],
     longest: int,
 ) -> RunDifference:
     first, second = (np.array([p[i].similarity for p in pairs]) for i in (0, 1))
-    numbers = np.unique(clusters, return_inverse=True)[1]
-    found = paired_differences(first, second, numbers)
+    found = paired_differences(first, second, clusters)
     rows = [
         _row("similarity_mean", found.mean),
         _row("dataset_similarity", found.dataset_similarity),
@@ -112,8 +107,8 @@ def _paired(
     ]
     note = (
         f"Paired: {found.num_pairs:,} generations of the same prompt from the same "
-        f"noise, in {found.num_clusters:,} groups of one prompted image; intervals by "
-        "bootstrap over these groups."
+        f"noise, in {found.num_clusters:,} groups of one prompted image or prompt; "
+        "intervals by bootstrap over these groups."
     )
     if found.num_pairs < longest:
         note += (
@@ -125,7 +120,7 @@ def _paired(
 
 def _unpaired(first: EvaluatedRun, second: EvaluatedRun) -> RunDifference:
     rows = []
-    for key in _LABELS:
+    for key in _KEYS:
         ours, theirs = (read_estimate(run.scores, key) for run in (first, second))
         if ours and theirs:
             rows.append(_row(key, unpaired_difference(ours, theirs)))
@@ -142,12 +137,12 @@ def _row(key: str, difference: Difference) -> DifferenceRow:
         low, high = difference.interval
         relation = "higher" if low > 0 else "lower" if high < 0 else "could be chance"
     return DifferenceRow(
-        key, _LABELS[key], *_write("", difference, signed=True), relation
+        key, score_label(key), *_write("", difference, signed=True), relation
     )
 
 
 def _share_row(difference: Difference) -> DifferenceRow:
-    value, interval = _write("above_0", difference)
+    value, interval = _write("prompted_image_hits", difference)
     return DifferenceRow(
         "share_lower", "Generations that are less similar", value, interval, ""
     )

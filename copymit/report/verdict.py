@@ -6,16 +6,14 @@ overlap, and the text says so when they do.
 
 import math
 import numbers
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+
+from copymit.scores.names import look_up
 
 Relation = Literal["above", "equal", "below"]
 Tone = Literal["copies", "partly", "unclear", "none"]
 
-_SHARES = re.compile(
-    r"((above|below)_[\d.]+|image_hits(_duplicated|_unduplicated)?|precision|recall|coverage)$"
-)
 _STATISTICS = {
     "similarity_mean": "mean similarity",
     "dataset_similarity": "95th percentile of similarity",
@@ -42,6 +40,14 @@ _VERDICTS: Mapping[Relation, tuple[str, Tone, str]] = {
         "training images are to each other ({baseline}).",
     ),
 }
+# One prompt, or one generation, tells no spread: its interval is known to be missing.
+_NO_SPREAD: tuple[str, Tone, str] = (
+    "Whether this model copies is unclear",
+    "unclear",
+    "For its generations the {words} to training images is {ours}, and {baseline} for "
+    "training images to each other; but generations of one prompt do not tell how others "
+    "would differ.",
+)
 # Only the most similar generations are above, the average is not.
 _SOME: tuple[str, Tone, str] = (
     "This model copies some training images",
@@ -56,57 +62,21 @@ _DUPLICATION: Mapping[Relation, str] = {
     "equal": "Images duplicated in training come back about as often ({}) as others "
     "({}): the intervals overlap.",
 }
-# Label, meaning, and the prefix and key of the same number for images of no model.
-_TILES: Mapping[str, tuple[str, str, tuple[str, str] | None]] = {
-    "dataset_similarity": (
-        "Dataset similarity",
-        "95 % of generations are less similar than this to their nearest training image.",
-        ("", "dataset_similarity"),
-    ),
-    "similarity_mean": (
-        "Mean similarity",
-        "of a generation to its nearest training image.",
-        ("", "similarity_mean"),
-    ),
-    "prompted_image_hits_duplicated": (
-        "Duplicated images that come back",
-        "Share of generations prompted by a duplicated image whose nearest training "
-        "image is that very image.",
-        None,
-    ),
-    "prompted_image_hits_unduplicated": (
-        "Other images that come back",
-        "The same for generations prompted by images that were not duplicated.",
-        None,
-    ),
-    "prompted_image_hits": (
-        "Prompted images that come back",
-        "Share of generations whose nearest training image is the very image whose "
-        "caption prompted them.",
-        None,
-    ),
-    "pixels_similarity_mean": (
-        "Mean pixel correlation",
-        "with the nearest training image: a second measure, without a network.",
-        ("pixels_", "similarity_mean"),
-    ),
-    "template_similarity_mean": (
-        "Most alike tile",
-        "Mean similarity of the most alike part of a generation and its nearest training "
-        "image: finds copied parts.",
-        ("", "template_similarity_mean"),
-    ),
-    "tile_l2_mean": (
-        "Tiled distance",
-        "Mean of Carlini et al.'s distance to the nearest training image, the largest "
-        "over tiles: small means copied.",
-        ("", "tile_l2_mean"),
-    ),
-    "clip_score": (
-        "CLIP score",
-        "How well generations fit their prompts: higher is better.",
-        ("", "clip_score"),
-    ),
+# Numbers that matter most, and sets of images of no model that are measured alike.
+_TILES: Mapping[str, tuple[str, ...]] = {
+    "dataset_similarity": ("background", "heldout"),
+    "similarity_mean": ("background", "heldout"),
+    "prompted_image_hits_duplicated": (),
+    "prompted_image_hits_unduplicated": (),
+    "prompted_image_hits": (),
+    "pixels_similarity_mean": ("background", "heldout"),
+    "template_similarity_mean": ("background",),
+    "tile_l2_mean": (),
+    "clip_score": ("background",),
+}
+_SETS = {
+    "background": "Training images among themselves",
+    "heldout": "images never trained on",
 }
 
 
@@ -161,6 +131,12 @@ def compare_estimates(first: Estimate, second: Estimate) -> Relation:
     return "below" if first.high < second.low else "equal"
 
 
+def is_share(key: str) -> bool:
+    """Whether the score under a key is a share in [0, 1]."""
+    found = look_up(key)
+    return found is not None and found.score.is_share
+
+
 def format_number(value: float) -> str:
     """Writes three significant digits; whole numbers from 1,000 on in full."""
     if isinstance(value, int) or abs(value) >= 999.5:
@@ -172,7 +148,7 @@ def format_number(value: float) -> str:
 
 def format_value(key: str, value: float) -> str:
     """Writes the number under a key: a percentage if it is a share."""
-    if _SHARES.search(key):
+    if is_share(key):
         return f"{format_number(100.0 * value)}\N{NO-BREAK SPACE}%"
     return format_number(value)
 
@@ -181,7 +157,7 @@ def format_interval(key: str, estimate: Estimate) -> str:
     """Writes `[low, high]`, or nothing where no interval is known."""
     if not estimate.has_interval:
         return ""
-    scale = 100.0 if _SHARES.search(key) else 1.0
+    scale = 100.0 if is_share(key) else 1.0
     low, high = (format_number(scale * x) for x in estimate[1:])
     return f"[{low},\N{NO-BREAK SPACE}{high}]"
 
@@ -227,6 +203,9 @@ def _similarity_verdict(
     statistic = above[0] if above else next(iter(found))
     ours, baseline, relation = found[statistic]
     verdict, tone, sentence = _VERDICTS[relation]
+    if f"{statistic}_ci95" in scores and scores[f"{statistic}_ci95"] is None:
+        verdict, tone, sentence = _NO_SPREAD
+        found = {}
     compared = {"ours": ours, "baseline": baseline}
     if statistic != "similarity_mean" and "similarity_mean" in found:
         verdict, tone, sentence = _SOME
@@ -293,45 +272,67 @@ def make_tiles(scores: Mapping[str, Any]) -> list[Tile]:
         del wanted["prompted_image_hits"]
     quality = quality_key(scores)
     if quality:
-        meaning = (
-            "between generations and training images; lower means more alike as a "
-            "whole. Copies lower it too."
-        )
-        wanted[quality] = (quality_name(quality), meaning, None)
+        wanted[quality] = ()
     tiles = []
-    for key, (label, meaning, baseline) in wanted.items():
+    for key, baselines in wanted.items():
         estimate = read_estimate(scores, key)
-        if estimate:
-            value = format_value(key, estimate.value)
-            if baseline:
-                meaning += _baselines(scores, *baseline)
-            tiles.append(Tile(label, value, format_interval(key, estimate), meaning))
+        if not estimate:
+            continue
+        meaning = _meaning(key) + _baselines(scores, key, baselines)
+        # A warning stands where the number does that it is about.
+        if key == quality and scores.get("frechet_bias"):
+            meaning += f" {scores['frechet_bias']}"
+        value = format_value(key, estimate.value)
+        tiles.append(
+            Tile(score_label(key), value, format_interval(key, estimate), meaning)
+        )
     return tiles
+
+
+def _meaning(key: str) -> str:
+    """Is what a score means, as a sentence."""
+    found = look_up(key)
+    assert found is not None, key
+    text = found.score.meaning.replace("`", "").replace("*", "")
+    if found.embedder:
+        text += f"; by {found.embedder}"
+    if found.score.higher:
+        text += f"; higher is {found.score.higher}"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def quality_key(scores: Mapping[str, Any]) -> str | None:
     """Returns the key of the Frechet distance to the training images, if measured."""
-    keys = ["fid", *(k for k in scores if k.startswith("fd_"))]
-    proper = (k for k in keys if not k.endswith(("_ci95", "_to_heldout")))
-    return next((k for k in proper if read_estimate(scores, k)), None)
+    distances = ("fid", "fd_EMBEDDER")
+    for key in scores:
+        found = look_up(key)
+        if found and found.score.key in distances and read_estimate(scores, key):
+            return key
+    return None
 
 
-def quality_name(key: str) -> str:
-    """Names a Frechet distance for a reader."""
-    if key == "fid":
-        return "FID"
-    return f"Fréchet distance ({key.removeprefix('fd_')})"
+def score_label(key: str) -> str:
+    """Names a score for a reader.
+
+    Raises:
+      ValueError: if it has no name.
+    """
+    found = look_up(key)
+    if found is None or not found.label:
+        raise ValueError(
+            f"{key!r} has no label in copymit/scores/names.py: give it one"
+        )
+    return found.label.replace("EMBEDDER", key.removeprefix("fd_"))
 
 
-def _baselines(scores: Mapping[str, Any], prefix: str, key: str) -> str:
+def _baselines(scores: Mapping[str, Any], key: str, baselines: Sequence[str]) -> str:
     """Lists what the same number is for images that no model made."""
+    found = look_up(key)
+    prefix = f"{found.embedder}_" if found and found.embedder else ""
     parts = []
-    for name, words in {
-        "background": "Training images among themselves",
-        "heldout": "images never trained on",
-    }.items():
-        estimate = read_estimate(scores, f"{prefix}{name}_{key}")
+    for name in baselines:
+        estimate = read_estimate(scores, f"{prefix}{name}_{key.removeprefix(prefix)}")
         if estimate:
-            parts.append(f"{words}: {format_score(key, estimate)}")
+            parts.append(f"{_SETS[name]}: {format_score(key, estimate)}")
     text = "; ".join(parts)
     return f" {text[0].upper()}{text[1:]}." if text else ""

@@ -6,6 +6,7 @@ than it is: whole clusters are drawn instead.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,9 +32,24 @@ def std(values: Float[np.ndarray, " Q"], counts: Int[np.ndarray, "S Q"]) -> np.n
     return np.sqrt(np.maximum(variances, 0))
 
 
-def share_above(threshold: float) -> Statistic:
+@dataclass(frozen=True)
+class Share:
+    """The statistic: share of a sample whose values are as `holds` (Q,) -> (Q,) asks."""
+
+    holds: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return mean(self.holds(values).astype(np.float64), counts)
+
+
+def share_above(threshold: float) -> Share:
     """Makes the statistic: share of a sample above a threshold."""
-    return lambda values, counts: mean((values > threshold).astype(np.float64), counts)
+    return Share(lambda values: values > threshold)
+
+
+def share_below(threshold: float) -> Share:
+    """Makes the statistic: share of a sample below a threshold."""
+    return Share(lambda values: values < threshold)
 
 
 def percentile(percent: float) -> Statistic:
@@ -63,6 +79,19 @@ def estimate(values: Float[np.ndarray, " Q"], statistic: Statistic) -> float:
     return float(statistic(np.sort(np.asarray(values, np.float64)), ones)[0])
 
 
+def unanimous_interval(
+    share: float, count: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Exact binomial interval of a share of 0 or 1 of so many independent trials.
+
+    Resampling finds no spread where all agree, but more trials might not have agreed.
+
+    Source: Clopper and Pearson 1934; what their beta quantiles are at 0 and 1.
+    """
+    reach = 1 - ((1 - confidence) / 2) ** (1 / count)
+    return (0.0, reach) if share == 0 else (1 - reach, 1.0)
+
+
 def bootstrap_ci(
     values: Float[np.ndarray, " Q"],
     statistics: Mapping[str, Statistic],
@@ -74,7 +103,8 @@ def bootstrap_ci(
     """Percentile bootstrap intervals of statistics, all from the same resamples.
 
     As many clusters as there are get drawn with replacement, and each brings all of its
-    values.
+    values. A `Share` in which all values agree gets the exact binomial interval of as many
+    trials as there are clusters.
 
     Args:
       values: finite numbers.
@@ -89,8 +119,15 @@ def bootstrap_ci(
     """
     values = finite_vector(values, "values")
     clusters = cluster_numbers(clusters, len(values))
+    intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(statistics)
+    unanimous = {
+        name: unanimous_interval(share, int(clusters.max()) + 1, confidence)
+        for name, statistic in statistics.items()
+        if isinstance(statistic, Share)
+        and (share := estimate(values, statistic)) in (0.0, 1.0)
+    }
     if clusters.max() == 0:
-        return dict.fromkeys(statistics)
+        return intervals | unanimous
     order = np.argsort(values, kind="stable")
     values, clusters = values[order], clusters[order]
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
@@ -98,11 +135,10 @@ def bootstrap_ci(
         for name, statistic in statistics.items():
             drawn[name].append(statistic(values, counts))
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    intervals: dict[str, tuple[float, float] | None] = {}
     for name, samples in drawn.items():
         low, high = np.percentile(np.concatenate(samples), tails)
         intervals[name] = (float(low), float(high))
-    return intervals
+    return intervals | unanimous
 
 
 def finite_vector(values: Float[np.ndarray, " Q"], name: str) -> np.ndarray:

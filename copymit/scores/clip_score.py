@@ -38,8 +38,8 @@ def clip_score(
     Args:
       image_features: of any length; row i belongs to caption i.
       text_features: of any length, of the same CLIP.
-      clusters: prompted image of each generation, for the interval; None makes each its
-        own.
+      clusters: which generations are not independent, for the interval; None makes each
+        its own.
       seed: of the bootstrap.
     Raises:
       ValueError: if shapes differ or there are no rows, or a row is not finite or zero.

@@ -9,10 +9,19 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from copymit.scores.bootstrap import finite_vector
+from copymit.scores.bootstrap import (
+    Statistic,
+    bootstrap_ci,
+    cluster_numbers,
+    estimate,
+    finite_vector,
+    mean,
+    std,
+)
+from copymit.scores.similarity import Scores
 
 # ITU-R BT.709 luma: what scikit-image's rgb2gray, and so DCR, takes for grey.
 GREY_WEIGHTS = np.array([0.2125, 0.7154, 0.0721])
@@ -58,7 +67,9 @@ def measure_complexity(images: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Complexi
 def complexity_correlations(
     similarities: Float[np.ndarray, " Q"],
     images: Complexity | Iterable[UInt8[np.ndarray, "H W 3"]],
-) -> dict[str, float | None]:
+    clusters: Int[np.ndarray, " Q"] | None = None,
+    seed: int = 0,
+) -> Scores:
     """Correlates similarity with the complexity of the matched training image.
 
     Negative correlations say that simple images are copied more.
@@ -66,11 +77,14 @@ def complexity_correlations(
     Args:
       similarities: similarity of each generation to its match.
       images: the match of each generation (DCR: the 224 px crop), or its `Complexity`.
+      clusters: which generations are not independent; None makes each its own.
+      seed: of the bootstrap.
     Returns:
       `complexity_{entropy,jpeg_bytes,total_variation,entropy_jpeg}_{pearson,pvalue}`,
-      where entropy_jpeg is entropy times the root of the JPEG size. Both are None where
-      one side is constant or there are fewer than three pairs. The p-values take
-      generations for independent, which those of one prompt are not.
+      where entropy_jpeg is entropy times the root of the JPEG size, and the interval of
+      the correlation under `_ci95`. None where one side is constant or there are fewer
+      than three pairs; of fewer than three clusters there is only the correlation. The
+      p-values are those of as many pairs as there are clusters.
     Raises:
       ValueError: if there are no similarities, any is not finite, or the counts differ.
     """
@@ -83,11 +97,21 @@ def complexity_correlations(
         )
     measures = measured._asdict()
     measures["entropy_jpeg"] = measured.entropy * np.sqrt(measured.jpeg_bytes)
-    scores: dict[str, float | None] = {}
+    numbers = cluster_numbers(clusters, len(similarities))
+    count = int(numbers.max()) + 1
+    scores: Scores = {}
     for name, values in measures.items():
-        pearson, pvalue = _correlation(values, similarities)
-        scores[f"complexity_{name}_pearson"] = pearson
-        scores[f"complexity_{name}_pvalue"] = pvalue
+        key, pearson = f"complexity_{name}", None
+        scores |= {f"{key}_pearson_ci95": None, f"{key}_pvalue": None}
+        if len(values) >= 3 and np.ptp(values) and np.ptp(similarities):
+            rows = np.arange(len(values), dtype=np.float64)
+            statistic = _pearson(values, similarities)
+            pearson = float(np.clip(estimate(rows, statistic), -1, 1))
+            if count >= 3:
+                found = bootstrap_ci(rows, {"r": statistic}, numbers, seed=seed)
+                scores[f"{key}_pearson_ci95"] = found["r"]
+                scores[f"{key}_pvalue"] = _pvalue(pearson, count)
+        scores[f"{key}_pearson"] = pearson
     return scores
 
 
@@ -112,12 +136,25 @@ def total_variation(image: UInt8[np.ndarray, "H W 3"]) -> float:
     return float(sum(np.abs(np.diff(levels, axis=axis)).sum() for axis in (0, 1)))
 
 
-def _correlation(
-    first: np.ndarray, second: np.ndarray
-) -> tuple[float | None, float | None]:
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None, None
-    from scipy.stats import pearsonr
+def _pearson(first: np.ndarray, second: np.ndarray) -> Statistic:
+    """Makes the statistic of row numbers: correlation of two numbers of each row."""
+    standard = [(x - x.mean()) / x.std() for x in (first, second)]
 
-    result = pearsonr(first, second)
-    return float(result.statistic), float(result.pvalue)
+    def of_samples(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        x, y = (values[rows.astype(int)] for values in standard)
+        product = mean(x * y, counts) - mean(x, counts) * mean(y, counts)
+        spread = std(x, counts) * std(y, counts)
+        # Of one cluster drawn again and again there may be no correlation.
+        return np.divide(product, spread, out=np.zeros_like(product), where=spread > 0)
+
+    return of_samples
+
+
+def _pvalue(pearson: float, count: int) -> float:
+    """Two-sided, of a correlation of so many independent pairs, by Student's t."""
+    from scipy.special import stdtr
+
+    if abs(pearson) == 1:
+        return 0.0
+    t = abs(pearson) * np.sqrt((count - 2) / (1 - pearson**2))
+    return float(2 * stdtr(count - 2, -t))

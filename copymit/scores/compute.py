@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from copymit.embedding.store import Embeddings, unit_rows
 from copymit.scores.bootstrap import (
@@ -14,8 +14,10 @@ from copymit.scores.bootstrap import (
     estimate,
     mean,
     percentile,
+    share_below,
 )
 from copymit.scores.complexity import Complexity, complexity_correlations
+from copymit.scores.provenance import UNKNOWN_ROW, Provenance
 from copymit.scores.similarity import (
     Scores,
     duplicated_match_summary,
@@ -45,18 +47,6 @@ class View(NamedTuple):
     neighbours: Mapping[str, SearchResult]
 
 
-class Provenance(NamedTuple):
-    """What is known about where generations and references come from.
-
-    Attributes:
-      prompted: row of the reference whose caption prompted each generation, or None.
-      duplicated: whether each reference was duplicated in training, or None.
-    """
-
-    prompted: Int[np.ndarray, " Q"] | None
-    duplicated: Bool[np.ndarray, " R"] | None
-
-
 def compute_scores(
     views: Sequence[View],
     provenance: Provenance,
@@ -72,12 +62,14 @@ def compute_scores(
     scores: Scores = {"embedder": first.embedder, "protocol": first.protocol}
     scores["protocols"] = {view.embedder: view.protocol for view in views}
     scores |= {f"num_{name}": len(e.ids) for name, e in first.embeddings.items()}
+    if provenance.clusters is not None:
+        scores["num_clusters"] = len(np.unique(provenance.clusters))
     for view in views:
         prefix = "" if view is first else f"{view.embedder}_"
         scores |= _similarities(view, provenance, prefix, seed)
         scores |= _nearest_ratios(view, provenance, prefix, seed)
     top1 = first.neighbours["generations"].neighbours.similarities[:, 0]
-    return scores | complexity_correlations(top1, matched)
+    return scores | complexity_correlations(top1, matched, provenance.clusters, seed)
 
 
 def score_parts(
@@ -96,7 +88,8 @@ def score_parts(
     for name, array in values.items():
         statistics: dict[str, Statistic] = {"mean": mean}
         if name == "tile_l2":
-            statistics |= {"p5": percentile(5), f"below_{EXTRACTED_BELOW}": _extracted}
+            extracted = share_below(EXTRACTED_BELOW)
+            statistics |= {"p5": percentile(5), f"below_{EXTRACTED_BELOW}": extracted}
         else:
             statistics |= {"p95": percentile(95)}
         own = None if name.startswith("background") else clusters
@@ -107,30 +100,27 @@ def score_parts(
     return scores
 
 
-def _extracted(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return mean((values < EXTRACTED_BELOW).astype(np.float64), counts)
-
-
 def _similarities(view: View, provenance: Provenance, prefix: str, seed: int) -> Scores:
     found = view.neighbours["generations"]
     matches = found.neighbours.indices[:, 0]
     top1 = found.neighbours.similarities[:, 0]
-    prompted, duplicated = provenance
-    scores = similarity_summary(top1, prompted, seed, prefix)
+    prompted, duplicated, clusters = provenance
+    scores = similarity_summary(top1, clusters, seed, prefix)
     for name in ("background", "heldout"):
         if name in view.neighbours:
             others = view.neighbours[name].neighbours.similarities[:, 0]
             scores |= similarity_summary(others, None, seed, f"{prefix}{name}_")
     parts: Scores = {}
     if duplicated is not None and duplicated.any():
-        parts |= duplicated_match_summary(top1, matches, duplicated, prompted, seed)
-    if prompted is not None:
-        generations = view.embeddings["generations"].unit
-        references = unit_rows(view.embeddings["references"].rows(prompted))
+        parts |= duplicated_match_summary(top1, matches, duplicated, clusters, seed)
+    if prompted is not None and (known := prompted != UNKNOWN_ROW).any():
+        images = prompted[known]
+        generations = view.embeddings["generations"].unit[known]
+        references = unit_rows(view.embeddings["references"].rows(images))
         to_prompted = np.einsum("qd,qd->q", generations, references)
         split = duplicated if duplicated is not None and duplicated.any() else None
         parts |= prompted_image_summary(
-            top1, matches, prompted, to_prompted, split, seed
+            top1[known], matches[known], images, to_prompted, split, seed
         )
     scores |= {prefix + key: value for key, value in parts.items()}
     scores |= {
@@ -152,7 +142,7 @@ def _nearest_ratios(
             continue
         distances = np.sqrt(np.maximum(2 - 2 * similarities.astype(np.float64), 0))
         ratios = nearest_l2_ratio(distances)
-        clusters = provenance.prompted if name == "generations" else None
+        clusters = provenance.clusters if name == "generations" else None
         statistics = {"mean": mean, "p5": percentile(5)}
         intervals = bootstrap_ci(ratios, statistics, clusters, seed=seed)
         part = "" if name == "generations" else f"{name}_"

@@ -7,6 +7,7 @@ CPU minutes each, and 0.8 GB a set.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,8 @@ BLOCK_ELEMENTS = 1 << 23
 ZERO_DISTANCE = 1e-12
 # With fewer samples than Inception-v3 has features a covariance is singular.
 LEAST_SAMPLES = 2048
+# Of CMMD, for unit vectors.
+GAUSSIAN_BANDWIDTH = 10.0
 
 
 def gaussian_moments(
@@ -55,64 +58,70 @@ def frechet_distance(
         symmetric and positive semidefinite.
     Source: Dowson and Landau 1982; Heusel et al. 2017.
     """
-    mean1, mean2 = np.asarray(mean1, np.float64), np.asarray(mean2, np.float64)
-    if mean1.shape != mean2.shape:
-        raise ValueError(
-            f"the means have shapes {mean1.shape} and {mean2.shape}: take both from "
-            "one embedder"
-        )
-    factor1 = covariance_factor(covariance1, len(mean1), "covariance1")
-    factor2 = covariance_factor(covariance2, len(mean2), "covariance2")
-    return factored_distance(mean1, factor1, mean2, factor2)
+    return Gaussian(mean1, covariance=covariance1).distance(
+        Gaussian(mean2, covariance=covariance2)
+    )
 
 
-def factored_distance(
-    mean1: Float[np.ndarray, " D"],
-    factor1: Float[np.ndarray, "D R"],
-    mean2: Float[np.ndarray, " D"],
-    factor2: Float[np.ndarray, "D Q"],
-) -> float:
-    """Is `frechet_distance` of Gaussians with the covariances `F F^T`.
+class Gaussian(NamedTuple):
+    """Mean and covariance of features, in the form that is smaller.
 
-    Raises:
-      ValueError: if a mean is not finite.
+    Attributes:
+      factor: F with `F F^T` the covariance, of n images fewer than D features.
+      covariance: where there is no such factor.
     """
-    overlap = np.linalg.svd(factor1.T @ factor2, compute_uv=False).sum()
-    offset = np.square(mean1 - mean2).sum()
-    # tr C is the squared norm of its factor.
-    spread = np.square(factor1).sum() + np.square(factor2).sum() - 2 * overlap
-    distance = float(offset + spread)
-    if not np.isfinite(distance):
-        raise ValueError("a mean holds NaN or infinite values: compute it again")
-    return max(distance, 0.0)
+
+    mean: Float[np.ndarray, " D"]
+    factor: Float[np.ndarray, "D n"] | None = None
+    covariance: Float[np.ndarray, "D D"] | None = None
+
+    @classmethod
+    def of_rows(cls, features: Float[np.ndarray, "n D"]) -> "Gaussian":
+        """Fits one to few images, where products n x n take the place of D x D."""
+        features = _finite_features(features, "features", least=2)
+        mean = features.mean(0, dtype=np.float64)
+        return cls(mean, (features - mean).T / (len(features) - 1) ** 0.5)
+
+    def distance(self, other: "Gaussian") -> float:
+        """See `frechet_distance`."""
+        mean1, mean2 = (np.asarray(g.mean, np.float64) for g in (self, other))
+        if mean1.shape != mean2.shape:
+            raise ValueError(
+                f"the means have shapes {mean1.shape} and {mean2.shape}: take both from "
+                "one embedder"
+            )
+        few, many = (self, other) if self.factor is not None else (other, self)
+        if few.factor is not None and many.factor is None:
+            overlap = sum_of_roots(few.factor.T @ _checked(many, 2) @ few.factor)
+            spread = np.square(few.factor).sum() + np.trace(_checked(many, 2))
+        else:
+            factors = [_factor(g, i) for i, g in enumerate((self, other), 1)]
+            overlap = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
+            # tr C is the squared norm of its factor.
+            spread = sum(np.square(factor).sum() for factor in factors)
+        distance = float(np.square(mean1 - mean2).sum() + spread - 2 * overlap)
+        if not np.isfinite(distance):
+            raise ValueError("a mean holds NaN or infinite values: compute it again")
+        return max(distance, 0.0)
+
+    def products(self, rows: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n n"]:
+        """Is `rows C rows^T`."""
+        if self.covariance is not None:
+            return rows @ self.covariance @ rows.T
+        projected = self.project(rows)
+        return projected @ projected.T
+
+    def project(self, rows: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n r"]:
+        """Is `rows F`, with F any factor of the covariance."""
+        return rows @ _factor(self, 1)
 
 
-def covariance_factor(
-    covariance: Float[np.ndarray, "D D"], size: int, name: str
-) -> Float[np.ndarray, "D R"]:
-    """Is F of the rank R with `F F^T` the covariance.
-
-    Raises:
-      ValueError: naming the covariance, if it is none of D = `size` features.
-    """
-    covariance = np.asarray(covariance, np.float64)
-    if covariance.shape != (size, size) or not np.isfinite(covariance).all():
-        raise ValueError(
-            f"{name} must be finite and of shape {(size, size)}; it has shape "
-            f"{covariance.shape}: compute it with gaussian_moments"
-        )
-    scale = np.abs(covariance).max()
-    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
-        raise ValueError(f"{name} is not symmetric: compute it with gaussian_moments")
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    if values[0] < -1e-6 * scale:
-        raise ValueError(
-            f"{name} has the negative eigenvalue {values[0]:.3g}: it is not a "
-            "covariance; compute it with gaussian_moments"
-        )
-    # Rounding errors of a zero eigenvalue would otherwise count with their root.
-    kept = values > size * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
+def sum_of_roots(square: Float[np.ndarray, "n n"]) -> float:
+    """Is the trace of the root of a positive semidefinite matrix."""
+    values = np.linalg.eigvalsh((square + square.T) / 2)
+    # The root of a rounding error would count; see `_covariance_factor`.
+    kept = values > len(square) * np.finfo(np.float64).eps * values[-1]
+    return float(np.sqrt(values[kept]).sum())
 
 
 def sample_size_warning(
@@ -171,8 +180,8 @@ def precision_recall(
     Source: Kynkaanniemi et al. 2019, equations 1 and 2.
     """
     references, generations = feature_pair(references, generations, least=k + 1)
-    reference_radii = _squared_radii(references, k)
-    generation_radii = _squared_radii(generations, k)
+    reference_radii = squared_radii(references, k)
+    generation_radii = squared_radii(generations, k)
     precise = np.zeros(len(generations), bool)
     recalled = np.zeros(len(references), bool)
     for rows, squared in squared_distances(references, generations):
@@ -197,7 +206,7 @@ def density_coverage(
     Source: Naeem et al. 2020, Reliable Fidelity and Diversity Metrics.
     """
     references, generations = feature_pair(references, generations, least=k + 1)
-    radii = _squared_radii(references, k)
+    radii = squared_radii(references, k)
     balls = np.zeros(len(generations))
     covered = np.zeros(len(references), bool)
     for rows, squared in squared_distances(references, generations):
@@ -207,15 +216,66 @@ def density_coverage(
     return float(balls.mean() / k), float(covered.mean())
 
 
+def _factor(gaussian: Gaussian, number: int) -> np.ndarray:
+    if gaussian.factor is not None:
+        return gaussian.factor
+    return _covariance_factor(_checked(gaussian, number), f"covariance{number}")
+
+
+def _checked(gaussian: Gaussian, number: int) -> np.ndarray:
+    """Is the covariance, symmetric and finite."""
+    covariance = np.asarray(gaussian.covariance, np.float64)
+    size, name = len(gaussian.mean), f"covariance{number}"
+    if covariance.shape != (size, size) or not np.isfinite(covariance).all():
+        raise ValueError(
+            f"{name} must be finite and of shape {(size, size)}; it has shape "
+            f"{covariance.shape}: compute it with gaussian_moments"
+        )
+    scale = np.abs(covariance).max()
+    if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
+        raise ValueError(f"{name} is not symmetric: compute it with gaussian_moments")
+    return (covariance + covariance.T) / 2
+
+
+def _covariance_factor(covariance: np.ndarray, name: str) -> np.ndarray:
+    """Is F of shape (D, rank) with `F F^T` the covariance."""
+    size, scale = len(covariance), np.abs(covariance).max()
+    values, vectors = np.linalg.eigh(covariance)
+    if values[0] < -1e-6 * scale:
+        raise ValueError(
+            f"{name} has the negative eigenvalue {values[0]:.3g}: it is not a "
+            "covariance; compute it with gaussian_moments"
+        )
+    # Rounding errors of a zero eigenvalue would otherwise count with their root.
+    kept = values > size * np.finfo(np.float64).eps * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
 def _kernel_sum(first: np.ndarray, second: np.ndarray) -> float:
-    size, total = first.shape[1], 0.0
+    return sum(float(block.sum()) for _, block in kernel_blocks("cubic", first, second))
+
+
+def kernel_blocks(
+    kernel: str, first: np.ndarray, second: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields blocks of rows of `first` with their kernel to `second`.
+
+    Args:
+      kernel: `cubic`, `(x . y / D + 1)^3`; or `gaussian` of the published bandwidth of
+        CMMD, minus 1: kernels of unit vectors lie within 0.98 and 1, and their sum would
+        lose digits.
+    """
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    if kernel == "gaussian":
+        for rows, squared in squared_distances(first, second):
+            yield rows, np.expm1(squared / (-2 * GAUSSIAN_BANDWIDTH**2))
+        return
     for rows in _row_blocks(len(first), len(second)):
         kernels = first[rows] @ second.T
-        kernels /= size
+        kernels /= first.shape[1]
         kernels += 1
         # numpy's `** 3` takes logarithms.
-        total += float(np.einsum("qr,qr,qr->", kernels, kernels, kernels))
-    return total
+        yield rows, kernels * kernels * kernels
 
 
 def _kernel_diagonal(rows: np.ndarray) -> float:
@@ -223,7 +283,7 @@ def _kernel_diagonal(rows: np.ndarray) -> float:
     return float(((squares / rows.shape[1] + 1) ** 3).sum())
 
 
-def _squared_radii(rows: np.ndarray, k: int) -> np.ndarray:
+def squared_radii(rows: np.ndarray, k: int) -> np.ndarray:
     """Is the squared distance of each row to its k-th nearest other row."""
     radii = np.empty(len(rows))
     for block, squared in squared_distances(rows, rows):

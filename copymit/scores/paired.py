@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from copymit.scores.bootstrap import (
+    Share,
     Statistic,
     bootstrap_ci,
     cluster_numbers,
@@ -73,12 +74,10 @@ def paired_differences(
             f"{len(first)} similarities cannot be paired with {len(second)}: keep the "
             "prompts and seeds that both runs have"
         )
-    statistics = {
+    statistics: dict[str, Statistic] = {
         "mean": _difference_of(mean, first, second),
         "dataset_similarity": _difference_of(percentile(95), first, second),
-        "share_lower": _difference_of(
-            mean, np.zeros(len(first)), 1.0 * (second < first)
-        ),
+        "share_lower": Share(lambda rows: (second < first)[rows.astype(int)]),
     }
     rows = np.arange(len(first), dtype=np.float64)
     intervals = bootstrap_ci(

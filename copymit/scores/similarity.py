@@ -56,7 +56,7 @@ def similarity_summary(
 
     Args:
       top1: similarity of each image to its nearest reference, in [-1, 1].
-      clusters: prompted image of each generation; None makes each its own cluster.
+      clusters: which generations are not independent; None makes each its own.
       seed: of the bootstrap.
       prefix: of every key: "" for generations, `background_` for training images to
         their nearest others, `heldout_` for images that were never trained on.
@@ -64,7 +64,7 @@ def similarity_summary(
       ValueError: if there are no values or any is not finite.
     Source: DCR's diff_retrieval.py (sim_mean, sim_std, sim_75pc, ..., sim_gt_05pc).
     """
-    statistics = {
+    statistics: dict[str, Statistic] = {
         "similarity_mean": mean,
         "similarity_std": std,
         "similarity_p75": percentile(75.0),
@@ -104,7 +104,7 @@ def duplicated_match_summary(
     inside = _duplicated_rows(duplicated, matches, "matches", len(top1))
     scores: Scores = {}
     for name, rows in {"duplicated": inside, "unduplicated": ~inside}.items():
-        scores |= _mean_of(f"similarity_to_{name}", top1, rows, clusters, seed)
+        scores |= _of_rows(f"similarity_to_{name}", top1, rows, clusters, seed)
         scores[f"similarity_to_{name}_count"] = int(rows.sum())
     return scores
 
@@ -126,7 +126,8 @@ def prompted_image_summary(
         under a second id is the same image.
       `similarity_to_prompted{,_duplicated,_unduplicated}`: mean similarity to it.
       `prompted_{duplicated,unduplicated}_similarity_mean`: mean similarity to the
-        nearest image, and `prompted_{duplicated,unduplicated}_count`, the generations.
+        nearest image.
+      `prompted_image_count`, `prompted_{duplicated,unduplicated}_count`: generations.
 
     Args:
       top1: similarity of each generation to its nearest reference.
@@ -151,17 +152,17 @@ def prompted_image_summary(
     if duplicated is not None:
         inside = _duplicated_rows(duplicated, prompted, "prompted", len(top1))
         groups |= {"_duplicated": inside, "_unduplicated": ~inside}
-    scores: Scores = {}
+    scores: Scores = {"prompted_image_count": len(top1)}
     for suffix, rows in groups.items():
         measured = {
-            f"prompted_image_hits{suffix}": hits.astype(np.float64),
+            f"prompted_image_hits{suffix}": hits,
             f"similarity_to_prompted{suffix}": to_prompted,
         }
         if suffix:
             measured[f"prompted{suffix}_similarity_mean"] = top1
             scores[f"prompted{suffix}_count"] = int(rows.sum())
         for key, values in measured.items():
-            scores |= _mean_of(key, values, rows, prompted, seed)
+            scores |= _of_rows(key, values, rows, prompted, seed)
     return scores
 
 
@@ -218,21 +219,23 @@ def _with_intervals(
     return scores
 
 
-def _mean_of(
+def _of_rows(
     key: str,
     values: np.ndarray,
     rows: np.ndarray,
     clusters: np.ndarray | None,
     seed: int,
 ) -> Scores:
-    """Is the mean over chosen rows with its interval, or None where there are none."""
+    """Is the mean over chosen rows, or the share of what is true or false, with its
+    interval; None where no row is chosen."""
     if clusters is not None:
         clusters = np.asarray(clusters)
         _check_length(clusters, "clusters", len(values))
     if not rows.any():
         return {key: None, f"{key}_ci95": None}
     chosen = None if clusters is None else clusters[rows]
-    return _with_intervals(values[rows], {key: mean}, chosen, seed)
+    statistic = share_above(0.5) if values.dtype == bool else mean
+    return _with_intervals(values[rows], {key: statistic}, chosen, seed)
 
 
 def _duplicated_rows(

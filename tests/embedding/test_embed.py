@@ -6,7 +6,7 @@ import pytest
 
 from copymit.data.images import ImageError
 from copymit.embedding import embed as embed_module
-from copymit.embedding.embed import embed, pixel_digest
+from copymit.embedding.embed import embed, is_blank, pixel_digest
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet
 from copymit.embedding.store import EmbeddingStore, load_embeddings
@@ -186,3 +186,11 @@ def test_the_digest_sees_pixels_and_shape_and_never_ends_in_zero(rng):
     assert pixel_digest(image) != pixel_digest(same)
     assert pixel_digest(image)[-1:] != b"\0"
     assert len(pixel_digest(image)) == 16
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 0, 7)])
+def test_an_image_of_one_colour_is_told_by_its_digest(colour):
+    image = np.full((4, 6, 3), colour, np.uint8)
+    assert is_blank(pixel_digest(image))
+    image[3, 5, 2] += 1
+    assert not is_blank(pixel_digest(image))

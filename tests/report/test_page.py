@@ -411,3 +411,17 @@ def test_the_metrics_card_lies_beside_the_page_and_in_it(full):
     text = (folder / "metrics_card.txt").read_text().strip()
     assert text.startswith("Compared were 40 generations and 12 training images.")
     assert text in page.text
+
+
+def test_alarms_stand_before_all_numbers_and_the_bias_beside_its_number(tmp_path):
+    run = make_run()
+    scores = {"alarms": ["3 of 40 generations are of one colour"]}
+    scores |= {"frechet_bias": "The distance is biased upwards.", "fd_some_net": 18.25}
+    run = dataclasses.replace(run, scores=run.scores | scores)
+    html = write_report(epath.Path(tmp_path), run).read_text()
+    assert html.index("3 of 40 generations") < html.index('<main id="content">')
+    number, bias = (
+        html.index("Fréchet distance (some_net)"),
+        html.index("biased upwards"),
+    )
+    assert 0 < bias - number < 800

@@ -62,6 +62,13 @@ def test_overlapping_intervals_are_called_unclear():
     assert "the intervals overlap" in plain(headline)
 
 
+def test_generations_of_one_prompt_are_no_verdict():
+    scores = similarity(0.83, 0.62) | {"similarity_mean_ci95": None}
+    headline = make_headline(scores)
+    assert headline.tone == "unclear"
+    assert "mean similarity to training images is 0.830, and 0.620 [" in plain(headline)
+
+
 def test_touching_intervals_count_as_overlapping():
     scores = {
         "similarity_mean": 0.6,

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from copymit.scores import bootstrap
 from copymit.scores.bootstrap import (
@@ -8,7 +9,9 @@ from copymit.scores.bootstrap import (
     mean,
     percentile,
     share_above,
+    share_below,
     std,
+    unanimous_interval,
 )
 
 STATISTICS = {
@@ -73,6 +76,24 @@ def test_the_names_and_order_of_clusters_do_not_matter():
 
 def test_one_cluster_has_no_interval():
     assert bootstrap_ci(np.ones(5), {"mean": mean}, np.zeros(5, int)) == {"mean": None}
+
+
+@pytest.mark.parametrize("hit", [0, 12])
+def test_a_share_in_which_all_agree_has_the_exact_binomial_interval(hit):
+    exact = binomtest(hit, 12).proportion_ci(method="exact")
+    # Sixteen generations of each of twelve images.
+    values, clusters = np.full(192, hit / 12), np.repeat(np.arange(12), 16)
+    found = bootstrap_ci(values, {"share": share_above(0.5)}, clusters)["share"]
+    assert found == pytest.approx((exact.low, exact.high))
+    below = bootstrap_ci(values, {"share": share_below(0.5)}, clusters)["share"]
+    assert below == pytest.approx((1 - exact.high, 1 - exact.low))
+
+
+def test_one_cluster_that_agrees_says_next_to_nothing():
+    values, one = np.ones(5), np.zeros(5, int)
+    found = bootstrap_ci(values, {"share": share_above(0.5), "mean": mean}, one)
+    assert found == {"share": pytest.approx((0.025, 1)), "mean": None}
+    assert unanimous_interval(0.0, 1) == pytest.approx((0, 0.975))
 
 
 @pytest.mark.parametrize(

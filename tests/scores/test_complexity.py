@@ -76,7 +76,9 @@ def test_copies_of_simple_images_correlate_negatively():
     scores = complexity_correlations(similarities, iter(images))
     names = ["entropy", "jpeg_bytes", "total_variation", "entropy_jpeg"]
     expected_keys = {
-        f"complexity_{n}_{s}" for n in names for s in ("pearson", "pvalue")
+        f"complexity_{n}_{s}"
+        for n in names
+        for s in ("pearson", "pearson_ci95", "pvalue")
     }
     assert set(scores) == expected_keys
     for name in names:
@@ -107,7 +109,7 @@ def test_what_has_no_correlation_is_none(constant, recwarn):
     else:
         images, similarities = images[:2], similarities[:2]
     scores = complexity_correlations(similarities, images)
-    assert len(scores) == 8
+    assert len(scores) == 12
     assert set(scores.values()) == {None}
     assert not recwarn.list
 
@@ -130,3 +132,36 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
 def test_bad_input_is_named(similarities, images, message):
     with pytest.raises(ValueError, match=message):
         complexity_correlations(similarities, images)
+
+
+def test_correlations_have_intervals_and_p_values_over_clusters(rng):
+    """Twenty generations of each of ten prompts that are all but equal."""
+    similarities, entropy = rng.normal(size=(2, 10))
+    entropy += 10 + 1.5 * similarities
+    clusters = np.repeat(np.arange(10), 20)
+    measured = Complexity(*(np.repeat(entropy, 20) for _ in range(3)))
+    apart, scores = (
+        complexity_correlations(np.repeat(similarities, 20), measured, by)
+        for by in (None, clusters)
+    )
+    few = Complexity(entropy, entropy, entropy)
+    alone = complexity_correlations(similarities, few)
+    for key in ("complexity_entropy_pearson", "complexity_entropy_pvalue"):
+        assert scores[key] == pytest.approx(alone[key])
+    assert scores["complexity_entropy_pearson"] == apart["complexity_entropy_pearson"]
+    assert (
+        scores["complexity_entropy_pvalue"] > 100 * apart["complexity_entropy_pvalue"]
+    )
+    key = "complexity_entropy_pearson_ci95"
+    assert scores[key] == pytest.approx(alone[key])
+    assert np.ptp(scores[key]) > 3 * np.ptp(apart[key])
+
+
+def test_two_clusters_say_nothing_of_a_correlation():
+    values = np.array([1.0, 2.0, 3.0, 5.0])
+    scores = complexity_correlations(
+        values, Complexity(values, values, values), [0, 0, 1, 1]
+    )
+    assert scores["complexity_entropy_pearson"] == pytest.approx(1)
+    assert scores["complexity_entropy_pearson_ci95"] is None
+    assert scores["complexity_entropy_pvalue"] is None

@@ -6,12 +6,12 @@ import pytest
 from copymit.embedding.store import Embeddings
 from copymit.scores.complexity import measure_complexity
 from copymit.scores.compute import (
-    Provenance,
     View,
     compute_scores,
     neighbour_table,
     score_parts,
 )
+from copymit.scores.provenance import Provenance
 from copymit.search.exact import Neighbours, SearchResult, search_exact
 
 UNKNOWN = Provenance(None, None)
@@ -113,9 +113,20 @@ def test_generations_of_one_prompt_count_as_one_cluster(references, rng):
         low, high = scores_of(view, provenance)["similarity_mean_ci95"]
         return high - low
 
-    apart = width(Provenance(np.arange(16), None))
-    assert width(Provenance(np.arange(16) // 8, None)) != apart
+    apart = width(Provenance(None, None, np.arange(16)))
+    assert width(Provenance(None, None, np.arange(16) // 8)) != apart
     assert width(UNKNOWN) == apart
+
+
+def test_hits_are_of_the_generations_whose_prompted_image_is_known(references):
+    prompted = np.where(np.arange(16) < 6, np.arange(16), -1)
+    generations = np.where(np.arange(16)[:, None] < 3, references, -references)
+    scores = scores_of(view_of(generations, references), Provenance(prompted, None))
+    assert scores["prompted_image_hits"] == 3 / 6
+    assert scores["prompted_image_count"] == 6
+    nobody = Provenance(np.full(16, -1), None)
+    scores = scores_of(view_of(generations, references), nobody)
+    assert "prompted_image_hits" not in scores
 
 
 def test_the_keys_of_the_second_embedder_carry_its_name(references, heldout):

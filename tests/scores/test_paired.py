@@ -22,7 +22,7 @@ def test_the_same_similarities_do_not_differ():
     found = paired_differences(values, values)
     assert found.mean == (0, (0, 0))
     assert found.dataset_similarity == (0, (0, 0))
-    assert found.share_lower == (0, (0, 0))
+    assert found.share_lower == (0, (0, pytest.approx(1 - 0.025 ** (1 / 30))))
 
 
 def test_a_constant_shift_is_found_exactly_and_without_spread():
@@ -32,7 +32,7 @@ def test_a_constant_shift_is_found_exactly_and_without_spread():
         # 1e-12: sums and interpolation of float64.
         np.testing.assert_allclose(difference.value, -0.25, atol=1e-12)
         np.testing.assert_allclose(difference.interval, [-0.25, -0.25], atol=1e-12)
-    assert found.share_lower == (1, (1, 1))
+    assert found.share_lower == (1, (pytest.approx(0.025 ** (1 / 30)), 1))
 
 
 def test_values_are_those_of_numpy():

@@ -7,7 +7,7 @@ from copymit.embedding.store import Embeddings, unit_rows
 from copymit.scores import quality
 from copymit.scores.cmmd import clip_maximum_mean_discrepancy
 from copymit.scores.frechet import frechet_distance, gaussian_moments, kernel_distance
-from copymit.scores.quality import distance_names, gaussian_of, score_quality
+from copymit.scores.quality import distance_names, moments_of, score_quality
 
 
 def of(features, protocol="as it is"):
@@ -98,10 +98,42 @@ def test_few_samples_for_the_number_of_features_are_warned_of(sets):
     assert "50 generations" in warning
 
 
-@pytest.mark.parametrize("count", [60, 8, 5])
-def test_gaussians_shard_by_shard_are_those_of_all_rows(sets, count):
-    embeddings = of(sets["references"][:count])
-    mean, factor = gaussian_of(embeddings)
-    found, expected = (mean, factor @ factor.T), gaussian_moments(embeddings.features)
+def test_moments_shard_by_shard_are_those_of_all_rows(sets):
+    embeddings = of(sets["references"])
+    found, expected = moments_of(embeddings), gaussian_moments(embeddings.features)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_every_number_has_an_interval_over_clusters(sets):
+    embeddings = {name: of(rows) for name, rows in sets.items()}
+    embeddings["generations"] = of(np.repeat(sets["generations"][:10], 5, axis=0))
+    apart = score_quality("clip_vit_l14_336", embeddings, 0)
+    clusters = np.arange(50) // 5
+    scores = score_quality("clip_vit_l14_336", embeddings, 0, "", clusters)
+    measured = [key for key in scores if f"{key}_ci95" in scores]
+    assert len(measured) == 8
+    for key in measured:
+        low, high = scores[f"{key}_ci95"]
+        assert low <= scores[key] <= high
+        assert scores[key] == apart[key]
+    widths = [np.ptp(s["fd_clip_vit_l14_336_ci95"]) for s in (scores, apart)]
+    # Five equal images are one: sqrt(5) of the width, about.
+    assert 1.5 < widths[0] / widths[1] < 3.5
+
+
+def test_copies_of_everything_have_exact_intervals_of_their_shares(sets):
+    embeddings = {
+        "generations": of(sets["references"]),
+        "references": of(sets["references"]),
+    }
+    scores = score_quality("fake", embeddings, 0)
+    # None of 60 images left outside.
+    assert scores["precision_ci95"] == pytest.approx((0.025 ** (1 / 60), 1))
+
+
+def test_one_prompt_has_numbers_without_intervals(sets):
+    embeddings = {name: of(rows) for name, rows in sets.items()}
+    scores = score_quality("fake", embeddings, 0, "", np.zeros(50, int))
+    assert scores["fd_fake"] > 0
+    assert {scores[k] for k in scores if k.endswith("_ci95")} == {None}

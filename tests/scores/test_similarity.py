@@ -131,7 +131,11 @@ def test_hits_and_similarity_are_split_by_the_prompted_image():
 def test_without_duplication_only_the_whole_is_reported():
     scores = prompted_image_summary(TOP1, MATCHES, PROMPTED, TO_PROMPTED)
     keys = {"prompted_image_hits", "similarity_to_prompted"}
-    assert set(scores) == keys | {f"{key}_ci95" for key in keys}
+    assert set(scores) == {
+        "prompted_image_count",
+        *keys,
+        *(f"{key}_ci95" for key in keys),
+    }
 
 
 def test_an_exact_duplicate_under_another_id_is_a_hit():

@@ -1,0 +1,374 @@
+"""Every score of `scores.json`: its name, meaning, format, direction and interval.
+
+What scores, shows, compares or documents a number looks it up here.
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from copymit.scores.tiled import EXTRACTED_BELOW
+
+Group = Literal["generations", "prompted", "quality", "complexity", "other"]
+# Sets whose similarities carry a prefix, and what they are for a reader.
+SETS = {
+    "background": "training images to their nearest *other* training image",
+    "heldout": "images of the same kind that were never trained on",
+}
+_LABELS_OF_SETS = {
+    "background": "Training images to each other",
+    "heldout": "Images never trained on",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, or several of one kind.
+
+    Attributes:
+      key: in `scores.json`; `{a,b}` stands for each of them, EMBEDDER for any name.
+      meaning: for a reader; of all that the key stands for.
+      label: a name for a reader, of what the report compares; else "".
+      higher: whether higher is worse (more copied, less alike), better, or neither.
+      is_share: whether it lies in [0, 1] and is written as a percentage.
+      interval: how its 95 % interval comes about, "" where it has none.
+    """
+
+    group: Group
+    key: str
+    meaning: str
+    label: str = ""
+    higher: Literal["worse", "better", ""] = ""
+    is_share: bool = False
+    interval: Literal["bootstrap", "jackknife", ""] = ""
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches keys of this kind, after the name of an embedder and of a set."""
+        key = re.escape(self.key).replace("EMBEDDER", r"\w+").replace(",", "|")
+        key = key.replace(r"\{", "(?:").replace(r"\}", ")")
+        sets = "|".join(f"{name}_" for name in SETS)
+        return re.compile(rf"((?:\w+?_)??)((?:{sets})?){key}")
+
+
+class Known(NamedTuple):
+    """A score by its full key.
+
+    Attributes:
+      rank: of the score among all.
+      embedder: whose name the key begins with, or "".
+      images: set whose prefix follows, or "" for the generations.
+    """
+
+    score: Score
+    rank: int
+    embedder: str
+    images: str
+
+    @property
+    def label(self) -> str:
+        """The score's name for a reader, with what the prefixes say."""
+        label = self.score.label
+        if label and self.images:
+            label = f"{_LABELS_OF_SETS[self.images]}: {label[0].lower()}{label[1:]}"
+        return f"{label} ({self.embedder})" if label and self.embedder else label
+
+
+@functools.cache
+def look_up(key: str) -> Known | None:
+    """Finds a score by its key in `scores.json`; None for what is no score."""
+    if key.endswith("_ci95"):
+        return None
+    found = []
+    for rank, score in enumerate(SCORES):
+        match = score.pattern.fullmatch(key)
+        if match:
+            embedder, images = (part.removesuffix("_") for part in match.groups())
+            found.append(Known(score, rank, embedder, images))
+    return min(found, key=lambda k: (len(k.embedder), len(k.images)), default=None)
+
+
+def readme_table() -> Iterator[str]:
+    """Yields the lines of README's table of keys."""
+    yield "| key | meaning | higher is | 95 % interval |"
+    yield "|---|---|---|---|"
+    for score in SCORES:
+        facts = (score.higher or "–", score.interval or "–")
+        yield f"| `{score.key}` | {score.meaning} | {' | '.join(facts)} |"
+    for name, words in SETS.items():
+        yield f"| `{name}_...` | the similarities of {words} | as above | bootstrap |"
+    words = "all of these by a further embedder; `pixels_...` is an independent view"
+    yield f"| `EMBEDDER_...` | {words} | as above | as above |"
+
+
+def _similar(key: str, meaning: str, label: str = "", is_share: bool = False) -> Score:
+    group: Group = (
+        "prompted" if "duplicated" in key or "prompted" in key else "generations"
+    )
+    return Score(group, key, meaning, label, "worse", is_share, "bootstrap")
+
+
+SCORES = (
+    _similar(
+        "dataset_similarity",
+        "95th percentile, over generations, of the similarity to the nearest training "
+        "image: the paper's number",
+        "Dataset similarity (95th percentile)",
+    ),
+    _similar(
+        "similarity_mean",
+        "mean similarity of a generation to its nearest training image",
+        "Mean similarity",
+    ),
+    Score(
+        "generations",
+        "similarity_std",
+        "standard deviation of the same similarities",
+        interval="bootstrap",
+    ),
+    _similar("similarity_p{75,90,95}", "their percentiles"),
+    _similar("similarity_above_0.5", "share of them above 0.5", is_share=True),
+    Score("generations", "similarity_count", "number of images"),
+    Score(
+        "generations",
+        "nearest_l2_ratio_{mean,p5}",
+        "distance to the nearest training image over the mean of the next ten (Carlini "
+        "et al. 2023), mean and 5th percentile; small = copied",
+        higher="better",
+        interval="bootstrap",
+    ),
+    _similar(
+        "template_similarity_mean",
+        "mean of the largest similarity of any tile (`eval.tiles=2` or 3) to the tile at "
+        "its place in any training image: finds a copied background with a new foreground",
+        "Mean similarity of the most alike tile",
+    ),
+    _similar("template_similarity_p95", "its 95th percentile"),
+    Score(
+        "generations",
+        "tile_l2_mean",
+        "distance of the least similar of 16 tiles to the nearest of the candidates that "
+        "the embedders found (Carlini et al. 2023); small = copied",
+        "Mean tiled distance",
+        "better",
+        interval="bootstrap",
+    ),
+    Score(
+        "generations",
+        "tile_l2_p5",
+        "its 5th percentile",
+        higher="better",
+        interval="bootstrap",
+    ),
+    _similar(
+        f"tile_l2_below_{EXTRACTED_BELOW}",
+        f"share below {EXTRACTED_BELOW}, which Carlini et al. count as extracted",
+        f"Extracted: tiled distance below {EXTRACTED_BELOW}",
+        is_share=True,
+    ),
+    _similar(
+        "prompted_image_hits_duplicated",
+        "share of generations prompted by a duplicated image whose nearest training "
+        "image is that very image",
+        "Duplicated images that come back",
+        is_share=True,
+    ),
+    _similar(
+        "prompted_image_hits_unduplicated",
+        "the same for generations prompted by images that were not duplicated",
+        "Other images that come back",
+        is_share=True,
+    ),
+    _similar(
+        "prompted_image_hits",
+        "share of generations whose nearest training image is the very image whose "
+        "caption prompted them",
+        "Prompted images that come back",
+        is_share=True,
+    ),
+    _similar(
+        "prompted_{duplicated,unduplicated}_similarity_mean",
+        "mean similarity to the nearest training image, by whether the prompted image "
+        "was duplicated",
+    ),
+    _similar(
+        "similarity_to_{duplicated,unduplicated}",
+        "mean similarity by whether the *nearest* image was duplicated (the original "
+        "code's bars)",
+    ),
+    _similar(
+        "similarity_to_prompted{,_duplicated,_unduplicated}",
+        "mean similarity to the prompted image itself",
+    ),
+    Score(
+        "prompted",
+        "{prompted_image,prompted_duplicated,prompted_unduplicated,"
+        "similarity_to_duplicated,similarity_to_unduplicated}_count",
+        "generations that such a number is of",
+    ),
+    Score(
+        "quality",
+        "fid",
+        "Fréchet Inception distance to the training images, with Inception's published "
+        "weights, but for `inception_dcr`; copies lower it too",
+        "FID",
+        "worse",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "{fid,fd_EMBEDDER}_to_heldout",
+        "the same to images never trained on, which copies do not lower",
+        higher="worse",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "fd_EMBEDDER",
+        "Fréchet distance to the training images by any other network (FD-DINOv2 is "
+        "`fd_dinov2_vitl14`); copies lower it too",
+        "Fréchet distance (EMBEDDER)",
+        "worse",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "{kid,kd_EMBEDDER}",
+        "kernel distance (unbiased MMD²) to the training images",
+        higher="worse",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "cmmd",
+        "CMMD, a kernel distance of CLIP features, with `clip_vit_l14_336` among the "
+        "quality embedders",
+        "CMMD",
+        "worse",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "precision",
+        "share of generations that look like training images, of at most 10,000 images a "
+        "set, as are the next three",
+        higher="better",
+        is_share=True,
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "recall",
+        "share of training images that look like generations",
+        higher="better",
+        is_share=True,
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "density",
+        "as precision, weighted by how crowded the place is",
+        higher="better",
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "coverage",
+        "share of training images with a generation close by",
+        higher="better",
+        is_share=True,
+        interval="jackknife",
+    ),
+    Score(
+        "quality",
+        "clip_score",
+        "how well generations fit their prompts: mean cosine of CLIP's features",
+        "CLIP score",
+        "better",
+        interval="bootstrap",
+    ),
+    Score(
+        "quality",
+        "background_clip_score",
+        "the same for training images and their captions",
+        interval="bootstrap",
+    ),
+    Score(
+        "complexity",
+        "complexity_{entropy,jpeg_bytes,total_variation,entropy_jpeg}_pearson",
+        "correlation of similarity with the complexity of the matched image; negative = "
+        "simple images are copied more",
+        interval="bootstrap",
+    ),
+    Score(
+        "complexity",
+        "complexity_{entropy,jpeg_bytes,total_variation,entropy_jpeg}_pvalue",
+        "p-value of that correlation, of as many observations as there are clusters",
+    ),
+    Score(
+        "other",
+        "num_{prompts,noises}_{optimised,still_above_target}",
+        "generations that were above `prompt_target` or `noise_target`, and those not "
+        "seen to reach it",
+    ),
+    Score("other", "train_loss", "loss at the end of training", higher="worse"),
+    Score("other", "search_{backend,settings}", "how neighbours were found"),
+    Score(
+        "other",
+        "search_recall",
+        "the measured share of the true neighbours that were found",
+        higher="better",
+        is_share=True,
+    ),
+    Score(
+        "other",
+        "num_{generations,references,heldout}",
+        "images that could be read and were compared",
+    ),
+    Score(
+        "other",
+        "num_clusters",
+        "prompted images, or prompts where no image is known: what intervals resample",
+    ),
+    Score(
+        "other",
+        "{num_,}skipped_{generations,references,heldout}",
+        "images that could not be read and were left out",
+    ),
+    Score(
+        "other",
+        "{num_,}blank_{generations,references,heldout}",
+        "images of one colour, as safety checkers and broken weights leave; they stay in "
+        "every number",
+    ),
+    Score(
+        "other",
+        "{,background_}clip_score_count",
+        "images in that CLIP score",
+    ),
+    Score(
+        "other",
+        "quality_pairs_of",
+        "images, generated and real, in measures that compare all pairs",
+    ),
+    Score(
+        "other",
+        "frechet_bias",
+        "why the Fréchet distance compares only with those of the same counts",
+    ),
+    Score(
+        "other", "{embedder,title,image_size_px,settings}", "what was measured, and how"
+    ),
+    Score(
+        "other",
+        "{protocol,protocols,quality_protocol,clip_score_protocol}",
+        "how images are prepared for each network, and its weights",
+    ),
+    Score(
+        "other",
+        "{alarms,warnings}",
+        "what to know before the numbers are believed; alarms stand at the top of the page",
+    ),
+)
