@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from copymit.data.images import ImageError
 from copymit.embedding.embedder import Embedder
-from copymit.embedding.image_set import ImageSet
+from copymit.embedding.image_set import SKIP, ImageSet
 from copymit.embedding.store import (
     SHARD_ROWS,
     EmbeddingStore,
@@ -192,7 +192,8 @@ def _embed_shard(
         for result in results:
             if isinstance(result, ImageError):
                 if not skip_corrupt:
-                    raise ImageError(result.name, f"{result.reason} ({images.name})")
+                    reason = f"{result.reason} ({images.name}); {SKIP}"
+                    raise ImageError(result.name, reason)
                 skipped.append(Skipped(result.name, result.reason))
                 continue
             if result.known is None:

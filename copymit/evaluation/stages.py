@@ -48,8 +48,8 @@ def content_digest(path: str | Path) -> str:
         ]
         start = path
     else:
-        files = glob.glob(str(path))
-        start = os.path.dirname(path) or "."
+        files = glob.glob(str(path), recursive=True)
+        start = os.path.dirname(str(path).partition("*")[0]) or "."
     rows: list[Any] = [] if files else [str(path)]
     for file in sorted(files):
         status = os.stat(file)

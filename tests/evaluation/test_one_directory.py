@@ -152,5 +152,5 @@ def test_an_evaluation_of_lists_can_be_shown_again(folder, open_audit, tmp_path)
 
 def test_images_that_were_in_memory_are_said_to_be_gone(folder, open_audit, pictures):
     out = run_stages(open_audit(pictures, folder("trained")), STAGES)
-    with pytest.raises(ValueError, match="the generations of .* were in memory"):
+    with pytest.raises(ValueError, match=r"the generations of .* were in memory"):
         open_finished(out)

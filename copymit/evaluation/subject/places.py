@@ -13,10 +13,7 @@ from copymit.storage import is_remote
 def place_of(images: Any) -> Any:
     """Is where images lie: absolute paths; of images in memory, their digest."""
     if isinstance(images, str | Path):
-        path = str(images)
-        # A hub id or the name of a model or an embedded set is no path on disk.
-        known = is_remote(path) or not os.path.exists(os.path.dirname(path) or path)
-        return path if known else os.path.abspath(path)
+        return str(images) if is_remote(images) else os.path.abspath(images)
     if isinstance(images, list | tuple) and all_paths(images):
         return [place_of(image) for image in images]
     return {"in memory": images_digest(images)}

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -38,7 +39,11 @@ def open_model(
     for problem in unused_in_evaluation(config.mitigation, mitigation_settings()):
         logger.warning(problem)
     dataset = load_dataset(config.data, config.seed)
-    places = [place_of(source), place_of(config.data.source)]
+    # A hub id, or a name that copymit knows, is no path.
+    places = [
+        place_of(path) if os.path.exists(path) else path
+        for path in (source, config.data.source)
+    ]
     return subject_of_run(
         Run(config, dataset, functools.partial(load_networks, config.model), None),
         epath.Path(workdir) / "eval" / (name or name_after(source, places)),

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -23,6 +25,7 @@ def open_run(
     settings: ConfigDict | None,
     name: str | None,
     step: int | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Opens a trained run.
 
@@ -31,6 +34,7 @@ def open_run(
         those that the run started with.
       name: of the evaluation; None takes the step.
       step: of the checkpoint; None takes the newest.
+      changes: of single settings of the `eval` section, by dotted names.
     Raises:
       FileNotFoundError, ValueError: if there is no run or no checkpoint, or the data are
         no longer those that it was trained on.
@@ -46,6 +50,7 @@ def open_run(
         for problem in unused_in_evaluation(mitigation, config.mitigation):
             raise ValueError(problem)
         config.mitigation.generate = mitigation.generate
+    config.eval.update_from_flattened_dict(changes or {})
     step = latest_step(workdir) if step is None else step
     dataset = load_dataset(config.data, config.seed)
     duplication = read_duplication(workdir, dataset)
