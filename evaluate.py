@@ -20,10 +20,10 @@ Which prompts are memorised, by eight detectors that look into the model:
     python evaluate.py --workdir=runs/demo --stages=detect,report
 
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
-Run again, finished stages whose inputs did not change are reused. With --config, its
-sections `eval` and `mitigation.generate` take the place of those that the run started
-with; configs/common.py lists the settings. Several hosts share the work, started as
-train.py's.
+Run again, finished stages whose inputs did not change are reused. Settings change with
+--eval.NAME=VALUE (configs/common.py lists them, under `eval`). With --config, its sections
+`eval` and `mitigation.generate` take the place of those that the run started with. Several
+hosts share the work, started as train.py's.
 """
 
 from typing import Any
@@ -32,7 +32,6 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from configs import common
 from copymit import console
 from copymit.config import flatten
 from copymit.console import (
@@ -51,16 +50,20 @@ from copymit.evaluation.subject import (
     open_pair,
     open_run,
 )
+from copymit.settings import evaluation_settings
 from copymit.storage import absolute, check_buckets
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, of which `eval` and `mitigation.generate` are used."
 )
+_EVAL = config_flags.DEFINE_config_dict(
+    "eval", evaluation_settings(), "Settings of the evaluation, as --eval.tiles=2."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, or of the results with --generations."
 )
 _NAME = flags.DEFINE_string(
-    "name", None, "Name of this evaluation; the step by default, or `folders`."
+    "name", None, "Name of this evaluation; by default the step, or after the images."
 )
 _STAGES = flags.DEFINE_list(
     "stages", list(DEFAULT_STAGES), "Stages to run; also `detect`, before the report."
@@ -111,6 +114,7 @@ def main(argv: list[str]) -> None:
 def _places() -> list[Any]:
     """Lists what is read besides the working directory, and may lie in a bucket."""
     named = [_GENERATIONS.value, _REFERENCES.value, _MODEL.value, _PROMPTS.value]
+    named += flatten(_EVAL.value.to_dict()).values()
     if _CONFIG.value is None:
         return named
     settings = _CONFIG.value.to_dict()
@@ -119,16 +123,21 @@ def _places() -> list[Any]:
 
 
 def _open_subject() -> Subject:
-    config = _CONFIG.value
+    config, changes = (
+        _CONFIG.value,
+        config_flags.get_override_values(flags.FLAGS["eval"]),
+    )
+    if config is not None:
+        config.eval.update_from_flattened_dict(changes)
     if _MODEL.value:
         return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
-        return open_run(_WORKDIR.value, config, _NAME.value)
+        return open_run(_WORKDIR.value, config, _NAME.value, changes=changes)
     return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",
         epath.Path(_WORKDIR.value),
-        (config or common.get_config()).eval,
+        _EVAL.value if config is None else config.eval,
         _NAME.value,
         read_prompts(_PROMPTS.value) if _PROMPTS.value else None,
     )

@@ -76,7 +76,14 @@ def restore_checkpoint(
 
 
 def _check_same_model(manager, step: int, item: str, wanted) -> None:
-    directory = manager.directory / str(step) / item
+    whole = manager.directory / str(step)
+    directory = whole / item
+    if not (whole / "params").exists() or not (whole / "position").exists():
+        raise ValueError(
+            f"{whole} is not a whole checkpoint: something was removed from it, or a copy "
+            "of it was interrupted. Copy it again, or remove it, and the newest of the "
+            "others is used"
+        )
     if not directory.exists():
         raise ValueError(
             f"{directory} is missing: the checkpoint was made by another config than "

@@ -120,7 +120,7 @@ def read_record(workdir: epath.Path) -> dict[str, Any]:
 
 def read_config(workdir: epath.Path) -> ConfigDict:
     """Reads the settings that a working directory was trained with; errors as above."""
-    return _restore_types(read_record(workdir)["config"])
+    return restore_types(read_record(workdir)["config"])
 
 
 def _file_digests(flat: dict[str, Any]) -> dict[str, str]:
@@ -160,10 +160,10 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _restore_types(settings: dict[str, Any]) -> ConfigDict:
+def restore_types(settings: dict[str, Any]) -> ConfigDict:
     """Undoes what JSON did to the settings: its lists were tuples."""
     tuples = {
-        key: _restore_types(value)
+        key: restore_types(value)
         if isinstance(value, dict)
         else (tuple(value) if isinstance(value, list) else value)
         for key, value in settings.items()

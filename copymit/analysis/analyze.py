@@ -216,14 +216,14 @@ def _compare_images(
     read = _reader(source, rows[first])
     pictures = ImageSet("distinct images", list(digests), read)
     store = EmbeddingStore(
-        out / "embeddings" / f"{settings.embedder}_{settings.resolution}px"
+        out / "embeddings" / f"{settings.embedder}_{settings.resolution}px",
+        inputs="images named by their pixels",
     )
     embed(
         make_embedder(settings.embedder, settings.weights),
         open_images("distinct images", pictures, settings.resolution),
         store,
         batch_size=settings.batch_size,
-        trusted=True,  # ids name the pixels, so equal ids are equal images
     )
     embeddings = load_embeddings(store)
     near = find_near(

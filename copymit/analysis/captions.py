@@ -87,15 +87,15 @@ def store_captions(
     features: CaptionFeatures, captions: Sequence[str], store: EmbeddingStore
 ) -> None:
     """Computes the features of captions into a store; finished shards are kept."""
-    store.claim(features.protocol)
     starts = range(0, len(captions), _SHARD_ROWS)
     for index, start in enumerate(starts):
         texts = list(captions[start : start + _SHARD_ROWS])
-        finished, listing = store.read(index), listing_digest(texts)
-        if finished is None or finished.listing != listing:
+        finished = store.read(index)
+        wanted = (listing_digest(texts), features.protocol, len(starts))
+        if finished is None or finished[4:] != wanted:
             digests = [hashlib.sha256(t.encode()).digest()[:16] for t in texts]
             rows = features.compute(texts)
-            store.write(index, Shard(texts, digests, rows, [], listing))
+            store.write(index, Shard(texts, digests, rows, [], *wanted))
             done = min(start + _SHARD_ROWS, len(captions))
             logger.info("%s: %d/%d captions", features.name, done, len(captions))
     store.truncate(len(starts))

@@ -3,14 +3,24 @@
 Everything that can be wrong with the data is found here, before any model is built.
 """
 
+import io
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from copymit.data.captions import CaptionFunction, check_captions, make_caption_function
-from copymit.data.duplication import Duplication, assign_duplication
+from copymit.data.captions_file import listed
+from copymit.data.duplication import (
+    Duplication,
+    assign_duplication,
+    duplication_table,
+)
 from copymit.data.examples import ExampleSource
 from copymit.data.images import check_images
 from copymit.data.manifest import (
@@ -24,6 +34,9 @@ from copymit.data.manifest import (
 from copymit.data.schedule import check_duplication_mode
 from copymit.data.sources import load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
+from copymit.storage import write_whole
+
+_DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
 
 
 class Dataset(NamedTuple):
@@ -101,6 +114,76 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         source.caption_counts[train],
     )
     return dataset
+
+
+def claim_examples(
+    workdir: epath.Path, dataset: Dataset, *, writer: bool = True
+) -> None:
+    """Writes which examples a run trains on, or checks that they are still the same.
+
+    `duplication.parquet` has those that it trains on, `examples.parquet` the names of
+    all there are.
+
+    Args:
+      writer: whether this process writes; of several hosts only the first does.
+    Raises:
+      ValueError: if the data changed; names what was added and what is gone.
+    """
+    if (workdir / _DUPLICATION).exists():
+        read_duplication(workdir, dataset)
+    elif writer:
+        counts = dataset.source.caption_counts[dataset.indices]
+        table = duplication_table(dataset.example_ids, dataset.duplication, counts)
+        names = pa.table({"example_id": list(dataset.source.example_ids)})
+        for name, rows in ((_EXAMPLES, names), (_DUPLICATION, table)):
+            file = io.BytesIO()
+            pq.write_table(rows, file)
+            write_whole(workdir / name, file.getvalue())
+
+
+def read_duplication(workdir: epath.Path, dataset: Dataset) -> pd.DataFrame:
+    """Reads the table that `claim_examples` wrote.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      ValueError: if the data are not those of the table; names what differs.
+    """
+    path = workdir / _DUPLICATION
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: {workdir} holds no training run that began. Train into "
+            "it first (train.py)"
+        )
+    with path.open("rb") as file:
+        table = pq.read_table(file).to_pandas()
+    same = (
+        table["example_id"].tolist() == dataset.example_ids
+        and table["weight"].tolist() == dataset.duplication.weights.tolist()
+    )
+    if not same:
+        raise ValueError(_describe_change(workdir, table, dataset))
+    return table
+
+
+def _describe_change(workdir: epath.Path, table: pd.DataFrame, dataset: Dataset) -> str:
+    there, what = set(dataset.source.example_ids), "training images"
+    before = set(table["example_id"])
+    now = set(dataset.example_ids)
+    if (workdir / _EXAMPLES).exists():
+        with (workdir / _EXAMPLES).open("rb") as file:
+            names = set(pq.read_table(file)["example_id"].to_pylist())
+        if names != there:
+            before, now, what = names, there, "images"
+    changes = {"added": sorted(now - before), "gone": sorted(before - now)}
+    found = [
+        f"{len(names)} {what} {how} ({listed(names)})"
+        for how, names in changes.items()
+        if names
+    ] or ["other images are duplicated"]
+    return (
+        f"the data are no longer those that {workdir} was trained on: "
+        f"{', '.join(found)}. Put them back as they were, or train into another --workdir"
+    )
 
 
 def _open_manifest(config: ConfigDict, source: ExampleSource) -> Manifest:

@@ -40,6 +40,10 @@ _MAX_FILE_BYTES = 2**28
 _TOKEN_IDS = re.compile(r"\s*\[\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*\]\s*")
 
 
+class LayoutError(ValueError):
+    """A folder is there, but its images lie otherwise than in folder/<class>/*."""
+
+
 class Selection(NamedTuple):
     """Indices into a source, each sorted, with nothing in common."""
 
@@ -287,7 +291,7 @@ def _list_images(folder: str) -> dict[str, list[str]]:
     inside = {name: _scan(os.path.join(folder, name), root) for name in subfolders}
     filled = sorted(name for name, (names, _) in inside.items() if names)
     if images and filled:
-        raise ValueError(
+        raise LayoutError(
             f"{folder!r} has images both in itself ({listed(images)}) and in its "
             f"folders ({listed(filled)}): use either folder/* or folder/<class>/*"
         )
@@ -295,7 +299,7 @@ def _list_images(folder: str) -> dict[str, list[str]]:
         return {"": images}
     too_deep = [f"{name}/{deep}" for name in inside for deep in inside[name][1]]
     if too_deep:
-        raise ValueError(
+        raise LayoutError(
             f"{folder!r} has folders that lie too deep ({listed(too_deep)}): images "
             "are read from folder/* or folder/<class>/*, so point to the folder that "
             f"holds the classes, such as {os.path.join(folder, subfolders[0])!r}"
@@ -331,7 +335,11 @@ def _scan(folder: str, root: str) -> tuple[list[str], list[str]]:
                 images.append(entry.name)
             else:
                 irregular.append(entry.path)
-    refuse("links leave the folder: copy the files into it", leaving)
+    if leaving:
+        raise LayoutError(
+            f"{len(leaving)} links leave the folder: copy the files into it: "
+            f"{listed(leaving)}"
+        )
     refuse("are broken links or no regular files: remove them", irregular)
     return sorted(images), sorted(subfolders)
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from copymit.data.images import ImageError
 from copymit.embedding.embedder import Embedder
-from copymit.embedding.image_set import ImageSet
+from copymit.embedding.image_set import SKIP, ImageSet
 from copymit.embedding.store import (
     SHARD_ROWS,
     EmbeddingStore,
@@ -43,8 +43,8 @@ class KnownFeatures:
         self._shards = [
             shard
             for store in stores
-            if store.protocol() == protocol
-            for shard in store.shards()
+            for shard in store.shards_of_any_inputs()
+            if shard.protocol == protocol
         ]
         digests = [
             np.array(shard.digests, "S16") for shard in self._shards if shard.ids
@@ -79,17 +79,16 @@ def embed(
     *,
     batch_size: int,
     known: Sequence[EmbeddingStore] = (),
-    trusted: bool = False,
     skip_corrupt: bool = False,
     shard_rows: int = SHARD_ROWS,
 ) -> None:
     """Embeds all images of a set into a store; finished shards are kept.
 
+    Where the store knows what its shards were made of, their images are not even read.
+
     Args:
       batch_size: images at a time over all local devices.
       known: stores that may hold features of the same images.
-      trusted: whether the images of finished shards are known not to have changed, so
-        that they need not be read again.
       skip_corrupt: leaves out images that cannot be read, instead of stopping there;
         the store lists them.
     Raises:
@@ -97,7 +96,6 @@ def embed(
       ValueError: names an image whose features are not finite.
     """
     features_known = KnownFeatures([store, *known], embedder.protocol)
-    store.claim(embedder.protocol)
     count = -(-len(images.ids) // shard_rows)
     own = range(jax.process_index(), count, jax.process_count())
     network = _Network(embedder, batch_size)
@@ -107,12 +105,13 @@ def embed(
             start = index * shard_rows
             rows = range(start, min(start + shard_rows, len(images.ids)))
             listing = listing_digest([images.ids[i] for i in rows])
-            finished = store.read(index) if trusted else None
-            if finished is None or finished.listing != listing:
+            wanted = (listing, embedder.protocol, count)
+            finished = store.read(index) if store.inputs else None
+            if finished is None or finished[4:] != wanted:
                 shard = _embed_shard(
                     network, images, rows, pool, features_known, skip_corrupt
                 )
-                store.write(index, shard._replace(listing=listing))
+                store.write(index, Shard(*shard[:4], *wanted))
             progress.add(len(rows))
     if jax.process_index() == 0:
         store.truncate(count)
@@ -194,7 +193,8 @@ def _embed_shard(
         for result in results:
             if isinstance(result, ImageError):
                 if not skip_corrupt:
-                    raise ImageError(result.name, f"{result.reason} ({images.name})")
+                    reason = f"{result.reason} ({images.name}); {SKIP}"
+                    raise ImageError(result.name, reason)
                 skipped.append(Skipped(result.name, result.reason))
                 continue
             if result.known is None:

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +18,11 @@ from PIL import Image
 from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
 from copymit.data.images import ImageError, decode_image, resize_and_crop
-from copymit.data.sources import FolderSource
+from copymit.data.sources import IMAGE_SUFFIXES, FolderSource, LayoutError
 from copymit.data.tar_source import TarSource
 
 _MAX_FILE_BYTES = 2**28
+SKIP = "repair it, or leave such images out with --eval.on_corrupt=skip"
 
 
 class ImageSet(NamedTuple):
@@ -55,12 +57,19 @@ def open_source(images: Any) -> ExampleSource | None:
         return images
     if not isinstance(images, str | Path) or str(images).endswith((".npz", ".npy")):
         return None
+    if "*" in str(images) and not str(images).endswith(".tar"):
+        return None
     if str(images).endswith(".tar"):
         paths = sorted(glob.glob(str(images)))
         if not paths:
             raise FileNotFoundError(f"no tar file matches {str(images)!r}")
         return TarSource(paths)
-    return FolderSource(images)
+    try:
+        return FolderSource(images)
+    except LayoutError as error:
+        raise ValueError(
+            f"{error}. Or give a pattern: {os.path.join(str(images), '**', '*.png')!r}"
+        ) from error
 
 
 def open_images(
@@ -69,9 +78,11 @@ def open_images(
     """Views images of any kind, resized and cropped to `size` pixels.
 
     Args:
-      images: a folder; tar files in webdataset's layout (a path, or a pattern such as
-        `shards/*.tar`); an `.npz` or `.npy` file or an array of shape (N, H, W, 3),
-        uint8; a list of paths, PIL images or arrays; an `ExampleSource`; an `ImageSet`.
+      images: a folder; a pattern of image files, such as `photos/**/*.png`, of any depth
+        and wherever links lead; tar files in webdataset's layout (a path, or a pattern
+        such as `shards/*.tar`); an `.npz` or `.npy` file or an array of shape
+        (N, H, W, 3), uint8; a list of paths, PIL images or arrays; an `ExampleSource`;
+        an `ImageSet`.
       size: None takes the images as they are; they must then be square and of one size.
       skip_corrupt: lets images that cannot be read pass until they are asked for.
     Raises:
@@ -82,6 +93,8 @@ def open_images(
         opened = images._replace(name=name)
     elif (source := open_source(images)) is not None:
         opened = _of_source(name, source, np.arange(len(source)))
+    elif isinstance(images, str | Path) and "*" in str(images):
+        opened = _of_pattern(name, str(images))
     elif isinstance(images, str | Path):
         opened = _of_array(name, *_read_arrays(Path(images)))
     elif isinstance(images, np.ndarray):
@@ -118,10 +131,10 @@ def common_size(images: ImageSet, skip_corrupt: bool = False) -> int:
     def shape(position: int) -> tuple[int, int] | None:
         try:
             height, width = images.read(position).shape[:2]
-        except ImageError:
+        except ImageError as error:
             if skip_corrupt:
                 return None
-            raise
+            raise ImageError(error.name, f"{error.reason}; {SKIP}") from error
         return width, height
 
     with ThreadPoolExecutor() as pool:
@@ -130,7 +143,10 @@ def common_size(images: ImageSet, skip_corrupt: bool = False) -> int:
     if not counts:
         raise ValueError(f"none of the {len(images.ids)} {images.name} can be read")
     sizes = ", ".join(f"{n} of {w} x {h}" for (w, h), n in counts.most_common(5))
-    way_out = "say at which size to compare them with eval.resolution=PIXELS"
+    way_out = (
+        "say at which size to compare them, with --eval.resolution=PIXELS, or in Python "
+        "resolution=PIXELS"
+    )
     if len(counts) > 1:
         raise ValueError(
             f"the {images.name} have {len(counts)} sizes ({sizes}): similarity and "
@@ -183,6 +199,19 @@ def _of_list(name: str, images: Sequence[Any]) -> ImageSet:
         return array
 
     return ImageSet(name, ids, read)
+
+
+def _of_pattern(name: str, pattern: str) -> ImageSet:
+    """Lists the image files that match, by their paths below what has no wildcard."""
+    start = Path(pattern.partition("*")[0] + "x").parent
+    found = sorted(glob.glob(pattern, recursive=True))
+    paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    if not paths:
+        raise FileNotFoundError(
+            f"no image matches {pattern!r}; known suffixes: {' '.join(IMAGE_SUFFIXES)}"
+        )
+    ids = [Path(path).relative_to(start).as_posix() for path in paths]
+    return _of_list(name, paths)._replace(ids=ids)
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, list[str] | None]:

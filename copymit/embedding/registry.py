@@ -51,6 +51,11 @@ def make_embedder(name: str, weights: Mapping[str, str] | None = None) -> Embedd
     return make((weights or {}).get(of_weights, ""))
 
 
+def weights_name(embedder: str) -> str:
+    """Names the setting of an embedder's weights; "" where it has none."""
+    return _EMBEDDERS[embedder][0]
+
+
 def check_embedders(names: Sequence[str], setting: str = "eval.embedders") -> None:
     """Raises a `ValueError` that lists the embedders if one is not known, or none given."""
     unknown = [name for name in names if name not in _EMBEDDERS]

@@ -1,19 +1,21 @@
 """Embeddings on disk: shards that are there whole or not at all, and can grow.
 
-    DIRECTORY/embedder.json   protocol and number of features
     DIRECTORY/00000.npy       features, float32, one row an image
     DIRECTORY/00000.parquet   id of each row, and a digest of the image's pixels; its
-                              metadata list the images that could not be read
+                              metadata say what the shard was made of, how, of how many
+                              shards it is one, and which images could not be read
 
-A shard's table is written last, so that a shard with a table is complete. Readers on a
-local disk map the features into memory; ten million images of 512 features are 20 GB in
-2,442 shards.
+A shard's table is written last and removed first, so that a shard with a table is
+complete. A store sees only shards of its own inputs: what an interrupted or an earlier
+run left of others is not there. Readers on a local disk map the features into memory;
+ten million images of 512 features are 20 GB in 2,442 shards.
 """
 
 import hashlib
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +64,8 @@ class Shard(NamedTuple):
       features: not normalised.
       skipped: the images that could not be read.
       listing: digest of the ids of all images that the shard is about.
+      protocol: how the features were made.
+      num_shards: of the set.
     """
 
     ids: list[str]
@@ -69,39 +73,37 @@ class Shard(NamedTuple):
     features: Float[np.ndarray, "R D"]
     skipped: list[Skipped]
     listing: str
+    protocol: str = ""
+    num_shards: int = 1
 
 
 class EmbeddingStore:
-    """The embeddings of one set of images by one embedder."""
+    """The embeddings of one set of images by one embedder.
 
-    def __init__(self, directory: epath.PathLike):
+    Args:
+      inputs: digest of everything that the features depend on; "" if none is known, and
+        then a name does not say that an image is still the same.
+    """
+
+    def __init__(self, directory: epath.PathLike, inputs: str = ""):
         self.directory = epath.Path(directory)
-
-    def claim(self, protocol: str) -> None:
-        """Makes the store the protocol's; shards of another one are removed."""
-        if self.protocol() != protocol:
-            self.clear()
-            self.directory.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"protocol": protocol}, indent=1) + "\n"
-            write_whole(self.directory / "embedder.json", text.encode())
-
-    def clear(self) -> None:
-        """Removes everything."""
-        self.directory.rmtree(missing_ok=True)
-
-    def protocol(self) -> str | None:
-        """Says how the features were made, or None for a store that is not there."""
-        path = self.directory / "embedder.json"
-        return json.loads(path.read_text())["protocol"] if path.exists() else None
+        self.inputs = inputs
 
     def write(self, index: int, shard: Shard) -> None:
         """Writes a shard in place of the one before."""
         features, table = self._paths(index)
+        self.directory.mkdir(parents=True, exist_ok=True)
         table.unlink(missing_ok=True)
         buffer = io.BytesIO()
         np.save(buffer, np.asarray(shard.features, np.float32), allow_pickle=False)
         write_whole(features, buffer.getvalue())
-        about = {"listing": shard.listing, "skipped": json.dumps(shard.skipped)}
+        about = {
+            "inputs": self.inputs,
+            "protocol": shard.protocol,
+            "num_shards": str(shard.num_shards),
+            "listing": shard.listing,
+            "skipped": json.dumps(shard.skipped),
+        }
         fields = [("id", pa.string()), ("digest", pa.binary())]
         rows = pa.table(
             [shard.ids, shard.digests], schema=pa.schema(fields, metadata=about)
@@ -111,20 +113,27 @@ class EmbeddingStore:
         write_whole(table, buffer.getvalue())
 
     def read(self, index: int) -> Shard | None:
-        """Reads a shard, or nothing if it is not complete."""
-        features, table = self._paths(index)
-        if not (table.exists() and features.exists()):
-            return None
-        with table.open("rb") as file:
-            rows = pq.read_table(file)
-        about = rows.schema.metadata
-        return Shard(
-            rows["id"].to_pylist(),
-            rows["digest"].to_pylist(),
-            _read_rows(features),
-            [Skipped(*pair) for pair in json.loads(about[b"skipped"])],
-            about[b"listing"].decode(),
-        )
+        """Reads a shard, or nothing if it is not complete or of other inputs."""
+        inputs, shard = self._read(index)
+        return shard if inputs == self.inputs else None
+
+    def shards_of_any_inputs(self) -> list[Shard]:
+        """Reads all complete shards, for who knows images by their pixels' digests."""
+        found = (self._read(index)[1] for index in self.numbers())
+        return [shard for shard in found if shard is not None]
+
+    def is_complete(self) -> bool:
+        """Says whether every shard of the set is there; reads no features."""
+        about = self._about(0)
+        if about is None:
+            return False
+        with ThreadPoolExecutor(16) as pool:
+            others = pool.map(self._about, range(1, int(about["num_shards"])))
+            same = ("inputs", "protocol", "num_shards")
+            return all(
+                other is not None and all(other[key] == about[key] for key in same)
+                for other in others
+            )
 
     def truncate(self, count: int) -> None:
         """Removes the shards from number `count` on, of a set that was larger."""
@@ -133,21 +142,46 @@ class EmbeddingStore:
                 for path in reversed(self._paths(index)):
                     path.unlink(missing_ok=True)
 
-    def shards(self) -> list[Shard]:
-        """Reads all complete shards in their order; features stay on a local disk."""
-        found = (self.read(index) for index in self.numbers())
-        return [shard for shard in found if shard is not None]
-
     def features_path(self, index: int) -> epath.Path:
         """Is the file of a shard's features."""
         return self._paths(index)[0]
 
     def numbers(self) -> list[int]:
-        """Lists the shards that are there, in their order."""
+        """Lists the shards that are there, of any inputs, in their order."""
         if not self.directory.exists():
             return []
         names = [path for path in self.directory.iterdir() if path.suffix == ".parquet"]
         return sorted(int(path.stem) for path in names)
+
+    def _about(self, index: int) -> dict[str, str] | None:
+        """Reads what a shard of these inputs says of itself."""
+        features, table = self._paths(index)
+        if not (table.exists() and features.exists()):
+            return None
+        with table.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
+        about = {key.decode(): value.decode() for key, value in metadata.items()}
+        return about if about.get("inputs") == self.inputs else None
+
+    def _read(self, index: int) -> tuple[str, Shard | None]:
+        features, table = self._paths(index)
+        if not (table.exists() and features.exists()):
+            return "", None
+        with table.open("rb") as file:
+            rows = pq.read_table(file)
+        about = {k.decode(): v.decode() for k, v in rows.schema.metadata.items()}
+        if "inputs" not in about:
+            return "", None  # an older copymit did not say
+        shard = Shard(
+            rows["id"].to_pylist(),
+            rows["digest"].to_pylist(),
+            _read_rows(features),
+            [Skipped(*pair) for pair in json.loads(about["skipped"])],
+            about["listing"],
+            about["protocol"],
+            int(about["num_shards"]),
+        )
+        return about["inputs"], shard
 
     def _paths(self, index: int) -> tuple[epath.Path, epath.Path]:
         stem = f"{index:05d}"
@@ -194,22 +228,29 @@ def load_embeddings(store: EmbeddingStore) -> Embeddings:
     """Opens what the embed stage wrote.
 
     Raises:
-      FileNotFoundError: if there is nothing.
+      FileNotFoundError: if it is not there, not all of it, or of other inputs.
     """
+    first = store.read(0)
+    count = first.num_shards if first else 0
     ids: list[str] = []
     paths: list[epath.Path] = []
     skipped: list[Skipped] = []
-    for index in store.numbers():
+    for index in range(count):
         shard = store.read(index)
-        if shard is None:
-            continue
+        if shard is None or shard[5:] != first[5:]:  # type: ignore[index]
+            raise FileNotFoundError(
+                f"{store.directory} holds no embeddings that are whole: shard {index} "
+                f"of {count} is missing or of other inputs; embed again"
+            )
         skipped += shard.skipped
         if shard.ids:
             ids += shard.ids
             paths.append(store.features_path(index))
-    if not ids:
-        raise FileNotFoundError(f"{store.directory} holds no embeddings")
-    return Embeddings(ids, StoredRows(paths), store.protocol() or "", skipped)
+    if first is None or not ids:
+        raise FileNotFoundError(
+            f"{store.directory} holds no embeddings of these inputs: embed them first"
+        )
+    return Embeddings(ids, StoredRows(paths), first.protocol, skipped)
 
 
 def listing_digest(ids: Sequence[str]) -> str:

@@ -50,7 +50,7 @@ def evaluate(
     *,
     workdir: epath.PathLike,
     prompts: Sequence[str] | None = None,
-    name: str = "images",
+    name: str | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Measures how much generations of any model copy its training images.
@@ -64,6 +64,8 @@ def evaluate(
         paths, PIL images or arrays; or a copymit data source. References are resized
         and cropped to the size of the generations.
       workdir: receives the results, in `eval/NAME`.
+      name: by default after where the images lie, so that other images have a directory
+        of their own. A name that images elsewhere have is refused.
       prompts: of each generation, for the CLIP score and the page.
       settings: of the `eval` section, see copymit/settings.py, such as
         `embedders=("sscd_288",), weights={"sscd_disc_mixup": PATH}`.
@@ -83,7 +85,15 @@ def evaluate(
                 f"unknown weights {weights}: use some of {', '.join(config.weights)}"
             )
         config.weights[weights] = str(path)
-    config.update(settings)
+    for setting, value in settings.items():
+        one = isinstance(value, str) and isinstance(config[setting], tuple)
+        try:
+            config[setting] = (value,) if one else value
+        except TypeError as error:
+            raise ValueError(
+                f"{setting}={value!r} is a {type(value).__name__}: give a "
+                f"{type(config[setting]).__name__}, as {config[setting]!r}"
+            ) from error
     subject = open_pair(generations, references, workdir, config, name, prompts)
     directory = run_stages(subject)
     return Evaluation(

@@ -1,5 +1,6 @@
-"""Where an evaluation keeps what its stages made.
+"""Where an evaluation keeps what its stages made, and what each of it was made of.
 
+OUT/evaluation.json                   what is evaluated, and how
 OUT/prompts.jsonl, generations/       what was generated, if copymit did
 OUT/timings.json                      seconds an image; not a score, it never repeats
 OUT/embeddings/EMBEDDER/SET/          one store per embedder and set of images
@@ -8,35 +9,69 @@ OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
 OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
 OUT/report.html, figures/ ...         what people look at
+
+Every artefact that a later stage reads carries the digest of its inputs, written in the
+same file at the same moment: tables and stores in their metadata, JSON as `inputs`. It
+is read only by who asks for that digest, so that whatever an interruption, other settings
+or other images left behind is as good as absent.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import io
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from etils import epath
 
+from copymit.embedding.registry import weights_name
 from copymit.embedding.store import EmbeddingStore
-from copymit.embedding.tiles import Tile
+from copymit.embedding.tiles import Tile, list_tiles
+from copymit.evaluation.settings import stage_settings
+from copymit.evaluation.stages import (
+    OPTIONAL_STAGES,
+    STAGES,
+    compute_digest,
+    content_digest,
+)
+from copymit.evaluation.subject import Subject
+from copymit.storage import write_whole
+
+_INPUTS = "inputs"
+# Sets whose nearest references are looked for; `background` are the references.
+QUERIES = ("generations", "background", "heldout")
+# Training images whose captions are scored, for comparison with the generations'.
+BACKGROUND_CAPTIONS = 2_000
 
 
 class Artefacts(NamedTuple):
-    """The files of one evaluation.
+    """The files of one evaluation, of its present inputs.
 
     Attributes:
       out: its directory.
       headline: name of the first embedder.
+      stages: digest of what goes into each stage.
+      sets: digest of what each set of images or texts depends on.
+      weights: digest of the weights of each embedder that has any.
     """
 
     out: epath.Path
     headline: str
+    stages: Mapping[str, str]
+    sets: Mapping[str, str]
+    weights: Mapping[str, str]
 
     def store(
         self, embedder: str, images: str, tile: Tile | None = None
     ) -> EmbeddingStore:
         """Is the store of a set of images, or of one tile of each."""
-        folder = f"{embedder}@{tile.name}" if tile else embedder
-        return EmbeddingStore(self.out / "embeddings" / folder / images)
+        of = [self.sets[images], self.weights.get(weights_name(embedder), "")]
+        return EmbeddingStore(
+            _store_folder(self.out, embedder, images, tile), compute_digest(of)
+        )
 
     def known_stores(
         self, embedder: str, images: str, tile: Tile | None = None
@@ -45,7 +80,7 @@ class Artefacts(NamedTuple):
         if not self.out.parent.exists():
             return []  # a bucket knows no empty directories
         return [
-            Artefacts(path, self.headline).store(embedder, images, tile)
+            EmbeddingStore(_store_folder(path, embedder, images, tile))
             for path in sorted(self.out.parent.iterdir())
             if path.is_dir() and path != self.out
         ]
@@ -56,15 +91,9 @@ class Artefacts(NamedTuple):
             return self.out / "matches.parquet"
         return self.out / "matches" / f"{embedder}_{queries}.parquet"
 
-    def read_matches(self, embedder: str, queries: str) -> pd.DataFrame:
-        """Reads a table of neighbours."""
-        with self.matches(embedder, queries).open("rb") as file:
-            return pd.read_parquet(file)
-
-    def read_measured(self) -> pd.DataFrame:
-        """Reads what was measured of single generations."""
-        with (self.out / "measured.parquet").open("rb") as file:
-            return pd.read_parquet(file)
+    def tile_matches(self, queries: str) -> epath.Path:
+        """Is the table of the nearest tile of every tile."""
+        return self.out / "matches" / f"tiles_{queries}.parquet"
 
     def search_facts(self, embedder: str) -> epath.Path:
         """Is the file that says how neighbours were found."""
@@ -73,6 +102,16 @@ class Artefacts(NamedTuple):
     def saved_search(self, embedder: str) -> epath.Path:
         """Is where a searcher of the references is kept, if one is built."""
         return self.out / "index" / embedder
+
+    @property
+    def scores(self) -> epath.Path:
+        """Is the file of all numbers."""
+        return self.out / "scores.json"
+
+    @property
+    def measured(self) -> epath.Path:
+        """Is the table of numbers of single generations."""
+        return self.out / "measured.parquet"
 
     @property
     def detection(self) -> epath.Path:
@@ -89,31 +128,187 @@ class Artefacts(NamedTuple):
         """Is what each token of the prompts contributes."""
         return self.out / "tokens.jsonl"
 
-    def of_stage(
-        self, stage: str, embedders: Sequence[str], all_embedders: Sequence[str]
-    ) -> list[epath.Path]:
-        """Lists what a finished stage has surely made.
+    def write_table(self, stage: str, path: epath.Path, table: pd.DataFrame) -> None:
+        """Writes a table of a stage, without its index."""
+        rows = pa.Table.from_pandas(table, preserve_index=False)
+        about = {**(rows.schema.metadata or {}), _INPUTS.encode(): self.stages[stage]}
+        file = io.BytesIO()
+        pq.write_table(rows.replace_schema_metadata(about), file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, file.getvalue())
 
-        Args:
-          embedders: that the similarity is measured with.
-          all_embedders: these, and those of quality and of captions.
+    def read_table(self, stage: str, path: epath.Path) -> pd.DataFrame:
+        """Reads a table that the stage wrote.
+
+        Raises:
+          FileNotFoundError: if it is not there, or of other inputs.
         """
-        return {
-            "generate": [self.out / "prompts.jsonl"],
-            "embed": [
-                self.store(name, images).directory / "embedder.json"
-                for name in all_embedders
-                for images in ("generations", "references")
-            ],
-            "search": [self.matches(name, "generations") for name in embedders]
-            + [self.search_facts(name) for name in embedders],
-            "score": [self.out / "scores.json", self.out / "measured.parquet"],
-            "detect": [self.detection, self.detection_summary, self.tokens],
-            "report": [self.out / "report.html"],
-        }[stage]
+        if self._inputs_of(path) != self.stages[stage]:
+            raise self._missing(stage, path)
+        with path.open("rb") as file:
+            return pq.read_table(file).to_pandas()
+
+    def write_json(
+        self, stage: str, path: epath.Path, content: Mapping[str, Any]
+    ) -> None:
+        """Writes an object of a stage."""
+        content = {**content, _INPUTS: self.stages[stage]}
+        text = json.dumps(content, indent=1, sort_keys=True, default=list)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{text}\n".encode())
+
+    def read_json(self, stage: str, path: epath.Path) -> dict[str, Any]:
+        """Reads an object that the stage wrote; errors as `read_table`."""
+        content = json.loads(path.read_text()) if path.exists() else {}
+        if content.pop(_INPUTS, None) != self.stages[stage]:
+            raise self._missing(stage, path)
+        return content
+
+    def read_matches(self, embedder: str, queries: str) -> pd.DataFrame:
+        """Reads a table of neighbours."""
+        return self.read_table("search", self.matches(embedder, queries))
+
+    def is_of(self, stage: str, path: epath.Path) -> bool:
+        """Says whether the stage wrote this file, of its present inputs."""
+        return self._inputs_of(path) == self.stages[stage]
+
+    def _inputs_of(self, path: epath.Path) -> str | None:
+        if not path.exists():
+            return None
+        if path.suffix != ".parquet":
+            return json.loads(path.read_text()).get(_INPUTS)
+        with path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
+        return metadata.get(_INPUTS.encode(), b"").decode()
+
+    def _missing(self, stage: str, path: epath.Path) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"{path} is missing or of other inputs: run the {stage} stage"
+        )
 
 
-def write_table(path: epath.Path, table: pd.DataFrame) -> None:
-    """Writes a table without its index."""
-    with path.open("wb") as file:
-        table.to_parquet(file, index=False)
+def open_artefacts(subject: Subject) -> Artefacts:
+    """Digests everything that goes into an evaluation."""
+    settings, identity = subject.eval, subject.identity
+    made = [
+        identity["generations"],
+        stage_settings(settings, "generate") if subject.run else None,
+    ]
+    stages = {"generate": compute_digest(made)}
+    # Every other stage depends on all images and on the stages before it.
+    digest = compute_digest([stages["generate"], identity])
+    for stage in STAGES[1:]:
+        stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
+        if stage not in OPTIONAL_STAGES:
+            digest = stages[stage]
+    shown = [subject.size, settings.on_corrupt]
+    references = [identity["references"], shown]
+    few = [settings.seed, BACKGROUND_CAPTIONS]
+    sets = {
+        "generations": [made, shown],
+        "references": references,
+        "heldout": references,
+        "few_references": [references, few],
+        "prompts": [made, identity["prompts"]],
+        "captions": [references, few],
+    }
+    return Artefacts(
+        subject.out,
+        settings.embedders[0],
+        stages,
+        {name: compute_digest([name, inputs]) for name, inputs in sets.items()},
+        {name: content_digest(path) for name, path in settings.weights.items() if path},
+    )
+
+
+def embedder_names(subject: Subject) -> list[str]:
+    """Lists the embedders that need all images: of similarity, then of quality."""
+    settings = subject.eval
+    names = [*settings.embedders, *settings.quality_embedders]
+    return list(dict.fromkeys(names))
+
+
+def image_sets(subject: Subject) -> list[str]:
+    """Lists the sets of images that a subject has."""
+    sets = ["generations", "references"]
+    return sets if subject.heldout is None else [*sets, "heldout"]
+
+
+def list_embedded(subject: Subject) -> list[tuple[str, str, Tile | None]]:
+    """Lists embedder, set and tile of all images that the settings ask for."""
+    settings, sets = subject.eval, image_sets(subject)
+    names = embedder_names(subject)
+    embedded: list[tuple[str, str, Tile | None]] = [
+        (name, images, None) for name in names for images in sets
+    ]
+    for tile in list_tiles(settings.tiles):
+        embedded += [(settings.embedders[0], images, tile) for images in sets[:2]]
+    if settings.clip_score and settings.clip_score not in names:
+        few = ("generations", "few_references")
+        embedded += [(settings.clip_score, images, None) for images in few]
+    return embedded
+
+
+def list_texts(subject: Subject) -> dict[str, str]:
+    """Maps each set of texts that is scored to its set of images."""
+    if not subject.eval.clip_score:
+        return {}
+    whole = subject.eval.clip_score in embedder_names(subject)
+    texts = {} if subject.prompts() is None else {"prompts": "generations"}
+    if subject.captions:
+        texts["captions"] = "references" if whole else "few_references"
+    return texts
+
+
+def is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
+    """Says whether everything is there that a stage makes of the present inputs."""
+    of = functools.partial(artefacts.is_of, stage)
+    match stage:
+        case "generate":
+            marker = artefacts.out / "generations.digest"
+            return (
+                marker.exists()
+                and marker.read_text() == artefacts.stages[stage]
+                and (artefacts.out / "prompts.jsonl").exists()
+                and not subject.made.missing()
+            )
+        case "embed":
+            clip = subject.eval.clip_score
+            if not is_generated(subject, artefacts):
+                return False
+            places = list_embedded(subject)
+            places += [(clip, texts, None) for texts in list_texts(subject)]
+            return all(artefacts.store(*place).is_complete() for place in places)
+        case "search":
+            tiles = [artefacts.tile_matches(q) for q in QUERIES[:2]]
+            return all(
+                _is_searched(artefacts, name) for name in subject.eval.embedders
+            ) and (not subject.eval.tiles or all(map(of, tiles)))
+        case "score":
+            return of(artefacts.measured) and of(artefacts.scores)
+        case "detect":
+            tables = (artefacts.detection, artefacts.detection_summary)
+            return all(map(of, tables)) and artefacts.tokens.exists()
+    raise ValueError(f"{stage} is always run")
+
+
+def is_generated(subject: Subject, artefacts: Artefacts) -> bool:
+    """Says whether the generations are there, whoever made them."""
+    return subject.run is None or is_finished(subject, artefacts, "generate")
+
+
+def _is_searched(artefacts: Artefacts, embedder: str) -> bool:
+    facts = artefacts.search_facts(embedder)
+    if not artefacts.is_of("search", facts):
+        return False
+    queries = artefacts.read_json("search", facts)
+    return all(
+        artefacts.is_of("search", artefacts.matches(embedder, name)) for name in queries
+    )
+
+
+def _store_folder(
+    out: epath.Path, embedder: str, images: str, tile: Tile | None
+) -> epath.Path:
+    folder = f"{embedder}@{tile.name}" if tile else embedder
+    return out / "embeddings" / folder / images

@@ -6,7 +6,6 @@ what `detect_prompts` keeps. Prompts are taken as given, before any mitigation. 
 lists say which prompts are memorised and which are not, no scored run is needed.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ import pandas as pd
 from ml_collections import ConfigDict
 
 from copymit.data.tokenizer import make_tokenizer
-from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.artefacts import Artefacts
 from copymit.evaluation.detect import detect_prompts, summarise
 from copymit.evaluation.prompts import Prompt, make_prompts, read_prompts
 from copymit.evaluation.stages import compute_digest
@@ -54,21 +53,23 @@ def run_detect(subject: Subject, artefacts: Artefacts) -> None:
             f"the {len(prompts)} prompts that are looked at: set eval.prompts='file' and "
             "eval.prompts_file, or eval.detection.other_prompts to look at both lists"
         )
+    if jax.process_index() == 0:
+        # What it says of tokens is about to be replaced.
+        artefacts.detection_summary.unlink(missing_ok=True)
     measured = detect_prompts(
         subject.run.config,
         subject.run.load_params,
         list(prompts),
         subject.out,
-        compute_digest([subject.identity, subject.eval.use_ema]),
+        compute_digest([subject.identity["generations"], subject.eval.use_ema]),
         DetectionOptions(**{name: settings[name] for name in _OPTIONS}),
     )
     if jax.process_index() == 0:
         measured.insert(2, "kind", list(prompts.values()))
         table, truth = with_truth(measured, subject, artefacts)
         summary = {"truth": truth} | summarise_kinds(table, subject.eval.seed)
-        write_table(artefacts.detection, table)
-        text = json.dumps(summary, indent=1, sort_keys=True)
-        artefacts.detection_summary.write_text(text + "\n")
+        artefacts.write_table("detect", artefacts.detection, table)
+        artefacts.write_json("detect", artefacts.detection_summary, summary)
 
 
 def given_prompts(detection: ConfigDict, evaluation: ConfigDict) -> dict[Prompt, str]:

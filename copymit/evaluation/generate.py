@@ -68,9 +68,8 @@ def generate(
             logger.warning("prompt is cut to %d tokens: %r", text.max_length, prompt[2])
     folder = out / "generations"
     if jax.process_index() == 0:
-        _keep_generations_of(folder, digest)
         lines = [json.dumps(prompt._asdict(), ensure_ascii=False) for prompt in prompts]
-        (out / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+        _keep_generations_of(folder, digest, "\n".join(lines) + "\n")
     wait_for_all("prompts are written")
     missing = [
         i for i, p in enumerate(prompts) if not (folder / f"{p.id}.png").exists()
@@ -151,16 +150,21 @@ def _local_rows(images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
             yield from enumerate(np.asarray(shard.data), start)
 
 
-def _keep_generations_of(folder: epath.Path, digest: str) -> None:
-    """Removes generations of other settings; those of an interrupted stage stay."""
-    marker = folder.parent / "generations.digest"
-    if marker.exists() and marker.read_text() == digest:
-        folder.mkdir(exist_ok=True)
-        return
-    (folder.parent / "timings.json").unlink(missing_ok=True)
-    folder.rmtree(missing_ok=True)
-    folder.mkdir(parents=True)
-    marker.write_text(digest)
+def _keep_generations_of(folder: epath.Path, digest: str, prompts: str) -> None:
+    """Removes generations of other settings; those of an interrupted stage stay.
+
+    Where the marker is, prompts and pictures are of its digest: it goes first and comes
+    last.
+    """
+    out = folder.parent
+    marker = out / "generations.digest"
+    if not (marker.exists() and marker.read_text() == digest):
+        marker.unlink(missing_ok=True)
+        (out / "timings.json").unlink(missing_ok=True)
+        folder.rmtree(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "prompts.jsonl", prompts.encode())
+    write_whole(marker, digest.encode())
 
 
 def _write_png(path: epath.Path, image: np.ndarray, steps: Mapping[str, int]) -> None:

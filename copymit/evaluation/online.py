@@ -20,10 +20,10 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.embedding.embed import embed, embed_arrays
 from copymit.embedding.image_set import examples_as_images
-from copymit.embedding.registry import make_embedder
-from copymit.embedding.store import load_embeddings, unit_rows
-from copymit.evaluation.artefacts import Artefacts
+from copymit.embedding.registry import make_embedder, weights_name
+from copymit.embedding.store import EmbeddingStore, load_embeddings, unit_rows
 from copymit.evaluation.search_stage import unit_vectors
+from copymit.evaluation.stages import compute_digest, content_digest, data_digest
 from copymit.generator import make_generate, sampling_options
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.scores.similarity import TIE_TOLERANCE
@@ -63,10 +63,16 @@ def make_copy_monitor(
     embedder = make_embedder(config.eval.embedders[0], config.eval.weights)
     size = config.data.resolution
     images = examples_as_images("references", dataset.source, dataset.indices, size)
-    store = Artefacts(workdir / "eval" / "online", embedder.name).store(
-        embedder.name, "references"
-    )
-    embed(embedder, images, store, batch_size=config.eval.batch_size, trusted=True)
+    weights = config.eval.weights.get(weights_name(embedder.name), "")
+    of = [
+        data_digest(config.data),
+        images.ids,
+        size,
+        weights and content_digest(weights),
+    ]
+    folder = workdir / "eval" / "online" / "embeddings" / embedder.name / "references"
+    store = EmbeddingStore(folder, compute_digest(of))
+    embed(embedder, images, store, batch_size=config.eval.batch_size)
     wait_for_all("references of the monitor are embedded")
     references = load_embeddings(store)
     vectors = unit_vectors(references, "references")

@@ -3,15 +3,17 @@
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from copymit.embedding.image_set import reader_by_id
-from copymit.evaluation.artefacts import Artefacts
-from copymit.evaluation.search_stage import QUERIES
-from copymit.evaluation.stages import StageRecord
+from copymit.evaluation.artefacts import (
+    QUERIES,
+    Artefacts,
+    is_finished,
+    open_artefacts,
+)
+from copymit.evaluation.comparable import check_scored
 from copymit.evaluation.subject import Subject
 from copymit.report.evaluated_run import Detection, EvaluatedRun
 from copymit.report.page import write_report
@@ -19,7 +21,9 @@ from copymit.report.page import write_report
 logger = logging.getLogger(__name__)
 
 
-def run_report(subject: Subject, compared: Sequence[Subject]) -> None:
+def run_report(
+    subject: Subject, artefacts: Artefacts, compared: Sequence[Subject]
+) -> None:
     """Writes the page of an evaluation, beside others.
 
     Raises:
@@ -27,32 +31,34 @@ def run_report(subject: Subject, compared: Sequence[Subject]) -> None:
     """
     page = write_report(
         subject.out,
-        load_evaluated_run(subject),
-        [load_evaluated_run(other) for other in compared],
+        load_evaluated_run(subject, artefacts),
+        [load_evaluated_run(other, open_artefacts(other)) for other in compared],
         gallery_size=subject.eval.gallery_size,
         blurred=subject.eval.blur,
     )
     logger.info("report: %s", page)
 
 
-def load_evaluated_run(subject: Subject) -> EvaluatedRun:
-    """Collects the artefacts of a scored evaluation for the report."""
-    path = subject.out / "scores.json"
-    if not path.exists():
-        raise ValueError(f"{path} is missing: evaluate {subject.title!r} first")
-    scores: dict[str, Any] = json.loads(path.read_text())
-    first = scores["embedder"]
-    artefacts = Artefacts(subject.out, first)
+def load_evaluated_run(subject: Subject, artefacts: Artefacts) -> EvaluatedRun:
+    """Collects the artefacts of a scored evaluation for the report.
+
+    Raises:
+      ValueError: if there are none of its present images and settings.
+    """
+    check_scored(subject, artefacts)
+    scores = artefacts.read_json("score", artefacts.scores)
+    headline = artefacts.headline
+    searched = artefacts.read_json("search", artefacts.search_facts(headline))
     return EvaluatedRun(
         title=subject.title,
         scores={k: v for k, v in scores.items() if k != "settings"},
         settings=subject.settings,
-        matches=artefacts.read_matches(first, "generations"),
-        measured=artefacts.read_measured(),
+        matches=artefacts.read_matches(headline, "generations"),
+        measured=artefacts.read_table("score", artefacts.measured),
         similarities={
-            name: _top1(artefacts, first, name)
+            name: _top1(artefacts, headline, name)
             for name in QUERIES
-            if artefacts.matches(first, name).exists()
+            if name in searched
         },
         read_generation=reader_by_id(subject.generations()),
         read_reference=reader_by_id(subject.references),
@@ -60,19 +66,20 @@ def load_evaluated_run(subject: Subject) -> EvaluatedRun:
         prompts=subject.prompts(),
         duplication=subject.duplication,
         metrics=subject.metrics(),
-        detection=_detection(artefacts),
+        detection=_detection(subject, artefacts),
     )
 
 
-def _detection(artefacts: Artefacts) -> Detection | None:
+def _detection(subject: Subject, artefacts: Artefacts) -> Detection | None:
     """Reads what the detect stage made, if it ran since the scores were made."""
-    if not StageRecord(artefacts.out).has("detect"):
+    if subject.run is None or not is_finished(subject, artefacts, "detect"):
         return None
-    with artefacts.detection.open("rb") as file:
-        table = pd.read_parquet(file)
     lines = artefacts.tokens.read_text().splitlines()
-    summary = json.loads(artefacts.detection_summary.read_text())
-    return Detection(table, summary, [json.loads(line) for line in lines])
+    return Detection(
+        artefacts.read_table("detect", artefacts.detection),
+        artefacts.read_json("detect", artefacts.detection_summary),
+        [json.loads(line) for line in lines],
+    )
 
 
 def _top1(artefacts: Artefacts, embedder: str, queries: str) -> np.ndarray:

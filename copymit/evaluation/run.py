@@ -5,6 +5,7 @@ generate -> embed -> search -> score [-> detect] -> report
 Several processes share what runs on devices; the first process does the rest.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -12,19 +13,20 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from copymit.evaluation.artefacts import Artefacts
-from copymit.evaluation.embed_stage import embedder_names
-from copymit.evaluation.settings import check_settings, stage_settings
+from copymit.evaluation.artefacts import Artefacts, is_finished, open_artefacts
+from copymit.evaluation.comparable import check_comparable
+from copymit.evaluation.lock import sole_evaluation
+from copymit.evaluation.settings import check_settings
 from copymit.evaluation.stages import (
     DEFAULT_STAGES,
     OPTIONAL_STAGES,
     STAGES,
-    StageRecord,
     check_stages,
-    compute_digest,
 )
 from copymit.evaluation.subject import Subject
+from copymit.evaluation.subject.finished import write_record
 from copymit.sharding import wait_for_all
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +43,35 @@ def run_stages(
     Args:
       compared: finished evaluations to show beside this one.
     Raises:
-      ValueError: for an unknown stage, or one whose inputs are missing or out of date.
+      ValueError: for an unknown stage, one whose inputs are missing or out of date, a
+        directory of another subject or where another process is at work, or compared
+        evaluations of another protocol.
     """
     check_stages(list(stages))
     check_settings(subject.eval)
+    artefacts = open_artefacts(subject)
+    if compared and "report" in stages:
+        check_comparable(subject, compared)
+    first = jax.process_index() == 0
     subject.out.mkdir(parents=True, exist_ok=True)
-    if subject.prompts_given is not None and jax.process_index() == 0:
-        records = subject.prompts_given.to_json(orient="records", lines=True)
-        (subject.out / "prompts.jsonl").write_text(records)
-    artefacts = Artefacts(subject.out, subject.eval.embedders[0])
-    digest = compute_digest(subject.identity)
+    with sole_evaluation(subject.out) if first else contextlib.nullcontext():
+        if first:
+            write_record(subject)
+            _write_given_prompts(subject)
+        wait_for_all("the directory is ours")
+        _run(subject, artefacts, stages, compared)
+    return subject.out
+
+
+def _run(
+    subject: Subject,
+    artefacts: Artefacts,
+    stages: Sequence[str],
+    compared: Sequence[Subject],
+) -> None:
     unfinished = ""  # the first stage whose artefacts the later ones lack
     for stage in STAGES[1:] if subject.run is None else STAGES:
-        inputs = compute_digest([digest, stage, stage_settings(subject.eval, stage)])
-        finished = _is_finished(subject, artefacts, stage, inputs)
-        if stage not in OPTIONAL_STAGES:
-            digest = inputs
+        finished = _is_finished(subject, artefacts, stage)
         if stage not in stages:
             if stage not in OPTIONAL_STAGES and not finished:
                 unfinished = unfinished or stage
@@ -68,54 +83,43 @@ def run_stages(
                 f"{subject.out} that is missing or of other settings: run "
                 f"--stages={unfinished},{stage}"
             )
-        # The page is cheap and may show other runs, which this digest does not see.
-        if finished and stage != "report":
+        if finished:
             logger.info("%s: nothing changed, reused", stage)
             continue
-        _run_stage(subject, artefacts, stage, inputs, compared)
-    return subject.out
+        started = time.perf_counter()
+        wait_for_all(f"begin {stage}")
+        if jax.process_index() == 0 or stage in _SHARED_STAGES:
+            _work(subject, artefacts, stage, compared)
+        wait_for_all(f"end {stage}")
+        if jax.process_index() == 0:
+            logger.info("%s: %.1f s", stage, time.perf_counter() - started)
 
 
-def _is_finished(
-    subject: Subject, artefacts: Artefacts, stage: str, digest: str
-) -> bool:
-    """Says whether a stage was finished with these inputs; every process agrees."""
+def _is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
+    """Says whether all is there that a stage makes; every process agrees."""
+    if stage == "report":
+        return False  # the page is cheap and may show other runs
     wait_for_all(f"before {stage}")
-    finished = StageRecord(subject.out).is_done(stage, digest)
-    paths = artefacts.of_stage(stage, subject.eval.embedders, embedder_names(subject))
-    finished &= all(path.exists() for path in paths)
-    if stage == "generate":
-        finished = finished and not subject.missing_generations()
+    finished = is_finished(subject, artefacts, stage)
     wait_for_all(f"looked at {stage}")
     return finished
 
 
-def _run_stage(
-    subject: Subject,
-    artefacts: Artefacts,
-    stage: str,
-    digest: str,
-    compared: Sequence[Subject],
-) -> None:
-    started = time.perf_counter()
-    first = jax.process_index() == 0
-    record = StageRecord(subject.out)
-    if first:
-        record.begin(stage)
-    wait_for_all(f"begin {stage}")
-    if first or stage in _SHARED_STAGES:
-        _work(subject, artefacts, stage, digest, compared)
-    wait_for_all(f"end {stage}")
-    if first:
-        record.finish(stage, digest)
-        logger.info("%s: %.1f s", stage, time.perf_counter() - started)
+def _write_given_prompts(subject: Subject) -> None:
+    """Writes prompts beside the results, for people; none may be left of others."""
+    if subject.run is not None:
+        return
+    path, prompts = subject.out / "prompts.jsonl", subject.prompts()
+    if prompts is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_whole(path, prompts.to_json(orient="records", lines=True).encode())
 
 
 def _work(
     subject: Subject,
     artefacts: Artefacts,
     stage: str,
-    digest: str,
     compared: Sequence[Subject],
 ) -> None:
     """Does one stage; what it needs is imported only when its turn has come."""
@@ -125,11 +129,12 @@ def _work(
 
             run = subject.run
             assert run is not None
+            digest = artefacts.stages[stage]
             generate(run.config, run.dataset, run.load_params, subject.out, digest)
         case "embed":
             from copymit.evaluation.embed_stage import run_embed
 
-            run_embed(subject, artefacts, digest)
+            run_embed(subject, artefacts)
         case "search":
             from copymit.evaluation.search_stage import run_search
 
@@ -145,4 +150,4 @@ def _work(
         case "report":
             from copymit.evaluation.report_stage import run_report
 
-            run_report(subject, compared)
+            run_report(subject, artefacts, compared)

@@ -6,7 +6,6 @@ its nearest training image), and where asked for template_similarity, tile_l2 an
 clip_score.
 """
 
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,8 +15,13 @@ import pandas as pd
 from copymit.embedding.embed import is_blank
 from copymit.embedding.image_set import reader_by_id
 from copymit.embedding.store import Embeddings, EmbeddingStore, load_embeddings
-from copymit.evaluation.artefacts import Artefacts, write_table
-from copymit.evaluation.embed_stage import embedder_names, list_skipped
+from copymit.evaluation.artefacts import (
+    Artefacts,
+    embedder_names,
+    image_sets,
+    list_texts,
+)
+from copymit.evaluation.embed_stage import list_skipped
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
@@ -36,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 def run_score(subject: Subject, artefacts: Artefacts) -> None:
     """Computes everything and writes it, with all settings beside it."""
-    views = [_load_view(artefacts, name) for name in subject.eval.embedders]
+    views = [_load_view(subject, artefacts, name) for name in subject.eval.embedders]
     generations = views[0].embeddings["generations"].ids
     provenance = subject.provenance(generations, views[0].embeddings["references"].ids)
     seed = subject.eval.seed
@@ -51,7 +55,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores["warnings"] += optimised.pop("warnings")
         scores |= optimised
     measured = _measure_parts(subject, artefacts, views)
-    background = _template_similarity(artefacts, "background")
+    background = _template_similarity(subject, artefacts, "background")
     if background is not None:
         measured_background = {"background_template_similarity": background.to_numpy()}
         scores |= score_parts(measured_background, None, seed)
@@ -81,16 +85,15 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     scores["image_size_px"] = subject.size
     scores["settings"] = dict(subject.settings)
     measured.insert(0, "generation", generations)
-    write_table(subject.out / "measured.parquet", measured)
-    text = json.dumps(scores, indent=1, sort_keys=True, default=list)
-    (subject.out / "scores.json").write_text(text + "\n")
+    artefacts.write_table("score", artefacts.measured, measured)
+    artefacts.write_json("score", artefacts.scores, scores)
 
 
-def _load_view(artefacts: Artefacts, name: str) -> View:
-    embeddings = _load_sets(artefacts, name)
+def _load_view(subject: Subject, artefacts: Artefacts, name: str) -> View:
+    embeddings = _load_sets(subject, artefacts, name)
     row = {name: i for i, name in enumerate(embeddings["references"].ids)}
     neighbours = {}
-    facts = json.loads(artefacts.search_facts(name).read_text())
+    facts = artefacts.read_json("search", artefacts.search_facts(name))
     for queries, found in facts.items():
         table = artefacts.read_matches(name, queries)
         k = int(table["rank"].max()) + 1
@@ -114,15 +117,12 @@ def _matched_complexity(subject: Subject, views: list[View]) -> Complexity:
     return Complexity(*(values[inverse] for values in measured))
 
 
-def _load_sets(artefacts: Artefacts, embedder: str) -> dict[str, Embeddings]:
-    stores = {
-        images: artefacts.store(embedder, images)
-        for images in ("generations", "references", "heldout")
-    }
+def _load_sets(
+    subject: Subject, artefacts: Artefacts, embedder: str
+) -> dict[str, Embeddings]:
     return {
-        images: load_embeddings(store)
-        for images, store in stores.items()
-        if store.protocol() is not None
+        images: load_embeddings(artefacts.store(embedder, images))
+        for images in image_sets(subject)
     }
 
 
@@ -136,7 +136,7 @@ def _quality(
     scores: Scores = {"warnings": []}
     chosen = subject.eval.quality_embedders or subject.eval.embedders[:1]
     for name in chosen:
-        embeddings = _load_sets(artefacts, name)
+        embeddings = _load_sets(subject, artefacts, name)
         prefix = "" if name == chosen[0] else f"{name}_"
         own = embeddings["generations"].ids
         clusters = provenance.clusters_of(generations, own)
@@ -152,7 +152,7 @@ def _measure_parts(
 ) -> pd.DataFrame:
     """Measures copies of parts of each generation, as far as the settings ask for it."""
     measured = pd.DataFrame(index=range(len(views[0].embeddings["generations"].ids)))
-    similarity = _template_similarity(artefacts, "generations")
+    similarity = _template_similarity(subject, artefacts, "generations")
     if similarity is not None:
         measured["template_similarity"] = similarity.to_numpy()
     if subject.eval.tile_l2_candidates and subject.size >= GRID:
@@ -160,13 +160,13 @@ def _measure_parts(
     return measured
 
 
-def _template_similarity(artefacts: Artefacts, queries: str) -> pd.Series | None:
+def _template_similarity(
+    subject: Subject, artefacts: Artefacts, queries: str
+) -> pd.Series | None:
     """Is the largest similarity of any tile of each image, in the order of the images."""
-    path = artefacts.out / "matches" / f"tiles_{queries}.parquet"
-    if not path.exists():
+    if not subject.eval.tiles:
         return None
-    with path.open("rb") as file:
-        table = pd.read_parquet(file)
+    table = artefacts.read_table("search", artefacts.tile_matches(queries))
     if not len(table):
         return None
     column = query_column(queries)
@@ -207,14 +207,9 @@ def _clip_scores(
     name, seed = subject.eval.clip_score, subject.eval.seed
     scores: Scores = {}
     values = None
-    for key, images, texts in (
-        ("clip_score", "generations", "prompts"),
-        ("background_clip_score", "references", "captions"),
-    ):
-        store = artefacts.store(name, texts)
-        if store.protocol() is None:
-            continue
-        captions = load_embeddings(store)
+    for texts, images in list_texts(subject).items():
+        key = "clip_score" if texts == "prompts" else "background_clip_score"
+        captions = load_embeddings(artefacts.store(name, texts))
         pictures = load_embeddings(artefacts.store(name, images))
         row = {image_id: i for i, image_id in enumerate(captions.ids)}
         kept = [i for i, image_id in enumerate(pictures.ids) if image_id in row]
@@ -249,9 +244,11 @@ def _one_prompt(provenance: Provenance) -> list[str]:
 
 def _list_blank(store: EmbeddingStore) -> list[str]:
     """Lists the images of one colour."""
+    shards = (store.read(index) for index in store.numbers())
     return [
         image_id
-        for shard in store.shards()
+        for shard in shards
+        if shard is not None
         for image_id, digest in zip(shard.ids, shard.digests, strict=True)
         if is_blank(digest)
     ]
@@ -261,7 +258,7 @@ def _skipped(subject: Subject, artefacts: Artefacts) -> Scores:
     """Counts and lists the images that could not be read."""
     scores: Scores = {}
     names = embedder_names(subject)
-    for images in ("generations", "references", "heldout"):
+    for images in image_sets(subject):
         skipped = list_skipped([artefacts.store(name, images) for name in names])
         if skipped:
             scores[f"num_skipped_{images}"] = len(skipped)

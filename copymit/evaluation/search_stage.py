@@ -1,7 +1,6 @@
 """The search stage: features in, tables of nearest references out."""
 
 import functools
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,20 +9,16 @@ from etils import epath
 
 from copymit.embedding.store import Embeddings, load_embeddings, unit_rows
 from copymit.embedding.tiles import list_tiles
-from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.artefacts import QUERIES, Artefacts, image_sets
 from copymit.evaluation.embed_stage import background_rows
 from copymit.evaluation.subject import Subject
 from copymit.scores.compute import neighbour_table
 from copymit.search.nearest import SearchResult, search
 from copymit.search.vectors import Vectors
 
-# Sets whose nearest references are looked for; `background` are the references.
-QUERIES = ("generations", "background", "heldout")
-
 
 def run_search(subject: Subject, artefacts: Artefacts) -> None:
     """Searches the references for every set, by every embedder of similarity."""
-    (subject.out / "matches").mkdir(exist_ok=True)
     for name in subject.eval.embedders:
         facts = {}
         references = load_embeddings(artefacts.store(name, "references"))
@@ -34,13 +29,13 @@ def run_search(subject: Subject, artefacts: Artefacts) -> None:
                 table = neighbour_table(
                     result, ids, references.ids, query_column(queries)
                 )
-                write_table(artefacts.matches(name, queries), table)
+                path = artefacts.matches(name, queries)
+                artefacts.write_table("search", path, table)
                 facts[queries] = result[1:]
-        text = json.dumps(facts, indent=1) + "\n"
-        artefacts.search_facts(name).write_text(text)
+        artefacts.write_json("search", artefacts.search_facts(name), facts)
     for queries in QUERIES[:2] if subject.eval.tiles else ():
         table = _search_tiles(subject, artefacts, queries)
-        write_table(subject.out / "matches" / f"tiles_{queries}.parquet", table)
+        artefacts.write_table("search", artefacts.tile_matches(queries), table)
 
 
 def query_column(queries: str) -> str:
@@ -81,10 +76,9 @@ def _search_set(
         exclude = rows
         vectors = references if len(rows) == R else references.rows(rows)
     else:
-        store = artefacts.store(name, queries)
-        if store.protocol() is None:
+        if queries not in image_sets(subject):
             return None
-        vectors = load_embeddings(store)
+        vectors = load_embeddings(artefacts.store(name, queries))
         ids, k = vectors.ids, min(settings.num_neighbors, R)
     if k < 1:
         return None

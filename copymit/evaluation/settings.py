@@ -1,14 +1,14 @@
 """The `eval` section: which stage depends on which setting, and what is refused."""
 
-import os
 from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from copymit.embedding.clip import CLIP_MODELS
-from copymit.embedding.registry import check_embedders
+from copymit.embedding.registry import check_embedders, weights_name
 from copymit.embedding.tiles import list_tiles
 from copymit.evaluation.prompts import read_prompts
+from copymit.evaluation.stages import content_digest
 from copymit.search.nearest import Backend
 
 _OF_STAGE = {
@@ -62,7 +62,13 @@ def stage_settings(config: ConfigDict, stage: str) -> list:
             if path := config.detection[name]:
                 settings.append(["read", read_prompts(path)])
     if stage == "embed":
-        settings += [[k, _identity(v)] for k, v in sorted(config.weights.items()) if v]
+        names = {*config.embedders, *config.quality_embedders, config.clip_score}
+        used = {weights_name(name) for name in names if name}
+        settings += [
+            [name, content_digest(config.weights[name])]
+            for name in sorted(used - {""})
+            if config.weights[name]
+        ]
     return settings
 
 
@@ -111,11 +117,3 @@ def check_settings(config: ConfigDict) -> None:
             f"eval.detection.other_prompts={detection.other_prompts!r} are those that are "
             "not memorised: set eval.detection.memorised_prompts, a file of those that are"
         )
-
-
-def _identity(weights: str) -> list:
-    """Is a path or hub id, and of a file its size and time."""
-    if not os.path.isfile(weights):
-        return [weights]
-    status = os.stat(weights)
-    return [weights, status.st_size, status.st_mtime_ns]

@@ -1,56 +1,29 @@
-"""Which stages of an evaluation are finished, and with which inputs.
+"""The stages of an evaluation, and digests of what goes into them.
 
-`stages.json` keeps, per stage, a digest of everything that went in: its settings and the
-digest of the stage before. A stage whose digest has not changed is not run again.
+There is one notion of "unchanged": a digest of the settings and of the files, these by
+relative name, size and time of change (nanoseconds on disk); what lies in memory, by its
+content.
 """
 
 import glob
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
+from PIL import Image
 
-from copymit.storage import is_remote, write_whole
+from copymit.storage import is_remote
 
 STAGES = ("generate", "embed", "search", "score", "detect", "report")
 OPTIONAL_STAGES = ("detect",)
 """Run only where they are asked for; no other stage needs them."""
 DEFAULT_STAGES = tuple(stage for stage in STAGES if stage not in OPTIONAL_STAGES)
-
-
-class StageRecord:
-    """The finished stages of one evaluation directory."""
-
-    def __init__(self, directory: epath.Path):
-        self._path = directory / "stages.json"
-        self._done: dict[str, str] = {}
-        if self._path.exists():
-            self._done = json.loads(self._path.read_text())
-
-    def is_done(self, stage: str, digest: str) -> bool:
-        """Says whether the stage finished with these inputs."""
-        return self._done.get(stage) == digest
-
-    def has(self, stage: str) -> bool:
-        """Says whether the stage finished, and none before it began since."""
-        return stage in self._done
-
-    def begin(self, stage: str) -> None:
-        """Forgets the stage and all after it, whose artefacts are now out of date."""
-        for later in STAGES[STAGES.index(stage) :]:
-            self._done.pop(later, None)
-        self._write()
-
-    def finish(self, stage: str, digest: str) -> None:
-        """Notes that the stage finished with these inputs."""
-        self._done[stage] = digest
-        self._write()
-
-    def _write(self) -> None:
-        write_whole(self._path, f"{json.dumps(self._done, indent=1)}\n".encode())
 
 
 def compute_digest(inputs: Any) -> str:
@@ -62,38 +35,73 @@ def compute_digest(inputs: Any) -> str:
 def content_digest(path: str | Path) -> str:
     """Hashes names, sizes and times of the files of a folder, a file or a pattern.
 
-    Not their content: that would take as long as to read every image.
+    Not their content: that would take as long as to read every image. What is no file,
+    such as a hub id, is its name.
     """
     if is_remote(path):
         return _remote_digest(epath.Path(path))
     if os.path.isdir(path):
         files = [
             os.path.join(root, name)
-            for root, _, names in os.walk(path)
+            for root, _, names in os.walk(path, followlinks=True)
             for name in names
         ]
+        start = path
     else:
-        files = glob.glob(str(path)) or [str(path)]
-    rows = []
+        files = glob.glob(str(path), recursive=True)
+        start = os.path.dirname(str(path).partition("*")[0]) or "."
+    rows: list[Any] = [] if files else [str(path)]
     for file in sorted(files):
         status = os.stat(file)
-        rows.append([file, status.st_size, status.st_mtime_ns])
+        name = os.path.relpath(file, start)
+        rows.append([name, status.st_size, status.st_mtime_ns])
     return compute_digest(rows)
 
 
 def _remote_digest(path: epath.Path) -> str:
     """Does the same in a bucket."""
     if "*" in path.name:
-        files = list(path.parent.glob(path.name))
+        files, start = list(path.parent.glob(path.name)), path.parent
     elif path.is_dir():
         files = [root / name for root, _, names in path.walk() for name in names]
+        start = path
     else:
-        files = [path]
-    rows = []
+        files, start = [path] if path.exists() else [], path.parent
+    rows: list[Any] = [] if files else [str(path)]
     for file in sorted(files):
         status = file.stat()
-        rows.append([str(file), status.length, status.mtime])
+        name = str(file).removeprefix(str(start))
+        rows.append([name, status.length, status.mtime])
     return compute_digest(rows)
+
+
+def images_digest(images: Any) -> str:
+    """Hashes what images of any kind depend on: files as above, pixels in memory.
+
+    Args:
+      images: whatever `open_images` knows.
+    """
+    if isinstance(images, str | Path):
+        return content_digest(images)
+    if isinstance(images, np.ndarray):
+        array = np.ascontiguousarray(images)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+        return digest.hexdigest()
+    if isinstance(images, Image.Image):
+        return images_digest(np.asarray(images.convert("RGB")))
+    if isinstance(images, list | tuple):
+        return compute_digest([images_digest(image) for image in images])
+    return uuid.uuid4().hex  # of what nothing is known, nothing is reused
+
+
+def data_digest(data: ConfigDict) -> list[str]:
+    """Digests the files that the `data` section names."""
+    # The embedded set comes with this program, whatever a folder here is called.
+    return [
+        path if path in ("", "fluent_emoji") else content_digest(path)
+        for path in (data.source, data.captions, data.manifest)
+    ]
 
 
 def check_stages(names: list[str]) -> None:

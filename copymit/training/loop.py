@@ -10,15 +10,13 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import pyarrow.parquet as pq
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
 from copymit.config import claim_workdir
-from copymit.data.dataset import Dataset, load_dataset, make_captions
-from copymit.data.duplication import duplication_table
+from copymit.data.dataset import Dataset, claim_examples, load_dataset, make_captions
 from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
@@ -93,8 +91,9 @@ def train(
     preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
     # 3. The working directory belongs to this config from here on.
-    claim_workdir(workdir, config, writer=jax.process_index() == 0)
-    _write_duplication(workdir, dataset)
+    first = jax.process_index() == 0
+    claim_workdir(workdir, config, writer=first)
+    claim_examples(workdir, dataset, writer=first)
 
     # 4. State: the newest checkpoint, or a new one.
     abstract = abstract_state(model, optimizer, config, mesh)
@@ -269,18 +268,6 @@ def _add_caches(
         draws.embeddings = cache_embeddings(
             workdir, config, model, state, tokenizer.encode(texts), mesh
         )
-
-
-def _write_duplication(workdir: epath.Path, dataset: Dataset) -> None:
-    if jax.process_index() != 0:
-        return
-    table = duplication_table(
-        dataset.example_ids,
-        dataset.duplication,
-        dataset.source.caption_counts[dataset.indices],
-    )
-    with (workdir / "duplication.parquet").open("wb") as file:
-        pq.write_table(table, file)
 
 
 def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:

@@ -22,9 +22,7 @@ def shard(rng, ids, skipped=()):
 
 @pytest.fixture
 def store(tmp_path):
-    store = EmbeddingStore(tmp_path / "store")
-    store.claim("a protocol")
-    return store
+    return EmbeddingStore(tmp_path / "store", "these images")
 
 
 def test_a_shard_comes_back_as_it_was_written(store, rng):
@@ -41,21 +39,35 @@ def test_a_shard_without_its_table_was_never_finished(store, rng):
     store.write(0, shard(rng, "ab"))
     (store.directory / "00000.parquet").unlink()
     assert store.read(0) is None
-    assert store.shards() == []
+    assert store.shards_of_any_inputs() == []
 
 
-def test_another_protocol_empties_the_store(store, rng):
+def test_shards_of_other_inputs_are_not_seen(store, rng):
     store.write(0, shard(rng, "ab"))
-    store.claim("a protocol")
-    assert len(store.shards()) == 1
-    store.claim("another")
-    assert (store.shards(), store.protocol()) == ([], "another")
+    other = EmbeddingStore(store.directory, "other images")
+    assert (other.read(0), other.is_complete()) == (None, False)
+    with pytest.raises(FileNotFoundError, match="holds no embeddings of these"):
+        load_embeddings(other)
+    assert load_embeddings(store).ids == ["a", "b"]
+
+
+def test_a_set_is_complete_with_all_its_shards(store, rng):
+    for index in (0, 2):
+        store.write(index, shard(rng, "ab")._replace(num_shards=3))
+        assert not store.is_complete()
+    with pytest.raises(FileNotFoundError, match="shard 1 of 3 is missing"):
+        load_embeddings(store)
+    store.write(1, shard(rng, "cd")._replace(num_shards=3, protocol="another"))
+    assert not store.is_complete()
+    store.write(1, shard(rng, "cd")._replace(num_shards=3))
+    assert store.is_complete()
 
 
 def test_shards_read_as_one_set_and_empty_ones_are_no_rows(store, rng):
-    first, second = shard(rng, "ab"), shard(rng, "c")
+    first, second = (shard(rng, ids)._replace(num_shards=3) for ids in ("ab", "c"))
     store.write(0, first)
-    store.write(1, Shard([], [], np.empty((0, 1)), [Skipped("x", "is corrupt")], ""))
+    skipped = [Skipped("x", "is corrupt")]
+    store.write(1, Shard([], [], np.empty((0, 1)), skipped, "", num_shards=3))
     store.write(2, second)
     found = load_embeddings(store)
     assert found.ids == ["a", "b", "c"]
@@ -74,7 +86,7 @@ def test_rows_are_found_in_whichever_shard_has_them(rng):
 
 def test_a_store_that_is_not_there_is_named(tmp_path):
     store = EmbeddingStore(tmp_path / "none")
-    assert store.protocol() is None
+    assert not store.is_complete()
     with pytest.raises(FileNotFoundError, match="none holds no embeddings"):
         load_embeddings(store)
 

@@ -10,7 +10,7 @@ from etils import epath
 from configs import tiny
 from copymit.data.dataset import load_dataset
 from copymit.evaluation import detect_stage
-from copymit.evaluation.artefacts import Artefacts, write_table
+from copymit.evaluation.artefacts import Artefacts
 from copymit.evaluation.detect_stage import (
     given_prompts,
     list_prompts,
@@ -53,7 +53,7 @@ def subject(config, prompts):
 @pytest.fixture
 def artefacts(tmp_path):
     """Neighbours of the generations, and of training images: 0.0, 0.1, ... 1.0."""
-    artefacts = Artefacts(epath.Path(tmp_path), "pixels")
+    artefacts = Artefacts(epath.Path(tmp_path), "pixels", {"search": "1"}, {}, {})
     similarity = [0.9, 0.5, 0.96, 0.8, 0.7, 0.98]
     for queries, column, values in (
         ("generations", "generation", similarity),
@@ -62,8 +62,7 @@ def artefacts(tmp_path):
         names = [f"{i:06d}" for i in range(len(values))]
         table = pd.DataFrame({column: names, "rank": 0, "similarity": values})
         path = artefacts.matches("pixels", queries)
-        path.parent.mkdir(exist_ok=True)
-        write_table(path, table)
+        artefacts.write_table("search", path, table)
     return artefacts
 
 
@@ -152,7 +151,7 @@ def test_two_lists_are_the_truth_and_need_no_generations(lists, subject, tmp_pat
     measured = pd.DataFrame(
         {"id": list("012"), "prompt": list("abc"), "kind": ["prompted"] * 3}
     )
-    nothing = Artefacts(epath.Path(tmp_path / "nothing"), "pixels")
+    nothing = Artefacts(epath.Path(tmp_path / "nothing"), "pixels", {}, {}, {})
     table, truth = with_truth(measured, subject, nothing)
     assert table["memorised"].tolist() == [True, False, False]
     assert table["similarity"].isna().all()

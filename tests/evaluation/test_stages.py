@@ -1,48 +1,14 @@
-"""Which stages count as finished, and when their inputs count as changed."""
+"""When the inputs of a stage count as changed, and which stages there are."""
 
 import os
 
 import pytest
-from etils import epath
 
 from copymit.evaluation.stages import (
-    STAGES,
-    StageRecord,
     check_stages,
     compute_digest,
     content_digest,
 )
-
-
-@pytest.fixture
-def directory(tmp_path):
-    return epath.Path(tmp_path)
-
-
-def test_a_stage_is_done_only_with_the_inputs_it_finished_with(directory):
-    record = StageRecord(directory)
-    record.finish("embed", "these inputs")
-    for again in (record, StageRecord(directory)):
-        assert again.is_done("embed", "these inputs")
-        assert not again.is_done("embed", "other inputs")
-        assert not again.is_done("search", "these inputs")
-
-
-def test_a_stage_that_begins_makes_the_later_ones_out_of_date(directory):
-    record = StageRecord(directory)
-    for stage in STAGES:
-        record.finish(stage, stage)
-    record.begin("search")
-    done = [s for s in STAGES if StageRecord(directory).is_done(s, s)]
-    assert done == ["generate", "embed"]
-
-
-def test_a_record_that_was_not_finished_does_not_count(directory):
-    StageRecord(directory).finish("generate", "inputs")
-    (directory / "stages.partial").write_text('{"generate": "in')
-    assert StageRecord(directory).is_done("generate", "inputs")
-    StageRecord(directory).finish("embed", "inputs")
-    assert StageRecord(directory).is_done("embed", "inputs")
 
 
 def test_a_digest_depends_on_every_value_but_not_on_the_order_of_keys():

@@ -1,0 +1,103 @@
+"""An evaluation that was made before, as its own record describes it."""
+
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from copymit.config import restore_types
+from copymit.evaluation.subject.images import open_pair
+from copymit.evaluation.subject.published import open_model
+from copymit.evaluation.subject.subject import Subject
+from copymit.evaluation.subject.trained import open_run
+from copymit.settings import evaluation_settings, mitigation_settings
+from copymit.storage import write_whole
+
+
+def write_record(subject: Subject) -> None:
+    """Writes `evaluation.json`, by which an evaluation is opened again.
+
+    Raises:
+      ValueError: if the directory has another subject: its results are not replaced.
+    """
+    path = _record_path(subject.out)
+    record = json.loads(json.dumps(subject.record))
+    before = json.loads(path.read_text()) if path.exists() else record
+    if [before[key] for key in _SAME] != [record[key] for key in _SAME]:
+        raise ValueError(
+            f"{subject.out} holds the evaluation of {_describe(before)}, and this one "
+            f"is of {_describe(record)}: choose another name (--name), or --workdir"
+        )
+    write_whole(path, f"{json.dumps(record, indent=1)}\n".encode())
+
+
+def open_finished(directory: epath.PathLike) -> Subject:
+    """Opens an evaluation that was made before.
+
+    Args:
+      directory: WORKDIR of a run, for its newest checkpoint, or WORKDIR/eval/NAME.
+    Raises:
+      FileNotFoundError, ValueError: if there is none, or its images are gone.
+    """
+    directory = epath.Path(directory)
+    path = _record_path(directory)
+    if not path.exists():
+        if (directory / "scores.json").exists():
+            raise ValueError(
+                f"{directory} was evaluated by an older copymit, which did not note "
+                "of what: evaluate it again"
+            )
+        return open_run(directory, None, None)
+    record = json.loads(path.read_text())
+    workdir, name = directory.parent.parent, directory.name
+    if record["kind"] == "trained":
+        settings = ConfigDict(
+            {"eval": _section(evaluation_settings(), record["eval"])}
+            | {"mitigation": mitigation_settings()}
+        )
+        settings.mitigation.generate.update(record["generate"])
+        return open_run(workdir, settings, name, record["step"])
+    if record["kind"] == "published":
+        return open_model(
+            record["model"], workdir, restore_types(record["config"]), name
+        )
+    for which, place in record["places"].items():
+        if isinstance(place, dict):
+            raise ValueError(
+                f"the {which} of {directory} were in memory, so they cannot be shown "
+                "again: evaluate folders, files or lists of paths to compare them"
+            )
+    return open_pair(
+        record["places"]["generations"],
+        record["places"]["references"],
+        workdir,
+        _section(evaluation_settings(), record["eval"]),
+        name,
+        record["prompts"],
+    )
+
+
+_SAME = ("kind", "places")
+
+
+def _record_path(directory: epath.Path) -> epath.Path:
+    return directory / "evaluation.json"
+
+
+def _section(defaults: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    defaults.update(restore_types(values))
+    return defaults
+
+
+def _describe(record: dict[str, Any]) -> str:
+    places = record["places"]
+    if isinstance(places, dict):
+        return " against ".join(map(_where, places.values()))
+    return " against ".join(places) if places else "a trained run"
+
+
+def _where(place: Any) -> str:
+    if isinstance(place, dict):
+        return "images in memory"
+    return place if isinstance(place, str) else f"{len(place)} files ({place[0]}, ...)"

@@ -1,0 +1,112 @@
+"""A run that copymit trained, at one of its checkpoints."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from copymit.config import flatten, read_config, trained_settings
+from copymit.data.dataset import load_dataset, read_duplication
+from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
+from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
+from copymit.settings import (
+    changed_mitigations,
+    evaluation_settings,
+    mitigation_settings,
+)
+
+
+def open_run(
+    workdir: epath.PathLike,
+    settings: ConfigDict | None,
+    name: str | None,
+    step: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Opens a trained run.
+
+    Args:
+      settings: whose sections `eval` and `mitigation.generate` are used; None takes
+        those that the run started with.
+      name: of the evaluation; None takes the step.
+      step: of the checkpoint; None takes the newest.
+      changes: of single settings of the `eval` section, by dotted names.
+    Raises:
+      FileNotFoundError, ValueError: if there is no run or no checkpoint, or the data are
+        no longer those that it was trained on.
+    """
+    # Only what copymit trained has checkpoints, and needs orbax.
+    from copymit.pretrained.trained import latest_step, load_trained
+
+    workdir = epath.Path(workdir)
+    config = _completed(read_config(workdir))
+    if settings is not None:
+        config.eval = settings.eval
+        mitigation = with_mitigations(settings).mitigation
+        for problem in unused_in_evaluation(mitigation, config.mitigation):
+            raise ValueError(problem)
+        config.mitigation.generate = mitigation.generate
+    config.eval.update_from_flattened_dict(changes or {})
+    step = latest_step(workdir) if step is None else step
+    dataset = load_dataset(config.data, config.seed)
+    duplication = read_duplication(workdir, dataset)
+    load = functools.partial(load_trained, config, workdir, step)
+    sections = {"eval": config.eval, "generate": config.mitigation.generate}
+    return subject_of_run(
+        Run(config, dataset, load, workdir),
+        workdir / "eval" / (name or str(step)),
+        [
+            trained_settings(flatten(config.to_dict())),
+            step,
+            _checkpoint_digest(workdir, step),
+        ],
+        title=describe_run(config),
+        more_settings={"step": step},
+        record={
+            "kind": "trained",
+            "places": None,
+            "step": step,
+            **{key: section.to_dict() for key, section in sections.items()},
+        },
+        duplication=duplication,
+    )
+
+
+def _checkpoint_digest(workdir: epath.Path, step: int) -> str:
+    """Hashes what Orbax says of a checkpoint: among it when it was made."""
+    path = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """Adds settings that an older copymit did not know, at their defaults."""
+    for name, defaults in (
+        ("eval", evaluation_settings()),
+        ("mitigation", mitigation_settings()),
+    ):
+        with defaults.unlocked():
+            defaults.update(config[name])
+        config[name] = defaults
+    return config
+
+
+def describe_run(config: ConfigDict) -> str:
+    """Names a run by what the study varies."""
+    data = config.data
+    if data.manifest:
+        title = f"duplication by {Path(data.manifest).name}"
+    elif data.duplication == "none":
+        title = "no duplication"
+    else:
+        title = f"{data.duplication} duplication x{data.duplication_factor}"
+    changed = changed_mitigations(flatten({"mitigation": config.mitigation.to_dict()}))
+    for section, when in (("train", "with"), ("generate", "generated with")):
+        prefix = f"mitigation.{section}."
+        active = [n.removeprefix(prefix) for n in changed if n.startswith(prefix)]
+        if active:
+            title += f" {when} " + ", ".join(n.replace("_", " ") for n in active)
+    return title
