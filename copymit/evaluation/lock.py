@@ -39,16 +39,27 @@ def sole_evaluation(directory: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_disk(directory: epath.Path, owner: str) -> Iterator[None]:
-    with open(directory / _NAME, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise _taken(directory, file.read()) from error
+    path = os.path.join(directory, _NAME)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise _taken(directory, file.read()) from error
+            # Who had it before may have removed the file between the two lines.
+            if os.path.exists(path) and os.path.samestat(
+                os.fstat(file.fileno()), os.stat(path)
+            ):
+                break
         file.truncate(0)
         file.write(owner)
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            os.unlink(path)
 
 
 @contextlib.contextmanager

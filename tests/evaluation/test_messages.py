@@ -32,9 +32,13 @@ def test_a_pattern_finds_images_of_any_depth_and_behind_links(photos):
 
 
 def test_images_too_deep_and_links_are_refused_with_the_pattern_that_finds_them(photos):
-    with pytest.raises(ValueError, match=r"too deep.* Or give a pattern: '.*\*\*/\*\.png"):
+    with pytest.raises(
+        ValueError, match=r"too deep.* Or give a pattern: '.*\*\*/\*\.png"
+    ):
         open_images("references", str(photos), None)
-    with pytest.raises(ValueError, match=r"links leave .* Or give a pattern: '.*may/\*"):
+    with pytest.raises(
+        ValueError, match=r"links leave .* Or give a pattern: '.*may/\*"
+    ):
         open_images("references", str(photos / "2024" / "may"), None)
     with pytest.raises(FileNotFoundError, match=r"no image matches '.*nothing\*'"):
         open_images("references", f"{photos}/nothing*", None)
