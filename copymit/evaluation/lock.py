@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import tensorstore as ts
@@ -65,6 +66,7 @@ def _on_disk(directory: epath.Path, owner: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _in_bucket(directory: epath.Path, owner: str) -> Iterator[None]:
     store = ts.KvStore.open(f"{str(directory).rstrip('/')}/").result()
+    owner += f" ({uuid.uuid4().hex[:8]})"
     generation = _claim(store, directory, owner)
     ended = threading.Event()
 
@@ -101,8 +103,13 @@ def _claim(store: ts.KvStore, directory: epath.Path, owner: str) -> bytes:
 
 
 def _write(store: ts.KvStore, owner: str, generation: bytes) -> bytes:
+    """Writes in place of that version; b"" if somebody else was quicker."""
     text = f"{owner}, {time.time():.0f}"
-    return store.write(_NAME, text, if_equal=generation).result().generation
+    if mark := store.write(_NAME, text, if_equal=generation).result().generation:
+        return mark
+    # It may be ours: the answer to a first attempt is lost on the way now and then.
+    there = store.read(_NAME).result()
+    return there.stamp.generation if there.value == text.encode() else b""
 
 
 def _taken(directory: epath.Path, owner: str) -> ValueError:
