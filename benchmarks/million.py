@@ -71,7 +71,8 @@ def command(root: Path, name: str) -> list[str]:
         "import logging; logging.basicConfig(level=logging.INFO)\n"
         "from copymit.evaluation import evaluate\n"
         f"evaluate({str(root / 'generations.npy')!r}, {str(root / 'references.npy')!r}, "
-        f"workdir={str(root / name)!r}, embedders=('pixels_16',), batch_size=1024)"
+        f"workdir={str(root / name)!r}, name='images', "
+        "embedders=('pixels_16',), batch_size=1024)"
     )
     return [sys.executable, "-c", call]
 

@@ -13,10 +13,13 @@ OUT/report.html, figures/ ...         what people look at
 Every artefact that a later stage reads carries the digest of its inputs, written in the
 same file at the same moment: tables and stores in their metadata, JSON as `inputs`. It
 is read only by who asks for that digest, so that whatever an interruption, other settings
-or other images left behind is as good as absent.
+or other images left behind is as good as absent. scores.json alone holds nothing but its
+numbers, the same bytes for the same run wherever it is made: measured.parquet, which is
+written after it, vouches for its content.
 """
 
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -40,7 +43,7 @@ from copymit.evaluation.stages import (
 from copymit.evaluation.subject import Subject
 from copymit.storage import write_whole
 
-_INPUTS = "inputs"
+_INPUTS, _VOUCHES_FOR = "inputs", "vouches_for"
 # Sets whose nearest references are looked for; `background` are the references.
 QUERIES = ("generations", "background", "heldout")
 # Training images whose captions are scored, for comparison with the generations'.
@@ -128,10 +131,20 @@ class Artefacts(NamedTuple):
         """Is what each token of the prompts contributes."""
         return self.out / "tokens.jsonl"
 
-    def write_table(self, stage: str, path: epath.Path, table: pd.DataFrame) -> None:
+    def write_table(
+        self,
+        stage: str,
+        path: epath.Path,
+        table: pd.DataFrame,
+        vouches_for: bytes = b"",
+    ) -> None:
         """Writes a table of a stage, without its index."""
         rows = pa.Table.from_pandas(table, preserve_index=False)
-        about = {**(rows.schema.metadata or {}), _INPUTS.encode(): self.stages[stage]}
+        about = {
+            **(rows.schema.metadata or {}),
+            _INPUTS: self.stages[stage],
+            _VOUCHES_FOR: hashlib.sha256(vouches_for).hexdigest(),
+        }
         file = io.BytesIO()
         pq.write_table(rows.replace_schema_metadata(about), file)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +177,27 @@ class Artefacts(NamedTuple):
             raise self._missing(stage, path)
         return content
 
+    def write_scores(self, scores: Mapping[str, Any], measured: pd.DataFrame) -> None:
+        """Writes all numbers, and then those of single generations."""
+        text = json.dumps(scores, indent=1, sort_keys=True, default=list)
+        data = f"{text}\n".encode()
+        write_whole(self.scores, data)
+        self.write_table("score", self.measured, measured, vouches_for=data)
+
+    def read_scores(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """Reads all numbers, and those of single generations; errors as `read_table`."""
+        if not self.is_scored():
+            raise self._missing("score", self.scores)
+        measured = self.read_table("score", self.measured)
+        return json.loads(self.scores.read_text()), measured
+
+    def is_scored(self) -> bool:
+        """Says whether the numbers are there, of the present inputs."""
+        if not self.is_of("score", self.measured) or not self.scores.exists():
+            return False
+        vouched = _metadata(self.measured)[_VOUCHES_FOR]
+        return vouched == hashlib.sha256(self.scores.read_bytes()).hexdigest()
+
     def read_matches(self, embedder: str, queries: str) -> pd.DataFrame:
         """Reads a table of neighbours."""
         return self.read_table("search", self.matches(embedder, queries))
@@ -177,9 +211,7 @@ class Artefacts(NamedTuple):
             return None
         if path.suffix != ".parquet":
             return json.loads(path.read_text()).get(_INPUTS)
-        with path.open("rb") as file:
-            metadata = pq.read_schema(file).metadata or {}
-        return metadata.get(_INPUTS.encode(), b"").decode()
+        return _metadata(path).get(_INPUTS)
 
     def _missing(self, stage: str, path: epath.Path) -> FileNotFoundError:
         return FileNotFoundError(
@@ -285,7 +317,7 @@ def is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
                 _is_searched(artefacts, name) for name in subject.eval.embedders
             ) and (not subject.eval.tiles or all(map(of, tiles)))
         case "score":
-            return of(artefacts.measured) and of(artefacts.scores)
+            return artefacts.is_scored()
         case "detect":
             tables = (artefacts.detection, artefacts.detection_summary)
             return all(map(of, tables)) and artefacts.tokens.exists()
@@ -305,6 +337,12 @@ def _is_searched(artefacts: Artefacts, embedder: str) -> bool:
     return all(
         artefacts.is_of("search", artefacts.matches(embedder, name)) for name in queries
     )
+
+
+def _metadata(path: epath.Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
 def _store_folder(

@@ -34,8 +34,7 @@ def check_comparable(subject: Subject, compared: Sequence[Subject]) -> None:
     for other in compared:
         artefacts = open_artefacts(other)
         check_scored(other, artefacts)
-        scores = artefacts.read_json("score", artefacts.scores)
-        runs.append(_Named(other.title, scores))
+        runs.append(_Named(other.title, artefacts.read_scores()[0]))
     check_same_protocol(cast(Sequence[EvaluatedRun], runs))
 
 

@@ -160,7 +160,8 @@ def _keep_generations_of(folder: epath.Path, digest: str, prompts: str) -> None:
     marker = out / "generations.digest"
     if not (marker.exists() and marker.read_text() == digest):
         marker.unlink(missing_ok=True)
-        (out / "timings.json").unlink(missing_ok=True)
+        for name in ("timings.json", "scores.json"):
+            (out / name).unlink(missing_ok=True)
         folder.rmtree(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(out / "prompts.jsonl", prompts.encode())

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 
 import tensorstore as ts
@@ -39,21 +40,33 @@ def sole_evaluation(directory: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_disk(directory: epath.Path, owner: str) -> Iterator[None]:
-    with open(directory / _NAME, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise _taken(directory, file.read()) from error
+    path = os.path.join(directory, _NAME)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise _taken(directory, file.read()) from error
+            # Who had it before may have removed the file between the two lines.
+            if os.path.exists(path) and os.path.samestat(
+                os.fstat(file.fileno()), os.stat(path)
+            ):
+                break
         file.truncate(0)
         file.write(owner)
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            os.unlink(path)
 
 
 @contextlib.contextmanager
 def _in_bucket(directory: epath.Path, owner: str) -> Iterator[None]:
     store = ts.KvStore.open(f"{str(directory).rstrip('/')}/").result()
+    owner += f" ({uuid.uuid4().hex[:8]})"
     generation = _claim(store, directory, owner)
     ended = threading.Event()
 
@@ -90,8 +103,13 @@ def _claim(store: ts.KvStore, directory: epath.Path, owner: str) -> bytes:
 
 
 def _write(store: ts.KvStore, owner: str, generation: bytes) -> bytes:
+    """Writes in place of that version; b"" if somebody else was quicker."""
     text = f"{owner}, {time.time():.0f}"
-    return store.write(_NAME, text, if_equal=generation).result().generation
+    if mark := store.write(_NAME, text, if_equal=generation).result().generation:
+        return mark
+    # It may be ours: the answer to a first attempt is lost on the way now and then.
+    there = store.read(_NAME).result()
+    return there.stamp.generation if there.value == text.encode() else b""
 
 
 def _taken(directory: epath.Path, owner: str) -> ValueError:

@@ -46,7 +46,7 @@ def load_evaluated_run(subject: Subject, artefacts: Artefacts) -> EvaluatedRun:
       ValueError: if there are none of its present images and settings.
     """
     check_scored(subject, artefacts)
-    scores = artefacts.read_json("score", artefacts.scores)
+    scores, measured = artefacts.read_scores()
     headline = artefacts.headline
     searched = artefacts.read_json("search", artefacts.search_facts(headline))
     return EvaluatedRun(
@@ -54,7 +54,7 @@ def load_evaluated_run(subject: Subject, artefacts: Artefacts) -> EvaluatedRun:
         scores={k: v for k, v in scores.items() if k != "settings"},
         settings=subject.settings,
         matches=artefacts.read_matches(headline, "generations"),
-        measured=artefacts.read_table("score", artefacts.measured),
+        measured=measured,
         similarities={
             name: _top1(artefacts, headline, name)
             for name in QUERIES

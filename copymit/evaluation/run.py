@@ -24,7 +24,7 @@ from copymit.evaluation.stages import (
     check_stages,
 )
 from copymit.evaluation.subject import Subject
-from copymit.evaluation.subject.finished import write_record
+from copymit.evaluation.subject.finished import check_record, write_record
 from copymit.sharding import wait_for_all
 from copymit.storage import write_whole
 
@@ -56,8 +56,7 @@ def run_stages(
     subject.out.mkdir(parents=True, exist_ok=True)
     with sole_evaluation(subject.out) if first else contextlib.nullcontext():
         if first:
-            write_record(subject)
-            _write_given_prompts(subject)
+            check_record(subject)
         wait_for_all("the directory is ours")
         _run(subject, artefacts, stages, compared)
     return subject.out
@@ -87,6 +86,8 @@ def _run(
             logger.info("%s: nothing changed, reused", stage)
             continue
         started = time.perf_counter()
+        if jax.process_index() == 0:
+            _begin(subject, artefacts, stage)
         wait_for_all(f"begin {stage}")
         if jax.process_index() == 0 or stage in _SHARED_STAGES:
             _work(subject, artefacts, stage, compared)
@@ -105,15 +106,17 @@ def _is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
     return finished
 
 
-def _write_given_prompts(subject: Subject) -> None:
-    """Writes prompts beside the results, for people; none may be left of others."""
-    if subject.run is not None:
-        return
-    path, prompts = subject.out / "prompts.jsonl", subject.prompts()
-    if prompts is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_whole(path, prompts.to_json(orient="records", lines=True).encode())
+def _begin(subject: Subject, artefacts: Artefacts, stage: str) -> None:
+    """Notes what is evaluated; numbers of before are not left to be taken for its own."""
+    write_record(subject)
+    if stage in ("embed", "search", "score"):
+        artefacts.scores.unlink(missing_ok=True)
+    if subject.run is None:
+        path, prompts = subject.out / "prompts.jsonl", subject.prompts()
+        if prompts is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_whole(path, prompts.to_json(orient="records", lines=True).encode())
 
 
 def _work(

@@ -85,8 +85,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     scores["image_size_px"] = subject.size
     scores["settings"] = dict(subject.settings)
     measured.insert(0, "generation", generations)
-    artefacts.write_table("score", artefacts.measured, measured)
-    artefacts.write_json("score", artefacts.scores, scores)
+    artefacts.write_scores(scores, measured)
 
 
 def _load_view(subject: Subject, artefacts: Artefacts, name: str) -> View:

@@ -11,7 +11,8 @@ from configs import tiny
 from copymit.checkpoint import open_checkpoints, save_checkpoint
 from copymit.config import claim_workdir
 from copymit.data.dataset import claim_examples, load_dataset, read_duplication
-from copymit.evaluation.subject import open_run
+from copymit.evaluation.subject import open_finished, open_run
+from copymit.evaluation.subject.finished import write_record
 
 
 @pytest.fixture
@@ -82,3 +83,17 @@ def test_a_run_that_never_began_is_named(workdir):
     (workdir / "duplication.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="holds no training run that began"):
         open_run(workdir, None, None)
+
+
+def test_an_evaluation_of_a_run_is_opened_with_the_settings_it_was_made_with(
+    workdir, config
+):
+    config.eval.update(num_generations=7, embedders=("pixels_16",))
+    config.mitigation.apply = ("RTI",)
+    made = open_run(workdir, config, "mitigated")
+    made.out.mkdir(parents=True)
+    write_record(made)
+    (workdir / "checkpoints" / "3").rmtree()
+    again = open_finished(made.out)
+    assert (again.settings, again.identity) == (made.settings, made.identity)
+    assert (again.title, again.settings["step"]) == (made.title, 3)

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -123,9 +123,11 @@ def test_scores_of_an_older_version_are_computed_again(pictures, tmp_path, monke
     monkeypatch.setattr(settings, "_VERSIONS", settings._VERSIONS | {"score": 1})
     directory = audit(tmp_path, *images).directory
     matches = (directory / "matches.parquet").stat().st_mtime_ns
-    measured = pd.read_parquet(directory / "measured.parquet")
-    older = measured.drop(columns=[c for c in measured if c.startswith("nearest_")])
-    older.to_parquet(directory / "measured.parquet")
+    measured = pq.read_table(directory / "measured.parquet")
+    newer = [name for name in measured.column_names if name.startswith("nearest_")]
+    about = {k: v for k, v in measured.schema.metadata.items() if k != b"pandas"}
+    older = measured.drop_columns(newer).replace_schema_metadata(about)
+    pq.write_table(older, directory / "measured.parquet")
     assert "nearest_entropy" not in audit(tmp_path, *images).generations
     monkeypatch.undo()
     assert audit(tmp_path, *images).generations["nearest_entropy"].notna().all()

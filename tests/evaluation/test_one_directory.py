@@ -101,6 +101,15 @@ def test_a_lock_in_a_bucket_whose_owner_died_is_taken_over(bucket, monkeypatch):
     assert not store.read("evaluation.lock").result().value
 
 
+def test_a_lock_whose_answer_was_lost_is_ours(bucket, monkeypatch):
+    _, store = bucket
+    monkeypatch.setattr(lock.time, "time", lambda: 7.0)
+    before = store.read("evaluation.lock").result().stamp.generation
+    first = lock._write(store, "process 1", before)
+    assert lock._write(store, "process 1", before) == first
+    assert lock._write(store, "process 2", before) == b""
+
+
 def test_images_elsewhere_have_a_directory_of_their_own(folder, open_audit):
     trained = folder("trained")
     subjects = [open_audit(folder(name), trained) for name in ("made", "drawn")]

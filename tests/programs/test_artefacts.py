@@ -10,7 +10,9 @@ from PIL import Image
 
 from configs import tiny
 from copymit.config import read_record
-from copymit.embedding.store import EmbeddingStore, load_embeddings
+from copymit.embedding.store import load_embeddings
+from copymit.evaluation.artefacts import open_artefacts
+from copymit.evaluation.subject import open_run
 from copymit.metrics import read_metrics
 
 EVAL = tiny.get_config().eval
@@ -73,10 +75,10 @@ def test_an_evaluation_keeps_its_prompts_and_generations(finished):
 
 
 def test_an_evaluation_keeps_its_embeddings_and_matches(finished):
+    artefacts = open_artefacts(open_run(finished.workdir, None, None))
     for embedder in EVAL.embedders:
         for images, count in (("generations", 12), ("references", 12), ("heldout", 8)):
-            store = EmbeddingStore(finished.out / "embeddings" / embedder / images)
-            found = load_embeddings(store)
+            found = load_embeddings(artefacts.store(embedder, images))
             assert len(found.ids) == len(found.features) == count
             assert embedder.split("_")[0] in found.protocol.lower()
     matches = pd.read_parquet(finished.out / "matches.parquet")

@@ -36,7 +36,7 @@ def times(folder):
         path: path.stat().st_mtime_ns
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.name not in (*_OF_THE_PAGE, "stages.json")
+        and path.name not in (*_OF_THE_PAGE, "evaluation.json")
         and path.parent.name != "figures"
     }
 

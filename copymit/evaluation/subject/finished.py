@@ -10,26 +10,32 @@ from copymit.config import restore_types
 from copymit.evaluation.subject.images import open_pair
 from copymit.evaluation.subject.published import open_model
 from copymit.evaluation.subject.subject import Subject
-from copymit.evaluation.subject.trained import open_run
-from copymit.settings import evaluation_settings, mitigation_settings
+from copymit.evaluation.subject.trained import open_run, reopen_run
+from copymit.settings import evaluation_settings
 from copymit.storage import write_whole
 
 
-def write_record(subject: Subject) -> None:
-    """Writes `evaluation.json`, by which an evaluation is opened again.
+def check_record(subject: Subject) -> None:
+    """Refuses a directory that holds results of another subject.
 
     Raises:
-      ValueError: if the directory has another subject: its results are not replaced.
+      ValueError: names both.
     """
     path = _record_path(subject.out)
-    record = json.loads(json.dumps(subject.record))
-    before = json.loads(path.read_text()) if path.exists() else record
+    if not path.exists():
+        return
+    before, record = json.loads(path.read_text()), _as_json(subject)
     if [before[key] for key in _SAME] != [record[key] for key in _SAME]:
         raise ValueError(
             f"{subject.out} holds the evaluation of {_describe(before)}, and this one "
             f"is of {_describe(record)}: choose another name (--name), or --workdir"
         )
-    write_whole(path, f"{json.dumps(record, indent=1)}\n".encode())
+
+
+def write_record(subject: Subject) -> None:
+    """Writes `evaluation.json`, by which an evaluation is opened again."""
+    text = json.dumps(_as_json(subject), indent=1)
+    write_whole(_record_path(subject.out), f"{text}\n".encode())
 
 
 def open_finished(directory: epath.PathLike) -> Subject:
@@ -48,16 +54,14 @@ def open_finished(directory: epath.PathLike) -> Subject:
                 f"{directory} was evaluated by an older copymit, which did not note "
                 "of what: evaluate it again"
             )
-        return open_run(directory, None, None)
+        newest = open_run(directory, None, None)
+        return (
+            open_finished(newest.out) if _record_path(newest.out).exists() else newest
+        )
     record = json.loads(path.read_text())
     workdir, name = directory.parent.parent, directory.name
     if record["kind"] == "trained":
-        settings = ConfigDict(
-            {"eval": _section(evaluation_settings(), record["eval"])}
-            | {"mitigation": mitigation_settings()}
-        )
-        settings.mitigation.generate.update(record["generate"])
-        return open_run(workdir, settings, name, record["step"])
+        return reopen_run(workdir, record, name)
     if record["kind"] == "published":
         return open_model(
             record["model"], workdir, restore_types(record["config"]), name
@@ -83,6 +87,10 @@ _SAME = ("kind", "places")
 
 def _record_path(directory: epath.Path) -> epath.Path:
     return directory / "evaluation.json"
+
+
+def _as_json(subject: Subject) -> dict[str, Any]:
+    return json.loads(json.dumps(subject.record))
 
 
 def _section(defaults: ConfigDict, values: dict[str, Any]) -> ConfigDict:

@@ -44,7 +44,8 @@ def open_pair(
         "generations", given, eval_config.resolution or None, skip_corrupt=skip
     )
     size = eval_config.resolution or common_size(made, skip)
-    texts = prompts if prompts is not None else _texts_of(given, generations)
+    prompts = None if prompts is None else list(prompts)
+    texts = _texts_of(given, generations) if prompts is None else prompts
     if texts is not None and len(texts) != len(made.ids):
         raise ValueError(
             f"{len(texts)} prompts for {len(made.ids)} generations: give one each"

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from copymit.config import flatten, read_config, trained_settings
+from copymit.config import flatten, read_config, restore_types, trained_settings
 from copymit.data.dataset import load_dataset, read_duplication
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
 from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
@@ -24,23 +24,21 @@ def open_run(
     workdir: epath.PathLike,
     settings: ConfigDict | None,
     name: str | None,
-    step: int | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Opens a trained run.
+    """Opens a trained run at its newest checkpoint.
 
     Args:
       settings: whose sections `eval` and `mitigation.generate` are used; None takes
         those that the run started with.
       name: of the evaluation; None takes the step.
-      step: of the checkpoint; None takes the newest.
       changes: of single settings of the `eval` section, by dotted names.
     Raises:
       FileNotFoundError, ValueError: if there is no run or no checkpoint, or the data are
         no longer those that it was trained on.
     """
     # Only what copymit trained has checkpoints, and needs orbax.
-    from copymit.pretrained.trained import latest_step, load_trained
+    from copymit.pretrained.trained import latest_step
 
     workdir = epath.Path(workdir)
     config = _completed(read_config(workdir))
@@ -51,35 +49,49 @@ def open_run(
             raise ValueError(problem)
         config.mitigation.generate = mitigation.generate
     config.eval.update_from_flattened_dict(changes or {})
-    step = latest_step(workdir) if step is None else step
+    step = latest_step(workdir)
+    return _open(workdir, config, name, step, _checkpoint_digest(workdir, step))
+
+
+def reopen_run(workdir: epath.Path, record: Mapping[str, Any], name: str) -> Subject:
+    """Opens an evaluated run by its record, even if that checkpoint is gone since."""
+    config = _completed(read_config(workdir))
+    config.eval.update(restore_types(record["eval"]))
+    config.mitigation.generate.update(restore_types(record["generate"]))
+    digest = _checkpoint_digest(workdir, record["step"]) or record["checkpoint"]
+    return _open(workdir, config, name, record["step"], digest)
+
+
+def _open(
+    workdir: epath.Path, config: ConfigDict, name: str | None, step: int, digest: str
+) -> Subject:
+    from copymit.pretrained.trained import load_trained
+
     dataset = load_dataset(config.data, config.seed)
     duplication = read_duplication(workdir, dataset)
     load = functools.partial(load_trained, config, workdir, step)
-    sections = {"eval": config.eval, "generate": config.mitigation.generate}
     return subject_of_run(
         Run(config, dataset, load, workdir),
         workdir / "eval" / (name or str(step)),
-        [
-            trained_settings(flatten(config.to_dict())),
-            step,
-            _checkpoint_digest(workdir, step),
-        ],
+        [trained_settings(flatten(config.to_dict())), step, digest],
         title=describe_run(config),
         more_settings={"step": step},
         record={
             "kind": "trained",
             "places": None,
             "step": step,
-            **{key: section.to_dict() for key, section in sections.items()},
+            "checkpoint": digest,
+            "eval": config.eval.to_dict(),
+            "generate": config.mitigation.generate.to_dict(),
         },
         duplication=duplication,
     )
 
 
 def _checkpoint_digest(workdir: epath.Path, step: int) -> str:
-    """Hashes what Orbax says of a checkpoint: among it when it was made."""
+    """Hashes what Orbax says of a checkpoint, as when it was made; "" if it is gone."""
     path = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
-    return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
