@@ -287,8 +287,9 @@ def open_pair(
     """Opens images that copymit did not make, and the training images of their model.
 
     Args:
-      generations, references: whatever `open_images` knows. References are resized and
-        cropped to the size of the generations, or both to `eval.resolution`.
+      generations, references: whatever `open_images` knows. Networks see each image as
+        its protocol says; what compares pixels sees the references resized and cropped to
+        the size of the generations. With `eval.resolution` all see all at that size.
       prompts: of each generation, in order; by default the texts beside the images of
         tar files, else none.
     Raises:
@@ -315,7 +316,9 @@ def open_pair(
         settings=flatten({"eval": eval_config.to_dict()}) | about,
         identity=[_identity(generations), _identity(references), texts],
         eval=eval_config,
-        references=open_images("references", trained, size),
+        references=open_images(
+            "references", trained, size, keep_original=not eval_config.resolution
+        ),
         heldout=None,
         size=size,
         captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
