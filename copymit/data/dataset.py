@@ -4,10 +4,9 @@ Everything that can be wrong with the data is found here, before any model is bu
 """
 
 import io
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
@@ -35,6 +34,9 @@ from copymit.data.schedule import check_duplication_mode
 from copymit.data.sources import load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
 from copymit.storage import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd  # heavy, and a training needs none
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
 
@@ -141,7 +143,7 @@ def claim_examples(
             write_whole(workdir / name, file.getvalue())
 
 
-def read_duplication(workdir: epath.Path, dataset: Dataset) -> pd.DataFrame:
+def read_duplication(workdir: epath.Path, dataset: Dataset) -> "pd.DataFrame":
     """Reads the table that `claim_examples` wrote.
 
     Raises:
@@ -165,7 +167,9 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pd.DataFrame:
     return table
 
 
-def _describe_change(workdir: epath.Path, table: pd.DataFrame, dataset: Dataset) -> str:
+def _describe_change(
+    workdir: epath.Path, table: "pd.DataFrame", dataset: Dataset
+) -> str:
     there, what = set(dataset.source.example_ids), "training images"
     before = set(table["example_id"])
     now = set(dataset.example_ids)

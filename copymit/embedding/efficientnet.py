@@ -16,4 +16,5 @@ def make_efficientnet_lite0() -> Embedder:
         lambda image: image,
         params,
         lambda params, images: nnx.merge(graphdef, params)(preprocess(images)),
+        any_shape=False,
     )

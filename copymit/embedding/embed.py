@@ -174,10 +174,13 @@ def _embed_shard(
     known: KnownFeatures,
     skip_corrupt: bool,
 ) -> Shard:
+    original = images.read_original if network.embedder.any_shape else None
+    read_pixels = original or images.read
+
     def read(position: int) -> _Read | ImageError:
         image_id = images.ids[position]
         try:
-            pixels = images.read(position)
+            pixels = read_pixels(position)
         except ImageError as error:
             return error
         digest = pixel_digest(pixels)

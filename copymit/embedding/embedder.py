@@ -21,6 +21,8 @@ class Embedder(NamedTuple):
         the host, in threads, and gives arrays of one shape for images of one size.
       params: a pytree of arrays.
       apply: (params, stacked prepared images) -> features, not normalised; traceable.
+      any_shape: whether `prepare` gives one shape for images of any size, so that they
+        come to it as they are; else they are resized and cropped to a common size first.
     """
 
     name: str
@@ -28,3 +30,4 @@ class Embedder(NamedTuple):
     prepare: Callable[[UInt8[np.ndarray, "H W 3"]], np.ndarray]
     params: Any
     apply: Callable[[Any, Array], Float[Array, "B D"]]
+    any_shape: bool = True

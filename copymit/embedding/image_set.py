@@ -32,17 +32,23 @@ class ImageSet(NamedTuple):
       name: `generations`, `references` or `heldout`.
       ids: unique: example ids or paths relative to a folder.
       read: position -> image (H, W, 3), uint8; raises an `ImageError`.
+      read_original: the same as it was before it was brought to the size of others, for
+        networks that say themselves how to; None where it is `read`.
     """
 
     name: str
     ids: Sequence[str]
     read: Callable[[int], UInt8[np.ndarray, "H W 3"]]
+    read_original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
 
 
-def reader_by_id(images: ImageSet) -> Callable[[str], UInt8[np.ndarray, "H W 3"]]:
-    """Returns a function id -> image."""
+def reader_by_id(
+    images: ImageSet, original: bool = False
+) -> Callable[[str], UInt8[np.ndarray, "H W 3"]]:
+    """Returns a function id -> image, as it was before resizing if `original`."""
     positions = {image_id: i for i, image_id in enumerate(images.ids)}
-    return lambda image_id: images.read(positions[image_id])
+    read = images.read_original if original and images.read_original else images.read
+    return lambda image_id: read(positions[image_id])
 
 
 def open_source(images: Any) -> ExampleSource | None:
@@ -73,7 +79,12 @@ def open_source(images: Any) -> ExampleSource | None:
 
 
 def open_images(
-    name: str, images: Any, size: int | None, *, skip_corrupt: bool = False
+    name: str,
+    images: Any,
+    size: int | None,
+    *,
+    skip_corrupt: bool = False,
+    keep_original: bool = False,
 ) -> ImageSet:
     """Views images of any kind, resized and cropped to `size` pixels.
 
@@ -84,6 +95,7 @@ def open_images(
         (N, H, W, 3), uint8; a list of paths, PIL images or arrays; an `ExampleSource`;
         an `ImageSet`.
       size: None takes the images as they are; they must then be square and of one size.
+      keep_original: whether networks may see the images before that.
       skip_corrupt: lets images that cannot be read pass until they are asked for.
     Raises:
       FileNotFoundError, ValueError: for something that is missing, empty, damaged or of
@@ -109,7 +121,10 @@ def open_images(
     _check_ids(opened)
     if size is None:
         size = common_size(opened, skip_corrupt)
-    return opened._replace(read=functools.partial(_read_resized, opened.read, size))
+    return opened._replace(
+        read=functools.partial(_read_resized, opened.read, size),
+        read_original=opened.read if keep_original else None,
+    )
 
 
 def examples_as_images(

@@ -95,8 +95,8 @@ def crop_to_size(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "299 29
 
 
 def resize_half_pixel(
-    pixels: Float[Array, "B H W C"],
-) -> Float[Array, "B 299 299 C"]:
+    pixels: Float[np.ndarray, "B H W C"],
+) -> Float[np.ndarray, "B 299 299 C"]:
     """Resizes bilinearly without antialiasing; pixels are areas with a centre.
 
     Source: torch's `F.interpolate(mode="bilinear", align_corners=False)`.
@@ -105,8 +105,8 @@ def resize_half_pixel(
 
 
 def resize_corner_pixel(
-    pixels: Float[Array, "B H W C"],
-) -> Float[Array, "B 299 299 C"]:
+    pixels: Float[np.ndarray, "B H W C"],
+) -> Float[np.ndarray, "B 299 299 C"]:
     """Resizes bilinearly without antialiasing; pixels are points at their upper left.
 
     Source: TensorFlow 1's `ResizeBilinear(align_corners=False)`.
@@ -114,7 +114,7 @@ def resize_corner_pixel(
     return _interpolate(pixels, 0.0)
 
 
-def _interpolate(pixels: Array, centre: float) -> Array:
+def _interpolate(pixels: np.ndarray, centre: float) -> np.ndarray:
     for axis in (1, 2):
         size = pixels.shape[axis]
         scale = np.float32(size / IMAGE_SIZE_PX)
@@ -124,14 +124,18 @@ def _interpolate(pixels: Array, centre: float) -> Array:
         shape = [1] * pixels.ndim
         shape[axis] = IMAGE_SIZE_PX
         fraction = (places - low).reshape(shape)
-        below = jnp.take(pixels, low, axis)
-        above = jnp.take(pixels, np.minimum(low + 1, size - 1), axis)
+        below = np.take(pixels, low, axis)
+        above = np.take(pixels, np.minimum(low + 1, size - 1), axis)
         pixels = below + (above - below) * fraction
     return pixels
 
 
-def _as_they_are(image: np.ndarray) -> np.ndarray:
-    return image
+def _prepare_pytorch(image: np.ndarray) -> np.ndarray:
+    return resize_half_pixel(image[None].astype(np.float32) / 255)[0]
+
+
+def _prepare_tensorflow(image: np.ndarray) -> np.ndarray:
+    return resize_corner_pixel(image[None].astype(np.float32))[0]
 
 
 def _normalise_clean(pixels: Array) -> Array:
@@ -139,11 +143,7 @@ def _normalise_clean(pixels: Array) -> Array:
 
 
 def _normalise_pytorch(images: Array) -> Array:
-    return 2 * resize_half_pixel(images.astype(jnp.float32) / 255) - 1
-
-
-def _normalise_tensorflow(images: Array) -> Array:
-    return (resize_corner_pixel(images.astype(jnp.float32)) - 128) / 128
+    return 2 * images - 1
 
 
 def _normalise_dcr(images: Array) -> Array:
@@ -160,14 +160,14 @@ PROTOCOLS = {
     "inception_legacy_pytorch": _Protocol(
         "as pytorch-fid: x / 255, bilinear without antialiasing (half-pixel centres) to "
         "299 x 299 px; 2 x - 1",
-        _as_they_are,
+        _prepare_pytorch,
         _normalise_pytorch,
     ),
     "inception_legacy_tensorflow": _Protocol(
         "as torch-fidelity and TensorFlow 1: bilinear without antialiasing (no half-pixel "
         "centres) to 299 x 299 px; (x - 128) / 128",
-        _as_they_are,
-        _normalise_tensorflow,
+        _prepare_tensorflow,
+        _normalise_clean,
     ),
     # The original normalises in its data loader, and its network once more.
     "inception_dcr": _Protocol(

@@ -28,6 +28,7 @@ def make_pixels(name: str) -> Embedder:
         lambda image: image,
         (),
         lambda _, images: centred(images),
+        any_shape=False,
     )
 
 

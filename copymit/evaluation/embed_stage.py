@@ -68,8 +68,12 @@ def background_rows(subject: Subject, limit: int) -> Int[np.ndarray, " N"]:
 
 
 def _subset(images: ImageSet, rows: np.ndarray) -> ImageSet:
-    ids = [images.ids[i] for i in rows]
-    return images._replace(ids=ids, read=lambda i: images.read(int(rows[i])))
+    original = images.read_original
+    return images._replace(
+        ids=[images.ids[i] for i in rows],
+        read=lambda i: images.read(int(rows[i])),
+        read_original=original and (lambda i: original(int(rows[i]))),
+    )
 
 
 def _embed_captions(subject: Subject, artefacts: Artefacts) -> None:

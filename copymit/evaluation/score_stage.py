@@ -27,7 +27,7 @@ from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Subject
 from copymit.scores.blank import describe_blank
 from copymit.scores.clip_score import clip_score
-from copymit.scores.complexity import Complexity, measure_complexity
+from copymit.scores.complexity import Complexity, crop_as_dcr, measure_complexity
 from copymit.scores.compute import View, compute_scores, score_parts
 from copymit.scores.provenance import Provenance
 from copymit.scores.quality import score_quality
@@ -83,6 +83,7 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
     scores["title"] = subject.title
     scores["image_size_px"] = subject.size
+    scores["image_preparation"] = _describe_preparation(subject)
     scores["settings"] = dict(subject.settings)
     measured.insert(0, "generation", generations)
     artefacts.write_scores(scores, measured)
@@ -111,8 +112,8 @@ def _matched_complexity(subject: Subject, views: list[View]) -> Complexity:
     nearest = views[0].neighbours["generations"].neighbours.indices[:, 0]
     ids = views[0].embeddings["references"].ids
     unique, inverse = np.unique(nearest, return_inverse=True)
-    read = reader_by_id(subject.references)
-    measured = measure_complexity(read(ids[i]) for i in unique)
+    read = reader_by_id(subject.references, original=True)
+    measured = measure_complexity(crop_as_dcr(read(ids[i])) for i in unique)
     return Complexity(*(values[inverse] for values in measured))
 
 
@@ -229,6 +230,18 @@ def _clip_scores(
     if "clip_score" not in scores:
         scores["warnings"] = ["no prompts are known, so there is no CLIP score"]
     return scores, values
+
+
+def _describe_preparation(subject: Subject) -> str:
+    """Says what was done to images before any protocol began."""
+    at = f"resized (short side, bilinear) and cropped to {subject.size} px"
+    if subject.references.read_original is None:
+        what = "all images" if subject.run is None else "training images"
+        return f"{what} {at} before all else"
+    return (
+        f"each network's protocol begins with the images as they are; for "
+        f"efficientnet_lite0, pixels, tiles and pictures training images are {at} first"
+    )
 
 
 def _one_prompt(provenance: Provenance) -> list[str]:

@@ -58,8 +58,10 @@ def _describe_data(run: EvaluatedRun) -> list[str]:
     text = _enumerate(counts)
     size = run.scores.get("image_size_px")
     if isinstance(size, int):
-        text += f", all at {size} px"
+        text += f", generations at {size} px"
     sentences = [f"Compared were {text}."]
+    if preparation := run.scores.get("image_preparation"):
+        sentences.append(f"Preparation: {preparation}.")
     for name, words in (
         ("generations", "generations"),
         ("references", "training images"),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from copymit.embedding.resizing import crop_centre, resize_short_side
 from copymit.scores.bootstrap import (
     Statistic,
     bootstrap_ci,
@@ -40,6 +41,11 @@ class Complexity(NamedTuple):
     entropy: Float[np.ndarray, " B"]
     jpeg_bytes: Float[np.ndarray, " B"]
     total_variation: Float[np.ndarray, " B"]
+
+
+def crop_as_dcr(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "224 224 3"]:
+    """Brings an image to the size at which DCR measures complexity."""
+    return crop_centre(resize_short_side(image, 256), 224)
 
 
 def measure_complexity(images: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Complexity:

@@ -298,8 +298,8 @@ SCORES = (
     Score(
         "complexity",
         "complexity_{entropy,jpeg_bytes,total_variation,entropy_jpeg}_pearson",
-        "correlation of similarity with the complexity of the matched image; negative = "
-        "simple images are copied more",
+        "correlation of similarity with the complexity of the matched image, at 224 px as "
+        "in the original code; negative = simple images are copied more",
         interval="bootstrap",
     ),
     Score(
@@ -358,8 +358,11 @@ SCORES = (
         "frechet_bias",
         "why the Fréchet distance compares only with those of the same counts",
     ),
+    Score("other", "{embedder,title,settings,inputs}", "what was measured, and how"),
     Score(
-        "other", "{embedder,title,image_size_px,settings}", "what was measured, and how"
+        "other",
+        "image_{size_px,preparation}",
+        "size of the generations, and what was done to images before any protocol began",
     ),
     Score(
         "other",

@@ -3,12 +3,14 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from copymit.data.images import ImageError
 from copymit.embedding import embed as embed_module
 from copymit.embedding.embed import embed, is_blank, pixel_digest
 from copymit.embedding.embedder import Embedder
-from copymit.embedding.image_set import ImageSet
+from copymit.embedding.image_set import ImageSet, open_images
+from copymit.embedding.resizing import resize_to
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 
 SIZE_PX = 8
@@ -198,3 +200,30 @@ def test_an_image_of_one_colour_is_told_by_its_digest(colour):
     assert is_blank(pixel_digest(image))
     image[3, 5, 2] += 1
     assert not is_blank(pixel_digest(image))
+
+
+def test_a_network_is_fed_what_its_protocol_says_from_the_original_pixels(
+    rng, tmp_path
+):
+    """A 640 x 480 photo was cropped before it was squashed: 28 grey levels apart."""
+    photo = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((640, 480))
+    )
+    images = open_images("references", [photo], 512, keep_original=True)
+    squashed = resize_to(photo, 320, 320)
+    fed = []
+    for any_shape in (True, False):
+        embedder = Embedder(
+            "squash",
+            f"squashed to 320 px, {any_shape}",
+            lambda image: resize_to(image, 320, 320),
+            (),
+            lambda _, batch: batch.reshape(len(batch), -1).astype(jnp.float32),
+            any_shape,
+        )
+        store = EmbeddingStore(tmp_path / str(any_shape))
+        embed(embedder, images, store, batch_size=1)
+        fed.append(load_embeddings(store).features.reshape(320, 320, 3))
+    np.testing.assert_array_equal(fed[0], squashed)
+    # Whoever needs a common size sees the crop, and the scores say so.
+    assert np.abs(fed[1] - squashed).mean() > 10

@@ -11,7 +11,7 @@ from copymit.data.sources import load_source
 from copymit.embedding.image_set import examples_as_images
 from copymit.evaluation import evaluate, settings
 from copymit.evaluation.subject import open_finished
-from copymit.scores.complexity import measure_complexity
+from copymit.scores.complexity import crop_as_dcr, measure_complexity
 from copymit.scores.names import look_up
 
 SIZE_PX = 32
@@ -47,7 +47,7 @@ def test_copies_are_found_and_the_result_is_one_table(pictures, tmp_path):
     np.testing.assert_allclose(table["similarity"], 1, atol=1e-5)
     np.testing.assert_allclose(table["tile_l2"], 0, atol=1e-9)
     assert table.loc["000002", "prompt"] == "=c"
-    nearest = measure_complexity(pictures[[4, 9, 9, 20]])
+    nearest = measure_complexity(map(crop_as_dcr, pictures[[4, 9, 9, 20]]))
     for name, values in nearest._asdict().items():
         assert table[f"nearest_{name}"].tolist() == values.tolist()
     assert result.scores["tile_l2_below_0.15"] == 1

@@ -27,8 +27,9 @@ def open_pair(
     """Opens images that copymit did not make, and the training images of their model.
 
     Args:
-      generations, references: whatever `open_images` knows. References are resized and
-        cropped to the size of the generations, or both to `eval.resolution`.
+      generations, references: whatever `open_images` knows. Networks see each image as
+        its protocol says; what compares pixels sees the references resized and cropped to
+        the size of the generations. With `eval.resolution` all see all at that size.
       name: of the evaluation; by default after where the images lie.
       prompts: of each generation, in order; by default the texts beside the images of
         tar files, else none.
@@ -69,7 +70,9 @@ def open_pair(
             "prompts": prompts,
         },
         eval=eval_config,
-        references=open_images("references", trained, size),
+        references=open_images(
+            "references", trained, size, keep_original=not eval_config.resolution
+        ),
         heldout=None,
         size=size,
         captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
