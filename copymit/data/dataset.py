@@ -7,7 +7,6 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
@@ -141,7 +140,7 @@ def claim_examples(
             write_whole(workdir / name, file.getvalue())
 
 
-def read_duplication(workdir: epath.Path, dataset: Dataset) -> pd.DataFrame:
+def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
     """Reads the table that `claim_examples` wrote.
 
     Raises:
@@ -155,19 +154,19 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pd.DataFrame:
             "it first (train.py)"
         )
     with path.open("rb") as file:
-        table = pq.read_table(file).to_pandas()
+        table = pq.read_table(file)
     same = (
-        table["example_id"].tolist() == dataset.example_ids
-        and table["weight"].tolist() == dataset.duplication.weights.tolist()
+        table["example_id"].to_pylist() == dataset.example_ids
+        and table["weight"].to_pylist() == dataset.duplication.weights.tolist()
     )
     if not same:
         raise ValueError(_describe_change(workdir, table, dataset))
     return table
 
 
-def _describe_change(workdir: epath.Path, table: pd.DataFrame, dataset: Dataset) -> str:
+def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:
     there, what = set(dataset.source.example_ids), "training images"
-    before = set(table["example_id"])
+    before = set(table["example_id"].to_pylist())
     now = set(dataset.example_ids)
     if (workdir / _EXAMPLES).exists():
         with (workdir / _EXAMPLES).open("rb") as file:

@@ -14,7 +14,6 @@ import jax
 from etils import epath
 
 from copymit.evaluation.artefacts import Artefacts, is_finished, open_artefacts
-from copymit.evaluation.comparable import check_comparable
 from copymit.evaluation.lock import sole_evaluation
 from copymit.evaluation.settings import check_settings
 from copymit.evaluation.stages import (
@@ -51,6 +50,8 @@ def run_stages(
     check_settings(subject.eval)
     artefacts = open_artefacts(subject)
     if compared and "report" in stages:
+        from copymit.evaluation.comparable import check_comparable  # embedders, figures
+
         check_comparable(subject, compared)
     first = jax.process_index() == 0
     subject.out.mkdir(parents=True, exist_ok=True)
