@@ -36,6 +36,7 @@ from copymit import console
 from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
+    explain_unknown_setting,
     join_hosts,
     parse_flags,
     set_up_logging,
@@ -56,9 +57,10 @@ from copymit.storage import absolute, check_buckets
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, of which `eval` and `mitigation.generate` are used."
 )
-_EVAL = config_flags.DEFINE_config_dict(
-    "eval", evaluation_settings(), "Settings of the evaluation, as --eval.tiles=2."
-)
+with explain_unknown_setting():  # it reads the command line
+    _EVAL = config_flags.DEFINE_config_dict(
+        "eval", evaluation_settings(), "Settings of the evaluation, as --eval.tiles=2."
+    )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, or of the results with --generations."
 )

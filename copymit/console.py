@@ -73,8 +73,15 @@ def parse_flags(argv: list[str]) -> list[str]:
 
     For `app.run(main, flags_parser=parse_flags)`.
     """
-    try:
+    with explain_unknown_setting():
         return app.parse_flags_with_usage(argv)
+
+
+@contextlib.contextmanager
+def explain_unknown_setting() -> Iterator[None]:
+    """Ends the program in one line where a flag names a setting that does not exist."""
+    try:
+        yield
     except OSError as error:  # The config file itself.
         sys.exit(f"error: {error}")
     except (AttributeError, KeyError) as error:

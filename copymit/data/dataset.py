@@ -4,7 +4,7 @@ Everything that can be wrong with the data is found here, before any model is bu
 """
 
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,6 @@ from copymit.data.schedule import check_duplication_mode
 from copymit.data.sources import load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
 from copymit.storage import write_whole
-
-if TYPE_CHECKING:
-    import pandas as pd  # heavy, and a training needs none
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
 
@@ -143,7 +140,7 @@ def claim_examples(
             write_whole(workdir / name, file.getvalue())
 
 
-def read_duplication(workdir: epath.Path, dataset: Dataset) -> "pd.DataFrame":
+def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
     """Reads the table that `claim_examples` wrote.
 
     Raises:
@@ -157,21 +154,19 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> "pd.DataFrame":
             "it first (train.py)"
         )
     with path.open("rb") as file:
-        table = pq.read_table(file).to_pandas()
+        table = pq.read_table(file)
     same = (
-        table["example_id"].tolist() == dataset.example_ids
-        and table["weight"].tolist() == dataset.duplication.weights.tolist()
+        table["example_id"].to_pylist() == dataset.example_ids
+        and table["weight"].to_pylist() == dataset.duplication.weights.tolist()
     )
     if not same:
         raise ValueError(_describe_change(workdir, table, dataset))
     return table
 
 
-def _describe_change(
-    workdir: epath.Path, table: "pd.DataFrame", dataset: Dataset
-) -> str:
+def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:
     there, what = set(dataset.source.example_ids), "training images"
-    before = set(table["example_id"])
+    before = set(table["example_id"].to_pylist())
     now = set(dataset.example_ids)
     if (workdir / _EXAMPLES).exists():
         with (workdir / _EXAMPLES).open("rb") as file:

@@ -50,7 +50,7 @@ def run_stages(
     check_settings(subject.eval)
     artefacts = open_artefacts(subject)
     if compared and "report" in stages:
-        from copymit.evaluation.comparable import check_comparable
+        from copymit.evaluation.comparable import check_comparable  # embedders, figures
 
         check_comparable(subject, compared)
     first = jax.process_index() == 0

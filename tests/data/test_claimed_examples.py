@@ -46,7 +46,7 @@ def workdir(tmp_path, config):
 def test_the_same_images_may_be_claimed_again(workdir, config):
     dataset = load_dataset(config.data, config.seed)
     claim_examples(workdir, dataset)
-    table = read_duplication(workdir, dataset)
+    table = read_duplication(workdir, dataset).to_pandas()
     assert table["example_id"].tolist() == dataset.example_ids
     assert table["duplicated"].sum() == dataset.duplication.duplicated.sum()
 

@@ -53,3 +53,13 @@ def test_generations_without_references_are_refused(programs, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--generations={tmp_path}"]
     said = programs.finish(programs.start("evaluate.py", *flags), code=1)
     assert "--generations and --references belong together" in said
+
+
+def test_an_unknown_setting_of_an_audit_is_explained_without_a_trace(
+    programs, tmp_path
+):
+    flags = [f"--workdir={tmp_path}", "--eval.tyles=2"]
+    flags += [f"--{name}={tmp_path}" for name in ("generations", "references")]
+    said = programs.finish(programs.start("evaluate.py", *flags), code=1)
+    assert "error: unknown setting 'tyles'. Did you mean \"tiles\"" in said
+    assert "Traceback" not in said

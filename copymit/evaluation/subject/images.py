@@ -12,7 +12,7 @@ from copymit.config import flatten
 from copymit.data.examples import ExampleSource
 from copymit.embedding.image_set import common_size, open_images, open_source
 from copymit.evaluation.stages import images_digest
-from copymit.evaluation.subject.places import all_paths, name_after, place_of
+from copymit.evaluation.subject.places import all_paths, name_after, place_of, title_of
 from copymit.evaluation.subject.subject import Given, SourceCaptions, Subject
 
 
@@ -58,7 +58,7 @@ def open_pair(
     if texts is not None:
         table = pd.DataFrame({"id": list(made.ids), "prompt": texts})
     return Subject(
-        title=_title(generations),
+        title=title_of(generations),
         out=epath.Path(workdir) / "eval" / (name or name_after(generations, places)),
         settings=flatten({"eval": eval_config.to_dict()}) | about,
         identity={which: images_digest(value) for which, value in images.items()}
@@ -93,7 +93,3 @@ def _describe(images: Any) -> str:
     if isinstance(images, list | tuple) and all_paths(images):
         return f"{len(images)} files, {images[0]} to {images[-1]}"
     return f"{type(images).__name__}"
-
-
-def _title(images: Any) -> str:
-    return Path(images).name if isinstance(images, str | Path) else "generations"

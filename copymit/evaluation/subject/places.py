@@ -24,8 +24,19 @@ def all_paths(images: Sequence[Any]) -> bool:
     return all(isinstance(image, str | Path) for image in images)
 
 
+def title_of(images: Any) -> str:
+    """Names images after their folder or file; of a pattern, what is before wildcards."""
+    if not isinstance(images, str | Path):
+        return "generations"
+    path = str(images)
+    return (
+        Path(path.partition("*")[0] + "x").parent.name
+        if "*" in path
+        else Path(path).name
+    )
+
+
 def name_after(images: Any, places: Any) -> str:
     """Names an evaluation after its images, differently for those of other places."""
-    words = Path(images).stem if isinstance(images, str | Path) else "images"
-    words = re.sub(r"[^\w.-]+", "-", words).strip("-.")
+    words = re.sub(r"[^\w.-]+", "-", Path(title_of(images)).stem).strip("-.")
     return f"{words or 'images'}-{compute_digest(places)[:8]}"

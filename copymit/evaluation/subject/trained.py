@@ -84,7 +84,7 @@ def _open(
             "eval": config.eval.to_dict(),
             "generate": config.mitigation.generate.to_dict(),
         },
-        duplication=duplication,
+        duplication=duplication.to_pandas(),
     )
 
 
