@@ -280,8 +280,8 @@ def make_tiles(scores: Mapping[str, Any]) -> list[Tile]:
             continue
         meaning = _meaning(key) + _baselines(scores, key, baselines)
         # A warning stands where the number does that it is about.
-        if key == quality and scores.get("frechet_bias"):
-            meaning += f" {scores['frechet_bias']}"
+        if bias := scores.get(f"frechet_bias_of_{key}"):
+            meaning += f" {bias}"
         value = format_value(key, estimate.value)
         tiles.append(
             Tile(score_label(key), value, format_interval(key, estimate), meaning)
@@ -303,10 +303,10 @@ def _meaning(key: str) -> str:
 
 def quality_key(scores: Mapping[str, Any]) -> str | None:
     """Returns the key of the Frechet distance to the training images, if measured."""
-    distances = ("fid", "fd_EMBEDDER")
-    for key in scores:
+    for key in ("fid", *scores):
         found = look_up(key)
-        if found and found.score.key in distances and read_estimate(scores, key):
+        is_distance = found and found.score.key in ("fid", "fd_EMBEDDER")
+        if is_distance and read_estimate(scores, key):
             return key
     return None
 

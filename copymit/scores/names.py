@@ -355,8 +355,8 @@ SCORES = (
     ),
     Score(
         "other",
-        "frechet_bias",
-        "why the Fréchet distance compares only with those of the same counts",
+        "frechet_bias_of_{fid,fd_EMBEDDER}",
+        "why that Fréchet distance compares only with those of the same counts",
     ),
     Score("other", "{embedder,title,settings,inputs}", "what was measured, and how"),
     Score(

@@ -76,7 +76,8 @@ def score_quality(
     warning = sample_size_warning(R, Q, references.shards[0].shape[1])
     if warning:
         scores["warnings"].append(warning)
-        scores[f"{prefix}frechet_bias"] = warning
+        frechet, _ = distance_names(embedder, references.protocol)
+        scores[f"frechet_bias_of_{frechet}"] = warning
     sample = _draw(references, generations, clusters, seed)
     scores |= _frechet_distances(embedder, embeddings, sample)
     scores |= _kernel_distances(embedder, references.protocol, sample)

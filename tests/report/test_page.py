@@ -416,7 +416,10 @@ def test_the_metrics_card_lies_beside_the_page_and_in_it(full):
 def test_alarms_stand_before_all_numbers_and_the_bias_beside_its_number(tmp_path):
     run = make_run()
     scores = {"alarms": ["3 of 40 generations are of one colour"]}
-    scores |= {"frechet_bias": "The distance is biased upwards.", "fd_some_net": 18.25}
+    scores |= {
+        "frechet_bias_of_fd_some_net": "The distance is biased upwards.",
+        "fd_some_net": 18.25,
+    }
     run = dataclasses.replace(run, scores=run.scores | scores)
     html = write_report(epath.Path(tmp_path), run).read_text()
     assert html.index("3 of 40 generations") < html.index('<main id="content">')

@@ -9,6 +9,7 @@ from copymit.report.verdict import (
     format_value,
     make_headline,
     make_tiles,
+    quality_key,
     read_estimate,
 )
 
@@ -166,6 +167,12 @@ def test_tiles_show_what_was_measured_and_its_baselines():
         "Duplicated images that come back",
         "Other images that come back",
     ]
+
+
+def test_fid_goes_before_other_distances_and_those_to_heldout_images():
+    assert quality_key({"fd_a_to_heldout": 1.0, "fd_b": 2.0, "fid": 3.0}) == "fid"
+    assert quality_key({"fd_a_to_heldout": 1.0, "fd_b": 2.0}) == "fd_b"
+    assert quality_key({"fid_to_heldout": 1.0, "fid": None}) is None
 
 
 def test_every_score_is_in_the_table_once():
