@@ -84,13 +84,14 @@ class Programs:
     )
 
     def __init__(self, without_torch: Path):
-        self._environment = {
-            "PYTHONPATH": f"{without_torch}{os.pathsep}{ROOT}",
-            "XLA_FLAGS": "",
-        }
+        self._environment = {"PYTHONPATH": f"{without_torch}{os.pathsep}{ROOT}"}
 
-    def start(self, *command, **environment) -> subprocess.Popen:
-        """Starts `python COMMAND...` in the project's root."""
+    def start(self, *command, XLA_FLAGS="", **environment) -> subprocess.Popen:
+        """Starts `python COMMAND...` in the project's root.
+
+        It compiles as the tests do, so that its numbers are theirs to the last bit.
+        """
+        environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {XLA_FLAGS}"
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=ROOT,
