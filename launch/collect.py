@@ -18,7 +18,7 @@ from configs.sweeps_types import Changes, Score, SweepFunction, Trial
 from launch.claims import Claims, Version
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
-from launch.pool import find_products
+from launch.pool import find_products, gist
 from launch.trials import Plan, unique_tasks
 
 # Columns that every table has, where the trials have them.
@@ -101,7 +101,7 @@ def _why(missing: Sequence[Plan], versions: Mapping[str, Version]) -> dict[str, 
         found = [record for t in made.tasks if (record := versions[t.key].record)]
         errors = [record.error for record in found if record.state == "failed"]
         running = any(record.state == "running" for record in found)
-        reason = errors[0].strip().splitlines()[-1] if errors else ""
+        reason = gist(errors[0]) if errors else ""
         reasons[made.trial.name] = reason or ("running" if running else "not run yet")
     return reasons
 

@@ -248,7 +248,7 @@ class Pool:
         if not claim.update(state=state, error=error, seconds=round(seconds, 3)):
             logger.warning("%s: ended here, but belongs to another pool", task.label)
         elif error:
-            logger.error("%s: failed, %s", task.label, error.splitlines()[-1])
+            logger.error("%s: failed, %s", task.label, gist(error))
         else:
             logger.info("%s: done", task.label)
 
@@ -279,6 +279,12 @@ def _runs(process: subprocess.Popen, seconds: float) -> bool:
 def _signal(process: subprocess.Popen, how: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, how)
+
+
+def gist(error: str) -> str:
+    """Picks the line of an error that people want: its last that says so, or its last."""
+    lines = error.strip().splitlines()
+    return next((line for line in reversed(lines) if "rror: " in line), lines[-1])
 
 
 def _tail(log: Path) -> str:

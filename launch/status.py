@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.claims import Claims, Record, Version, reaching
-from launch.pool import find_products, standing
+from launch.pool import find_products, gist, standing
 from launch.trials import Plan, Task, unique_tasks
 
 _READERS = 16  # files read at a time: those of a bucket take a while each
@@ -147,7 +147,7 @@ def _note(task: Task, state: str, record: Record | None) -> str:
         return f"{what} {place}, which died or was cut off: start a pool"
     if not record.attempts:
         return ""
-    last = (record.error or "its pool died").strip().splitlines()[-1]
+    last = gist(record.error or "its pool died")
     return f"{what} failed {record.attempts}x: {last}"
 
 

@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -59,19 +60,16 @@ def content_digest(path: str | Path) -> str:
 
 
 def _remote_digest(path: epath.Path) -> str:
-    """Does the same in a bucket."""
-    if "*" in path.name:
-        files, start = list(path.parent.glob(path.name)), path.parent
-    elif path.is_dir():
-        files = [root / name for root, _, names in path.walk() for name in names]
-        start = path
-    else:
-        files, start = [path] if path.exists() else [], path.parent
+    """Does the same in a bucket, by one listing; its generations tell times."""
+    bucket, where = fsspec.core.url_to_fs(str(path))
+    bucket.invalidate_cache()
+    find = bucket.glob if "*" in where else bucket.find
+    files = find(where, detail=True)
+    start = where.partition("*")[0].rpartition("/")[0]
     rows: list[Any] = [] if files else [str(path)]
-    for file in sorted(files):
-        status = file.stat()
-        name = str(file).removeprefix(str(start))
-        rows.append([name, status.length, status.mtime])
+    for name, about in sorted(files.items()):
+        written = about.get("generation") or about.get("mtime") or about.get("updated")
+        rows.append([name.removeprefix(start), about["size"], str(written)])
     return compute_digest(rows)
 
 
