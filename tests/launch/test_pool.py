@@ -310,3 +310,9 @@ def _lives(pid):
         return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_the_line_that_says_what_went_wrong_is_told():
+    said = "step 3/9\nerror: no such data\n(--debug shows where this was found)"
+    assert pool.gist(f"exit code 1: {said}") == "error: no such data"
+    assert pool.gist("exit code 1: Killed") == "exit code 1: Killed"
