@@ -7,9 +7,11 @@ square uint8 array of it, or one clear `ImageError` that names the file.
 import io
 import logging
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -33,6 +35,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)
 # An image this many times longer than wide is cut before it is resized, or its long
 # side could grow beyond all memory.
 _MAX_ASPECT = 8
@@ -76,19 +79,7 @@ def decode_image(
     Raises:
       ImageError: if the file is none of the formats, corrupt, truncated or too large.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, _too_large("far", max_pixels)) from error
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(
-            name, "is not a readable JPEG, PNG, WebP, BMP or GIF file"
-        ) from error
-    except Exception as error:  # Decoders raise anything on hostile bytes.
-        raise ImageError(name, f"has a corrupt header ({error})") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(name, _too_large(f"{width} x {height},", max_pixels))
+    image = _open(io.BytesIO(data), name, max_pixels)
     try:
         if least_side is not None:
             image.draft(None, (least_side, least_side))  # JPEG files alone have one
@@ -98,6 +89,21 @@ def decode_image(
         raise ImageError(name, f"is corrupt or truncated ({error})") from error
     orientation = _orientation(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def read_size(
+    file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Reads (width, height) of what `decode_image` gives, without decoding pixels.
+
+    Raises:
+      ImageError: if the header is none of the formats, corrupt or says too many pixels.
+    """
+    image = _open(file, name, max_pixels)
+    width, height = image.size
+    if width == height or _orientation(image, file) not in _TURNED:
+        return width, height
+    return height, width
 
 
 def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -207,6 +213,24 @@ def _find_fault(source: ExampleSource, index: int, max_pixels: int) -> str:
     return ""
 
 
+def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """Reads the header of an image."""
+    try:
+        image = Image.open(file, formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, _too_large("far", max_pixels)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(
+            name, "is not a readable JPEG, PNG, WebP, BMP or GIF file"
+        ) from error
+    except Exception as error:  # Decoders raise anything on hostile bytes.
+        raise ImageError(name, f"has a corrupt header ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(name, _too_large(f"{width} x {height},", max_pixels))
+    return image
+
+
 def _too_large(size: str, max_pixels: int) -> str:
     return f"is too large: {size} more than {max_pixels} pixels; shrink or remove it"
 
@@ -223,15 +247,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(background, foreground).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image, file: BinaryIO | None = None) -> object:
+    """Reads the EXIF tag; without decoding pixels if the image's file is given."""
     # Most files have no EXIF, and to look for the tag costs as much as to resize; in
     # PNG and WebP it can hide elsewhere.
     if image.format == "JPEG" and "exif" not in image.info:
         return None
     try:
+        if file is not None and image.format == "PNG" and _ends_in_pixels(file):
+            # The format's own `getexif` decodes all pixels to look behind them.
+            return Image.Image.getexif(image).get(_ORIENTATION_TAG)
         return image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # A photo with unreadable EXIF is still a photo.
         return None
+
+
+def _ends_in_pixels(file: BinaryIO) -> bool:
+    """Says whether nothing follows the pixels of a PNG but its end."""
+    before = file.tell()
+    file.seek(8)
+    seen = False
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if seen and kind != b"IDAT":
+            break
+        seen = kind == b"IDAT"
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(before)
+    return head[4:] == b"IEND"
 
 
 def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:

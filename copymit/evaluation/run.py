@@ -23,7 +23,7 @@ from copymit.evaluation.stages import (
     check_stages,
 )
 from copymit.evaluation.subject import Subject
-from copymit.evaluation.subject.finished import check_record, write_record
+from copymit.evaluation.subject.record import check_record, write_record
 from copymit.sharding import wait_for_all
 from copymit.storage import write_whole
 

@@ -238,9 +238,11 @@ def _describe_preparation(subject: Subject) -> str:
     if subject.references.read_original is None:
         what = "all images" if subject.run is None else "training images"
         return f"{what} {at} before all else"
+    square = subject.generations().read_original is None
+    what = "training images" if square else "all images"
     return (
         f"each network's protocol begins with the images as they are; for "
-        f"efficientnet_lite0, pixels, tiles and pictures training images are {at} first"
+        f"efficientnet_lite0, pixels, tiles and pictures {what} are {at} first"
     )
 
 

@@ -362,7 +362,8 @@ SCORES = (
     Score(
         "other",
         "image_{size_px,preparation}",
-        "size of the generations, and what was done to images before any protocol began",
+        "short side of the generations, and what was done to images before any protocol "
+        "began",
     ),
     Score(
         "other",

@@ -12,7 +12,7 @@ from copymit.checkpoint import open_checkpoints, save_checkpoint
 from copymit.config import claim_workdir
 from copymit.data.dataset import claim_examples, load_dataset, read_duplication
 from copymit.evaluation.subject import open_finished, open_run
-from copymit.evaluation.subject.finished import write_record
+from copymit.evaluation.subject.record import write_record
 
 
 @pytest.fixture

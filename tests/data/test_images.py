@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin
 
 from copymit.data import images
 from copymit.data.examples import Example
@@ -18,6 +18,7 @@ from copymit.data.images import (
     check_images,
     decode_image,
     decode_resized,
+    read_size,
     resize_and_crop,
 )
 
@@ -144,6 +145,55 @@ def test_the_exif_orientation_is_applied(orientation):
     decoded = decode_image(data, "x")
     assert decoded.size == ((6, 4) if orientation < 5 else (4, 6))
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
+
+
+def with_late_exif(data: bytes, orientation: int) -> bytes:
+    """Puts the tag behind the pixels of a PNG, where it may be, too."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return data[:-12] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
+
+
+def turned_files() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image, tag = noise(6, 4), exif.tobytes()
+    files = {kind: encode(image, kind, exif=tag) for kind in ("JPEG", "PNG", "WEBP")}
+    files["PNG, late"] = with_late_exif(encode(image), 6)
+    files["PNG, upright, late"] = with_late_exif(encode(image), 3)
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="7"/>')
+    files["PNG, XMP"] = encode(image, pnginfo=text)
+    files["broken"] = encode(image, "JPEG", exif=b"Exif\0\0garbage")
+    for kind in ("BMP", "GIF", "JPEG", "PNG", "WEBP"):
+        files[f"{kind}, plain"] = encode(image, kind)
+    both = {"save_all": True, "append_images": [noise(6, 4, 1)]}
+    files["PNG, animated"] = encode(image, **both)
+    return files
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(("name", "data"), turned_files().items())
+def test_the_size_in_the_header_is_that_of_the_decoded_image(name, data):
+    size = read_size(io.BytesIO(data), name)
+    assert size == decode_image(data, name).size
+    plain = any(word in name for word in ("plain", "upright", "broken", "animated"))
+    assert size == ((6, 4) if plain else (4, 6))
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(monkeypatch):
+    # Of the pixels only the first bytes are there, so that they cannot be decoded.
+    whole = encode(noise(60, 40))
+    assert read_size(io.BytesIO(whole[:200]), "cut") == (60, 40)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", pytest.fail)
+    assert read_size(io.BytesIO(whole), "whole") == (60, 40)
+
+
+def test_a_header_is_checked_as_before_decoding():
+    with pytest.raises(ImageError, match="'huge' is too large: 9000 x 9000,"):
+        read_size(io.BytesIO(huge_png(9_000, 9_000)), "huge")
+    with pytest.raises(ImageError, match="'x' is not a readable JPEG"):
+        read_size(io.BytesIO(b"hello"), "x")
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
