@@ -5,21 +5,14 @@ square uint8 array of it, or one clear `ImageError` that names the file.
 """
 
 import io
-import logging
 import os
 import struct
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-
-from copymit.data.examples import ExampleSource
-
-logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
 # Pillow picks the decoder by content, so without this list a file called x.jpg could
@@ -39,7 +32,6 @@ _TURNED = (5, 6, 7, 8)
 # An image this many times longer than wide is cut before it is resized, or its long
 # side could grow beyond all memory.
 _MAX_ASPECT = 8
-_IMAGES_PER_TASK = 32
 # Halves of the final size that a JPEG is decoded at, at least.
 _LEAST_DECODED = 3
 
@@ -144,73 +136,6 @@ def decode_resized(
     """
     least_side = -(-_LEAST_DECODED * size // 2)
     return resize_and_crop(decode_image(data, name, least_side=least_side), size)
-
-
-def check_images(
-    source: ExampleSource,
-    indices: Sequence[int] | np.ndarray,
-    on_corrupt: str = "stop",
-    max_pixels: int = MAX_PIXELS,
-) -> tuple[Int[np.ndarray, " N"], list[tuple[str, str]]]:
-    """Decodes every image once, so that training cannot meet a bad one.
-
-    Args:
-      indices: the examples of `source` to check.
-      on_corrupt: "stop" raises one error that lists all bad images; "skip" logs them.
-      max_pixels: at most `MAX_PIXELS`.
-    Returns:
-      The indices of the good images in their order, and (example_id, reason) of each
-      skipped one.
-    Raises:
-      ValueError: if an image is bad and `on_corrupt` is "stop", if all of them are bad,
-        or if an argument is out of range.
-    """
-    if on_corrupt not in ("stop", "skip"):
-        raise ValueError(f'on_corrupt must be "stop" or "skip", got {on_corrupt!r}')
-    if not 1 <= max_pixels <= MAX_PIXELS:
-        raise ValueError(f"max_pixels must be in [1, {MAX_PIXELS}], got {max_pixels}")
-    indices = np.asarray(indices, np.int64)
-    tasks = [
-        indices[start : start + _IMAGES_PER_TASK]
-        for start in range(0, len(indices), _IMAGES_PER_TASK)
-    ]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        checked = pool.map(
-            lambda task: [_find_fault(source, int(i), max_pixels) for i in task], tasks
-        )
-        faults = [fault for task in checked for fault in task]
-    skipped = [
-        (source.example_ids[index], fault)
-        for index, fault in zip(indices, faults, strict=True)
-        if fault
-    ]
-    listing = "".join(f"\n  {example_id!r} {fault}" for example_id, fault in skipped)
-    if skipped and (on_corrupt == "stop" or len(skipped) == len(indices)):
-        way_out = (
-            'Repair or remove them, or set on_corrupt to "skip".'
-            if len(skipped) < len(indices)
-            else "None is left to train on."
-        )
-        raise ValueError(
-            f"{len(skipped)} of {len(indices)} images cannot be used:{listing}\n"
-            + way_out
-        )
-    if skipped:
-        logger.warning(
-            "skipping %d of %d images:%s", len(skipped), len(indices), listing
-        )
-    return indices[[not fault for fault in faults]], skipped
-
-
-def _find_fault(source: ExampleSource, index: int, max_pixels: int) -> str:
-    """Says why an image cannot be used, or nothing if it can."""
-    try:
-        decode_image(source[index].image, source.example_ids[index], max_pixels)
-    except ImageError as error:
-        return error.reason
-    except OSError as error:
-        return f"cannot be read ({error})"
-    return ""
 
 
 def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
