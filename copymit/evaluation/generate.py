@@ -28,8 +28,8 @@ from copymit.evaluation.optimised import write_steps
 from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
 from copymit.generator import Generate, make_generate, sampling_options
-from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
+from copymit.progress import Progress
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 from copymit.storage import write_whole
 
@@ -108,7 +108,7 @@ def _fill(
     devices = mesh.devices.size
     size = -(-config.eval.batch_size // devices) * devices
     sharding = batch_sharding(mesh)
-    started = time.perf_counter()
+    progress = Progress("generated", len(missing))
     batches: list[float] = []
     for first in range(0, len(missing), size):
         batch_started = time.perf_counter()
@@ -128,15 +128,7 @@ def _fill(
             if row < len(wanted):
                 own = {name: int(x[row]) for name, x in steps.items()}
                 _write_png(folder / f"{prompts[wanted[row]].id}.png", image, own)
-        done = min(first + size, len(missing))
-        rate = done / (time.perf_counter() - started)
-        logger.info(
-            "generated %d/%d  %.1f images/s  ETA %s",
-            done,
-            len(missing),
-            rate,
-            format_duration((len(missing) - done) / rate),
-        )
+        progress.add(len(wanted))
     return float(np.median(batches[1:])) / size if len(batches) > 1 else None
 
 

@@ -256,11 +256,10 @@ def _one_prompt(provenance: Provenance) -> list[str]:
 
 def _list_blank(store: EmbeddingStore) -> list[str]:
     """Lists the images of one colour."""
-    shards = (store.read(index) for index in store.numbers())
+    plan = store.find()
     return [
         image_id
-        for shard in shards
-        if shard is not None
+        for _, shard in (store.shards(plan) if plan else ())
         for image_id, digest in zip(shard.ids, shard.digests, strict=True)
         if is_blank(digest)
     ]

@@ -12,7 +12,7 @@ from copymit.evaluation.subject.published import open_model
 from copymit.evaluation.subject.subject import Subject
 from copymit.evaluation.subject.trained import open_run, reopen_run
 from copymit.settings import evaluation_settings
-from copymit.storage import write_whole
+from copymit.storage import create_whole, write_whole
 
 
 def check_record(subject: Subject) -> None:
@@ -32,10 +32,30 @@ def check_record(subject: Subject) -> None:
         )
 
 
-def write_record(subject: Subject) -> None:
-    """Writes `evaluation.json`, by which an evaluation is opened again."""
-    text = json.dumps(_as_json(subject), indent=1)
-    write_whole(_record_path(subject.out), f"{text}\n".encode())
+def claim_record(subject: Subject, embedded: str) -> None:
+    """Writes the record for all shares of an evaluation; a later share only compares.
+
+    Raises:
+      ValueError: for another subject, or one that is embedded from other inputs.
+    """
+    check_record(subject)
+    path = _record_path(subject.out)
+    create_whole(path, _as_bytes(subject, embedded))
+    if json.loads(path.read_text()).get("embedded") != embedded:
+        raise ValueError(
+            f"{subject.out} holds an evaluation of other settings, images or weights than "
+            "those of this share: give every share the same, or this evaluation another "
+            f"name (--name); if {path.name} there is of no use any more, remove it"
+        )
+
+
+def write_record(subject: Subject, embedded: str) -> None:
+    """Writes `evaluation.json`, by which an evaluation is opened again.
+
+    Args:
+      embedded: digest of what its features depend on.
+    """
+    write_whole(_record_path(subject.out), _as_bytes(subject, embedded))
 
 
 def open_finished(directory: epath.PathLike) -> Subject:
@@ -87,6 +107,11 @@ _SAME = ("kind", "places")
 
 def _record_path(directory: epath.Path) -> epath.Path:
     return directory / "evaluation.json"
+
+
+def _as_bytes(subject: Subject, embedded: str) -> bytes:
+    record = {**subject.record, "embedded": embedded}
+    return f"{json.dumps(record, indent=1)}\n".encode()
 
 
 def _as_json(subject: Subject) -> dict[str, Any]:
