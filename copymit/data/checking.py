@@ -122,7 +122,7 @@ def _find_faults(
         indices[start : start + _IMAGES_PER_TASK]
         for start in range(0, len(indices), _IMAGES_PER_TASK)
     ]
-    progress = Progress(logger, "images checked", len(indices))
+    progress = Progress("images checked", len(indices))
     faults: list[str] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for found in pool.map(

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import glob
 import io
-import logging
 import os
 import zipfile
 from collections import Counter
@@ -24,8 +23,6 @@ from copymit.data.images import ImageError, decode_image, read_size, resize_and_
 from copymit.data.sources import IMAGE_SUFFIXES, FolderSource, LayoutError
 from copymit.data.tar_source import TarSource
 from copymit.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 # Number of images by (width, height).
 Sizes = Mapping[tuple[int, int], int]
@@ -194,7 +191,7 @@ def count_sizes(images: ImageSet, skip_corrupt: bool = False) -> Sizes:
     count = len(images.ids)
     starts = range(0, count, _HEADERS_PER_TASK)
     tasks = [range(i, min(i + _HEADERS_PER_TASK, count)) for i in starts]
-    progress = Progress(logger, f"sizes of the {images.name}", count)
+    progress = Progress(f"sizes of the {images.name} read", count)
     sizes: Counter[tuple[int, int]] = Counter()
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda task: Counter(sizes_of(task)), tasks)

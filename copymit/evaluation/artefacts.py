@@ -311,7 +311,7 @@ def is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
                 return False
             places = list_embedded(subject)
             places += [(clip, texts, None) for texts in list_texts(subject)]
-            return all(artefacts.store(*place).is_complete() for place in places)
+            return all(artefacts.store(*place).find() is not None for place in places)
         case "search":
             tiles = [artefacts.tile_matches(q) for q in QUERIES[:2]]
             return all(

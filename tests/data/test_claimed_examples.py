@@ -92,7 +92,7 @@ def test_an_evaluation_of_a_run_is_opened_with_the_settings_it_was_made_with(
     config.mitigation.apply = ("RTI",)
     made = open_run(workdir, config, "mitigated")
     made.out.mkdir(parents=True)
-    write_record(made)
+    write_record(made, "")
     (workdir / "checkpoints" / "3").rmtree()
     again = open_finished(made.out)
     assert (again.settings, again.identity) == (made.settings, made.identity)

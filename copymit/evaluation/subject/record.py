@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from copymit.evaluation.subject.subject import Subject
-from copymit.storage import write_whole
+from copymit.storage import create_whole, write_whole
 
 _FILE = "evaluation.json"
 _SAME = ("kind", "places")
@@ -26,16 +26,40 @@ def check_record(subject: Subject) -> None:
         )
 
 
-def write_record(subject: Subject) -> None:
-    """Writes `evaluation.json`, by which an evaluation is opened again."""
-    text = json.dumps(_as_json(subject), indent=1)
-    write_whole(subject.out / _FILE, f"{text}\n".encode())
+def claim_record(subject: Subject, embedded: str) -> None:
+    """Writes the record for all shares of an evaluation; a later share only compares.
+
+    Raises:
+      ValueError: for another subject, or one that is embedded from other inputs.
+    """
+    check_record(subject)
+    create_whole(subject.out / _FILE, _as_bytes(subject, embedded))
+    if (read_record(subject.out) or {}).get("embedded") != embedded:
+        raise ValueError(
+            f"{subject.out} holds an evaluation of other settings, images or weights than "
+            "those of this share: give every share the same, or this evaluation another "
+            f"name (--name); if {_FILE} there is of no use any more, remove it"
+        )
+
+
+def write_record(subject: Subject, embedded: str) -> None:
+    """Writes `evaluation.json`, by which an evaluation is opened again.
+
+    Args:
+      embedded: digest of what its features depend on.
+    """
+    write_whole(subject.out / _FILE, _as_bytes(subject, embedded))
 
 
 def read_record(directory: epath.Path) -> dict[str, Any] | None:
     """Reads the record of a directory; None if it has none."""
     path = directory / _FILE
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _as_bytes(subject: Subject, embedded: str) -> bytes:
+    record = {**subject.record, "embedded": embedded}
+    return f"{json.dumps(record, indent=1)}\n".encode()
 
 
 def _as_json(subject: Subject) -> dict[str, Any]:
