@@ -17,8 +17,14 @@ from PIL import Image
 
 from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
-from copymit.data.images import ImageError, decode_image, resize_and_crop
-from copymit.data.sources import IMAGE_SUFFIXES, FolderSource, LayoutError
+from copymit.data.folder_listing import LayoutError
+from copymit.data.folder_source import FolderSource
+from copymit.data.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    decode_image,
+    resize_and_crop,
+)
 from copymit.data.tar_source import TarSource
 
 _MAX_FILE_BYTES = 2**28

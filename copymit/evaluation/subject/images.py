@@ -1,5 +1,6 @@
 """Images that copymit did not make, and the training images of their model."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from copymit.config import flatten
-from copymit.data.examples import ExampleSource
+from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
 from copymit.embedding.image_set import common_size, open_images, open_source
 from copymit.evaluation.stages import images_digest
 from copymit.evaluation.subject.places import all_paths, name_after, place_of, title_of
-from copymit.evaluation.subject.subject import Given, SourceCaptions, Subject
+from copymit.evaluation.subject.subject import Given, Subject, captions_of
+
+logger = logging.getLogger(__name__)
 
 
 def open_pair(
@@ -31,8 +34,8 @@ def open_pair(
         its protocol says; what compares pixels sees the references resized and cropped to
         the size of the generations. With `eval.resolution` all see all at that size.
       name: of the evaluation; by default after where the images lie.
-      prompts: of each generation, in order; by default the texts beside the images of
-        tar files, else none.
+      prompts: of each generation, in order; by default the texts beside the images, if
+        each has one.
     Raises:
       FileNotFoundError, ValueError: for images that are missing, empty, corrupt or of
         several sizes.
@@ -41,12 +44,17 @@ def open_pair(
     given, trained = (
         open_source(images) or images for images in (generations, references)
     )
+    for which, value in {"generations": given, "references": trained}.items():
+        if isinstance(value, ExampleSource):
+            logger.info("%s, %s", which, describe_captions(value))
+            if left_out := describe_left_out(value):
+                logger.warning("%s, %s", which, left_out)
     made = open_images(
         "generations", given, eval_config.resolution or None, skip_corrupt=skip
     )
     size = eval_config.resolution or common_size(made, skip)
     prompts = None if prompts is None else list(prompts)
-    texts = _texts_of(given, generations) if prompts is None else prompts
+    texts = _texts_of(given) if prompts is None else prompts
     if texts is not None and len(texts) != len(made.ids):
         raise ValueError(
             f"{len(texts)} prompts for {len(made.ids)} generations: give one each"
@@ -75,14 +83,14 @@ def open_pair(
         ),
         heldout=None,
         size=size,
-        captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
+        captions=captions_of(trained) if isinstance(trained, ExampleSource) else {},
         made=Given(made, table),
     )
 
 
-def _texts_of(source: Any, images: Any) -> list[str] | None:
-    """Reads the texts of tar files; a folder's are made up, and so no prompts."""
-    if not (isinstance(source, ExampleSource) and str(images).endswith(".tar")):
+def _texts_of(source: Any) -> list[str] | None:
+    """Reads the texts beside images, if each has one."""
+    if not isinstance(source, ExampleSource) or not source.caption_counts.all():
         return None
     return [source[i].captions[0] for i in range(len(source))]
 
