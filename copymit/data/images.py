@@ -1,13 +1,17 @@
 """From encoded image files, which may be hostile, to RGB pixels.
 
-In: the bytes of a JPEG, PNG, WebP, BMP or GIF file. Out: a PIL image in mode RGB, a
+In: the bytes of an image file of any common format. Out: a PIL image in mode RGB, a
 square uint8 array of it, or one clear `ImageError` that names the file.
 """
 
+import contextlib
+import functools
+import importlib
 import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -16,8 +20,42 @@ from PIL import Image
 
 MAX_PIXELS = 2**26
 # Pillow picks the decoder by content, so without this list a file called x.jpg could
-# reach any of its decoders, among them one that runs Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# reach any of its decoders, among them one that runs Ghostscript. TGA and PCX have no
+# sign to know them by. The last two need a plug-in, pillow-heif and pillow-jxl-plugin.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"),
+    *("QOI", "PSD", "HEIF", "JXL"),
+)
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ico", ".qoi", ".psd", ".heic", ".heif", ".jxl"),
+)
+_NO_IMAGE_SUFFIXES = (
+    *(
+        ".txt",
+        ".caption",
+        ".captions",
+        ".text",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".cls",
+    ),
+    *(".parquet", ".arrow", ".tar", ".zip", ".npz", ".npy", ".md", ".html", ".mp4"),
+)
+HEAD_BYTES = 32  # enough to tell a format
+_PLUGIN_FORMATS = {
+    b"ftypheic": "HEIC: pip install pillow-heif",
+    b"ftypheix": "HEIC: pip install pillow-heif",
+    b"ftypmif1": "HEIF: pip install pillow-heif",
+    b"ftypavif": "AVIF, and this Pillow was built without: pip install pillow again",
+    b"JXL ": "JPEG XL: pip install pillow-jxl-plugin",
+}
+# Chunks of a PNG that hold no pixels; Pillow refuses a file whose are large.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,8 +107,37 @@ def decode_image(
       least_side: a JPEG may come out at a half, a quarter or an eighth of its size while
         no side falls below this, which costs half the time or less; None is full size.
     Raises:
-      ImageError: if the file is none of the formats, corrupt, truncated or too large.
+      ImageError: if the file is none of the formats, corrupt, truncated or too large, or
+        has pixels whose range is not known.
     """
+    try:
+        return _decode(data, name, max_pixels, least_side)
+    except ImageError:
+        lean = _without_texts(data)
+        if lean is None:
+            raise
+        return _decode(lean, name, max_pixels, least_side)
+
+
+def is_image_file(name: str, read_head: Callable[[], bytes]) -> bool:
+    """Tells whether a file is an image: by its content, where its suffix leaves it open.
+
+    Args:
+      read_head: returns its first `HEAD_BYTES` bytes.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in IMAGE_SUFFIXES or suffix in _NO_IMAGE_SUFFIXES:
+        return suffix in IMAGE_SUFFIXES
+    head = read_head()
+    openers = (Image.OPEN[name] for name in _formats())
+    return any(accept is not None and accept(head) for _, accept in openers) or (
+        _plugin_for(head) is not None
+    )
+
+
+def _decode(
+    data: bytes, name: str, max_pixels: int, least_side: int | None
+) -> Image.Image:
     image = _open(io.BytesIO(data), name, max_pixels)
     try:
         if least_side is not None:
@@ -91,11 +158,50 @@ def read_size(
     Raises:
       ImageError: if the header is none of the formats, corrupt or says too many pixels.
     """
-    image = _open(file, name, max_pixels)
+    try:
+        image = _open(file, name, max_pixels)
+    except ImageError:
+        file.seek(0)
+        lean = _without_texts(file.read())
+        if lean is None:
+            raise
+        file = io.BytesIO(lean)
+        image = _open(file, name, max_pixels)
     width, height = image.size
     if width == height or _orientation(image, file) not in _TURNED:
         return width, height
     return height, width
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Returns those of the formats that this installation decodes."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _plugin_for(head: bytes) -> str | None:
+    signs = (what for sign, what in _PLUGIN_FORMATS.items() if sign in head[:16])
+    return next(signs, None)
+
+
+def _without_texts(data: bytes) -> bytes | None:
+    """Returns a PNG without texts and profile; None if it has none, or is no PNG."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return None
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    view = memoryview(data)
+    while start < len(data):
+        stop = start + 12 + int.from_bytes(view[start : start + 4])
+        if view[start + 4 : start + 8] not in _PNG_TEXTS:
+            kept.append(view[start:stop])  # type: ignore[arg-type]
+        start = stop
+    lean = b"".join(kept)
+    return lean if len(lean) < len(data) else None
 
 
 def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -141,12 +247,17 @@ def decode_resized(
 def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """Reads the header of an image."""
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(name, _too_large("far", max_pixels)) from error
     except Image.UnidentifiedImageError as error:
+        file.seek(0)
+        plugin = _plugin_for(file.read(HEAD_BYTES))
         raise ImageError(
-            name, "is not a readable JPEG, PNG, WebP, BMP or GIF file"
+            name,
+            f"is {plugin}"
+            if plugin
+            else "is not a readable JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, ... file",
         ) from error
     except Exception as error:  # Decoders raise anything on hostile bytes.
         raise ImageError(name, f"has a corrupt header ({error})") from error
@@ -163,8 +274,13 @@ def _too_large(size: str, max_pixels: int) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
-        values = np.clip(np.asarray(image), 0, 2**16 - 1) >> 8
+        values = np.asarray(image)
+        if values.size and not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError("it has 32 bits a pixel: save it with 8 or 16")
+        values = values >> 8
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range: save it with 8 bits")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     foreground = image.convert("RGBA")

@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from copymit.data.examples import Example
+from copymit.data.texts import decode_text, split_lines
 from copymit.data.tf_example import decode_example
 
 SETTINGS_FILE = "prepare.json"  # the first that is written
@@ -76,6 +77,7 @@ class RecordSource:
         self.labels = index["label"].to_numpy().astype(np.int32)
         self.caption_counts = index["caption_count"].to_numpy().astype(np.int32)
         self.class_names: Sequence[str] = _read_classes(self.path)
+        self.captions_from = f"the prepared data set {self.path.name}"
         if len(self.labels) and self.labels.max() >= len(self.class_names):
             raise ValueError(
                 f"{self.path / INDEX_FILE} has labels up to {self.labels.max()}, but "
@@ -188,4 +190,6 @@ def _read_index(path: epath.Path) -> pa.Table:
 
 def _read_classes(path: epath.Path) -> tuple[str, ...]:
     file = path / CLASSES_FILE
-    return tuple(file.read_text().splitlines()) if file.exists() else ()
+    if not file.exists():
+        return ()
+    return tuple(split_lines(decode_text(file.read_bytes(), str(file))))

@@ -19,8 +19,15 @@ from PIL import Image
 
 from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
-from copymit.data.images import ImageError, decode_image, read_size, resize_and_crop
-from copymit.data.sources import IMAGE_SUFFIXES, FolderSource, LayoutError
+from copymit.data.folder_listing import LayoutError
+from copymit.data.folder_source import FolderSource
+from copymit.data.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    decode_image,
+    read_size,
+    resize_and_crop,
+)
 from copymit.data.tar_source import TarSource
 from copymit.progress import Progress
 

@@ -29,6 +29,7 @@ def folder(tmp_path, rng):
 def config(folder):
     config = tiny.get_config()
     config.data.update(source=str(folder), num_examples=0, num_heldout=4)
+    config.data.caption_style = "fixed"
     return config
 
 

@@ -1,5 +1,6 @@
 """Images that copymit did not make, and the training images of their model."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from copymit.config import flatten
-from copymit.data.examples import ExampleSource
+from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
 from copymit.embedding.image_set import (
     Sizes,
     common_size,
@@ -21,7 +22,9 @@ from copymit.embedding.image_set import (
 from copymit.evaluation.stages import compute_digest, images_digest
 from copymit.evaluation.subject.places import all_paths, name_after, place_of, title_of
 from copymit.evaluation.subject.record import read_record
-from copymit.evaluation.subject.subject import Given, SourceCaptions, Subject
+from copymit.evaluation.subject.subject import Given, Subject, captions_of
+
+logger = logging.getLogger(__name__)
 
 
 def open_pair(
@@ -39,8 +42,8 @@ def open_pair(
         its protocol says; what compares pixels sees all resized and cropped to the short
         side of the generations. With `eval.resolution` all see all at that size.
       name: of the evaluation; by default after where the images lie.
-      prompts: of each generation, in order; by default the texts beside the images of
-        tar files, else none.
+      prompts: of each generation, in order; by default the texts beside the images, if
+        each has one.
     Raises:
       FileNotFoundError, ValueError: for images that are missing, empty, corrupt or of
         several short sides.
@@ -52,6 +55,11 @@ def open_pair(
     given, trained = (
         open_source(images) or images for images in (generations, references)
     )
+    for which, value in {"generations": given, "references": trained}.items():
+        if isinstance(value, ExampleSource):
+            logger.info("%s, %s", which, describe_captions(value))
+            if left_out := describe_left_out(value):
+                logger.warning("%s, %s", which, left_out)
     made, size = view_images("generations", given), eval_config.resolution
     sizes: Sizes = {}
     counted_of = compute_digest([digests["generations"], eval_config.on_corrupt])
@@ -62,7 +70,7 @@ def open_pair(
     as_they_are = any(width != height for width, height in sizes)
     made = resized(made, size, keep_original=as_they_are)
     prompts = None if prompts is None else list(prompts)
-    texts = _texts_of(given, generations) if prompts is None else prompts
+    texts = _texts_of(given) if prompts is None else prompts
     if texts is not None and len(texts) != len(made.ids):
         raise ValueError(
             f"{len(texts)} prompts for {len(made.ids)} generations: give one each"
@@ -91,7 +99,7 @@ def open_pair(
         ),
         heldout=None,
         size=size,
-        captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
+        captions=captions_of(trained) if isinstance(trained, ExampleSource) else {},
         made=Given(made, table),
     )
 
@@ -104,9 +112,9 @@ def _known_sizes(out: epath.Path, counted_of: str) -> Sizes:
     return {(width, height): count for width, height, count in known["counts"]}
 
 
-def _texts_of(source: Any, images: Any) -> list[str] | None:
-    """Reads the texts of tar files; a folder's are made up, and so no prompts."""
-    if not (isinstance(source, ExampleSource) and str(images).endswith(".tar")):
+def _texts_of(source: Any) -> list[str] | None:
+    """Reads the texts beside images, if each has one."""
+    if not isinstance(source, ExampleSource) or not source.caption_counts.all():
         return None
     return [source[i].captions[0] for i in range(len(source))]
 
