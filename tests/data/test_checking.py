@@ -138,7 +138,8 @@ def decoded(monkeypatch):
 
 def open_run(folder, workdir, seed=0, **changes):
     config = common.get_config().data
-    config.update({"source": str(folder), "num_examples": 6, **changes})
+    own = {"source": str(folder), "num_examples": 6, "caption_style": "fixed"}
+    config.update(own | changes)
     return load_dataset(config, seed, workdir)
 
 
