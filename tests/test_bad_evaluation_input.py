@@ -143,9 +143,10 @@ def test_generations_of_several_sizes_are_counted(folders, tmp_path):
         folders()
 
 
-def test_generations_that_are_not_square_are_refused(folders, tmp_path):
+def test_generations_of_several_short_sides_are_refused(folders, tmp_path):
     Image.new("RGB", (16, 24)).save(tmp_path / "made" / "0.png")
-    way_out = r"16 x 24 pixels: say at which size .*eval\.resolution"
+    Image.new("RGB", (24, 20)).save(tmp_path / "made" / "1.png")
+    way_out = r"2 sizes \(1 of 16 x 24, 1 of 24 x 20\).*eval\.resolution"
     with pytest.raises(ValueError, match=way_out):
         folders()
 
