@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from copymit.data.captions_file import CaptionedSource
 from copymit.data.examples import Example, ExampleSource
 from copymit.data.folder_source import FolderSource
 from copymit.data.record_source import RecordSource, is_begun
@@ -45,19 +46,23 @@ def load_source(
     case it may also be a `gs://` one.
 
     Args:
-      captions: a captions file for a folder, see `FolderSource`.
+      captions: a captions file, see `read_captions`; it goes before the captions that
+        the set has itself.
     Raises:
       FileNotFoundError: if it is neither a known name nor a folder.
       ValueError: if a set that has captions and class names is given others, or if the
         folder or its captions file is not in order.
     """
     if name_or_path != "fluent_emoji" and is_begun(name_or_path):
-        if captions is not None or class_names is not None:
+        if class_names is not None:
             raise ValueError(
-                f"the prepared data set {name_or_path!r} has captions and class names "
-                "of its own: give none, or prepare it with others"
+                f"the prepared data set {name_or_path!r} has class names of its own: "
+                "give none, or prepare it with others"
             )
-        return RecordSource(name_or_path)
+        source = RecordSource(name_or_path)
+        if captions is None:
+            return source
+        return CaptionedSource(source, Path(captions), captions_format)
     if name_or_path != "fluent_emoji":
         return FolderSource(
             name_or_path,
