@@ -8,19 +8,15 @@ import contextlib
 import functools
 import importlib
 import io
-import logging
 import os
+import struct
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-
-from copymit.data.examples import ExampleSource
-
-logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
 # Pillow picks the decoder by content, so without this list a file called x.jpg could
@@ -70,10 +66,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)
 # An image this many times longer than wide is cut before it is resized, or its long
 # side could grow beyond all memory.
 _MAX_ASPECT = 8
-_IMAGES_PER_TASK = 32
 # Halves of the final size that a JPEG is decoded at, at least.
 _LEAST_DECODED = 3
 
@@ -142,23 +138,7 @@ def is_image_file(name: str, read_head: Callable[[], bytes]) -> bool:
 def _decode(
     data: bytes, name: str, max_pixels: int, least_side: int | None
 ) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, _too_large("far", max_pixels)) from error
-    except Image.UnidentifiedImageError as error:
-        plugin = _plugin_for(data[:HEAD_BYTES])
-        raise ImageError(
-            name,
-            f"is {plugin}"
-            if plugin
-            else "is not a readable JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, ... file",
-        ) from error
-    except Exception as error:  # Decoders raise anything on hostile bytes.
-        raise ImageError(name, f"has a corrupt header ({error})") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(name, _too_large(f"{width} x {height},", max_pixels))
+    image = _open(io.BytesIO(data), name, max_pixels)
     try:
         if least_side is not None:
             image.draft(None, (least_side, least_side))  # JPEG files alone have one
@@ -168,6 +148,29 @@ def _decode(
         raise ImageError(name, f"is corrupt or truncated ({error})") from error
     orientation = _orientation(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def read_size(
+    file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Reads (width, height) of what `decode_image` gives, without decoding pixels.
+
+    Raises:
+      ImageError: if the header is none of the formats, corrupt or says too many pixels.
+    """
+    try:
+        image = _open(file, name, max_pixels)
+    except ImageError:
+        file.seek(0)
+        lean = _without_texts(file.read())
+        if lean is None:
+            raise
+        file = io.BytesIO(lean)
+        image = _open(file, name, max_pixels)
+    width, height = image.size
+    if width == height or _orientation(image, file) not in _TURNED:
+        return width, height
+    return height, width
 
 
 @functools.cache
@@ -241,71 +244,27 @@ def decode_resized(
     return resize_and_crop(decode_image(data, name, least_side=least_side), size)
 
 
-def check_images(
-    source: ExampleSource,
-    indices: Sequence[int] | np.ndarray,
-    on_corrupt: str = "stop",
-    max_pixels: int = MAX_PIXELS,
-) -> tuple[Int[np.ndarray, " N"], list[tuple[str, str]]]:
-    """Decodes every image once, so that training cannot meet a bad one.
-
-    Args:
-      indices: the examples of `source` to check.
-      on_corrupt: "stop" raises one error that lists all bad images; "skip" logs them.
-      max_pixels: at most `MAX_PIXELS`.
-    Returns:
-      The indices of the good images in their order, and (example_id, reason) of each
-      skipped one.
-    Raises:
-      ValueError: if an image is bad and `on_corrupt` is "stop", if all of them are bad,
-        or if an argument is out of range.
-    """
-    if on_corrupt not in ("stop", "skip"):
-        raise ValueError(f'on_corrupt must be "stop" or "skip", got {on_corrupt!r}')
-    if not 1 <= max_pixels <= MAX_PIXELS:
-        raise ValueError(f"max_pixels must be in [1, {MAX_PIXELS}], got {max_pixels}")
-    indices = np.asarray(indices, np.int64)
-    tasks = [
-        indices[start : start + _IMAGES_PER_TASK]
-        for start in range(0, len(indices), _IMAGES_PER_TASK)
-    ]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        checked = pool.map(
-            lambda task: [_find_fault(source, int(i), max_pixels) for i in task], tasks
-        )
-        faults = [fault for task in checked for fault in task]
-    skipped = [
-        (source.example_ids[index], fault)
-        for index, fault in zip(indices, faults, strict=True)
-        if fault
-    ]
-    listing = "".join(f"\n  {example_id!r} {fault}" for example_id, fault in skipped)
-    if skipped and (on_corrupt == "stop" or len(skipped) == len(indices)):
-        way_out = (
-            'Repair or remove them, or set on_corrupt to "skip".'
-            if len(skipped) < len(indices)
-            else "None is left to train on."
-        )
-        raise ValueError(
-            f"{len(skipped)} of {len(indices)} images cannot be used:{listing}\n"
-            + way_out
-        )
-    if skipped:
-        logger.warning(
-            "skipping %d of %d images:%s", len(skipped), len(indices), listing
-        )
-    return indices[[not fault for fault in faults]], skipped
-
-
-def _find_fault(source: ExampleSource, index: int, max_pixels: int) -> str:
-    """Says why an image cannot be used, or nothing if it can."""
+def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """Reads the header of an image."""
     try:
-        decode_image(source[index].image, source.example_ids[index], max_pixels)
-    except ImageError as error:
-        return error.reason
-    except OSError as error:
-        return f"cannot be read ({error})"
-    return ""
+        image = Image.open(file, formats=_formats())
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, _too_large("far", max_pixels)) from error
+    except Image.UnidentifiedImageError as error:
+        file.seek(0)
+        plugin = _plugin_for(file.read(HEAD_BYTES))
+        raise ImageError(
+            name,
+            f"is {plugin}"
+            if plugin
+            else "is not a readable JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, ... file",
+        ) from error
+    except Exception as error:  # Decoders raise anything on hostile bytes.
+        raise ImageError(name, f"has a corrupt header ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(name, _too_large(f"{width} x {height},", max_pixels))
+    return image
 
 
 def _too_large(size: str, max_pixels: int) -> str:
@@ -329,15 +288,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(background, foreground).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image, file: BinaryIO | None = None) -> object:
+    """Reads the EXIF tag; without decoding pixels if the image's file is given."""
     # Most files have no EXIF, and to look for the tag costs as much as to resize; in
     # PNG and WebP it can hide elsewhere.
     if image.format == "JPEG" and "exif" not in image.info:
         return None
     try:
+        if file is not None and image.format == "PNG" and _ends_in_pixels(file):
+            # The format's own `getexif` decodes all pixels to look behind them.
+            return Image.Image.getexif(image).get(_ORIENTATION_TAG)
         return image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # A photo with unreadable EXIF is still a photo.
         return None
+
+
+def _ends_in_pixels(file: BinaryIO) -> bool:
+    """Says whether nothing follows the pixels of a PNG but its end."""
+    before = file.tell()
+    file.seek(8)
+    seen = False
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if seen and kind != b"IDAT":
+            break
+        seen = kind == b"IDAT"
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(before)
+    return head[4:] == b"IEND"
 
 
 def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:

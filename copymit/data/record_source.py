@@ -111,6 +111,16 @@ class RecordSource:
             )
         return example
 
+    def check_files(self) -> None:
+        """Raises a `FileNotFoundError` if a file of records is absent, by one listing."""
+        there = {path.name for path in self.path.iterdir()}
+        names = [shard_name(shard) for shard in range(len(self._ends))]
+        if absent := [name for name in names if name not in there]:
+            raise FileNotFoundError(
+                f"{self.path} lacks {len(absent)} of its {len(names)} files of records "
+                f"(first {absent[0]}): prepare the data set again"
+            )
+
     def _open_shard(self, shard: int) -> ArrayRecordReader:
         path = self.path / shard_name(shard)
         if not path.exists():
