@@ -112,7 +112,7 @@ class CaptionedSource:
         captions_format: str = "auto",
         caption_column: str = "",
     ):
-        self._source = source
+        self.source = source
         self._captions = read_captions(
             captions_file, source.example_ids, captions_format, caption_column
         )
@@ -124,15 +124,15 @@ class CaptionedSource:
         self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         index = operator.index(index)
-        return self._source[index]._replace(captions=self._captions[index])
+        return self.source[index]._replace(captions=self._captions[index])
 
     def metadata(self, index: int) -> Mapping[str, Any]:
         """Returns what else the source knows of an image."""
-        return getattr(self._source, "metadata", lambda index: {})(index)
+        return getattr(self.source, "metadata", lambda index: {})(index)
 
 
 def write_captions(

@@ -20,7 +20,7 @@ from copymit.data.captions import (
     check_captions,
     make_caption_function,
 )
-from copymit.data.captions_file import listed
+from copymit.data.captions_file import CaptionedSource, listed
 from copymit.data.checking import check_images
 from copymit.data.duplication import (
     Duplication,
@@ -37,7 +37,7 @@ from copymit.data.manifest import (
     select_listed,
 )
 from copymit.data.schedule import check_duplication_mode
-from copymit.data.sources import load_source, select_examples
+from copymit.data.sources import EmbeddedSource, load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
 from copymit.storage import absolute, write_whole
 
@@ -90,7 +90,7 @@ def load_dataset(
     """
     check_duplication_mode(config.duplication_mode, config.sampling)
     source = load_source(config.source, captions=config.captions or None)
-    files = source
+    files = source.source if isinstance(source, CaptionedSource) else source
     manifest = _open_manifest(config, source) if config.manifest else None
     if manifest is None:
         selection = select_examples(
@@ -117,11 +117,12 @@ def load_dataset(
         duplication = listed_duplication(manifest, train)
         return Dataset(source, train, heldout, duplication, skipped)
     duplication = assign_duplication(
-        len(train),
+        [source.example_ids[int(i)] for i in train],
         config.duplication,
         config.duplicated_fraction,
         config.duplication_factor,
         seed,
+        by_position=isinstance(source, EmbeddedSource),
     )
     dataset = Dataset(source, train, heldout, duplication, skipped)
     check_captions(
