@@ -44,6 +44,7 @@ from copymit.storage import absolute, write_whole
 logger = logging.getLogger(__name__)
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
+_CAPTIONS_LOOKED_AT = 1000  # images: a second, where each must be read for its captions
 _CHECKED = "checked_images"  # beside the directories of runs, which share it
 
 
@@ -248,4 +249,23 @@ def make_captions(
         source.class_names,
         decode=tokenizer.decode,
         seed=seed,
+    )
+
+
+def describe_truncated(
+    config: ConfigDict, dataset: Dataset, tokenizer: Tokenizer
+) -> str:
+    """Counts captions that lose their end, among those of the first images; "" if none."""
+    if config.caption_style != "instance":
+        return ""
+    looked_at = dataset.indices[:_CAPTIONS_LOOKED_AT]
+    examples = [dataset.source[int(i)] for i in looked_at]
+    captions = [(e.example_id, text) for e in examples for text in e.captions]
+    cut = [example_id for example_id, text in captions if tokenizer.truncated(text)]
+    if not cut:
+        return ""
+    return (
+        f"{len(cut)} of the {len(captions)} captions of the first {len(examples)} images "
+        f"have more than {tokenizer.max_length} tokens and lose their end, such as that of "
+        f"{cut[0]!r}"
     )

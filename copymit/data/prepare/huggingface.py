@@ -8,6 +8,7 @@ brings along is executed, and paths inside it are never opened.
 import bisect
 import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from copymit.data.caption_tables import (
 from copymit.data.captions_file import is_text, listed
 from copymit.data.examples import Example
 from copymit.data.folder_listing import SPLIT_NAMES
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _ID_COLUMNS = (
@@ -77,6 +80,7 @@ class HuggingfaceSource:
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {str(folder)!r}")
         paths = _find_tables(root, split)
+        _warn_of_missing_parts(paths, root)
         self._groups = [group for path in paths for group in _open_groups(path)]
         self._starts = [0]
         for group in self._groups:
@@ -248,6 +252,14 @@ def _split_of(table: Path, root: Path) -> str:
     # A folder of save_to_disk may have any name, and so may a repository's of numbers.
     is_split = (table.parent / "state.json").is_file() or name.isdigit() or numbered
     return above if above in SPLIT_NAMES or is_split else ""
+
+
+def _warn_of_missing_parts(paths: Sequence[Path], root: Path) -> None:
+    """Compares the files with how many there are by their names: 00000-of-00002."""
+    matches = [re.search(r"-(\d+)-of-(\d+)", path.stem) for path in paths]
+    totals = {int(match[2]) for match in matches if match}
+    if len(totals) == 1 and len(paths) < (total := totals.pop()):
+        logger.warning("%s: %d of its %d files are there", root, len(paths), total)
 
 
 def _open_groups(path: Path) -> Iterator[_Group]:

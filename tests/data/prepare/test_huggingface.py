@@ -250,3 +250,9 @@ def test_chunks_and_parts_are_no_splits(tmp_path, noise):
         save(table(noise, range(1)), tmp_path / f"{name}.parquet")
     (tmp_path / "cache-1f3a.arrow").write_bytes(b"what map() left")
     assert len(HuggingfaceSource(tmp_path)) == len(names)
+
+
+def test_missing_parts_are_told(tmp_path, noise, caplog):
+    save(table(noise, range(2)), tmp_path / "train-00001-of-00003.parquet")
+    HuggingfaceSource(tmp_path)
+    assert "1 of its 3 files are there" in caplog.text
