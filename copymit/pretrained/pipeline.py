@@ -161,7 +161,7 @@ def _check_vocabulary(
         _check_added(decoder.values(), path, vocabulary, refuse)
     path = "tokenizer/tokenizer.json"
     if not source.has(path):
-        return None
+        return
     content = read_json(source, path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("vocab") != vocabulary:
