@@ -43,6 +43,8 @@ _ID_COLUMNS = (
         "id",
     ),
 )
+# Of img2dataset's parquet files, which also list what could not be downloaded.
+_DOWNLOAD_COLUMNS = ("url", "key", "status", "error_message")
 _LABEL_COLUMNS = ("label", "labels", "class")
 _CACHED_GROUPS = 2
 
@@ -52,7 +54,8 @@ class HuggingfaceSource:
 
     Ids come from a column `example_id`, `image_id`, `filename`, `id`, ..., or else are
     the numbers of the rows. Rows with the same id are one image with several captions, if
-    they hold the same image. Classes come from a column `label` that the data set declares
+    they hold the same image; rows that img2dataset could not download are left out.
+    Classes come from a column `label` that the data set declares
     as such. Other columns of numbers and texts are its metadata.
 
     Args:
@@ -98,7 +101,9 @@ class HuggingfaceSource:
         )
         self.captions_from = ", ".join(f"column {name}" for name in self._captions)
         # Read by columns: images are left where they are.
+        is_download = {*_DOWNLOAD_COLUMNS} <= {*schema.names}
         wanted = [name for name in (id_column, label, *self._captions) if name]
+        wanted += ["status"] * is_download
         _check_columns(self._groups, [self._image, *wanted])
         light = _read_light(self._groups, wanted)
         ids = (
@@ -106,9 +111,22 @@ class HuggingfaceSource:
             if id_column
             else [f"{row:08d}" for row in range(self._starts[-1])]
         )
+        self.left_out: Sequence[str] = ()
+        rows = list(range(len(ids)))
+        if is_download:
+            # As in img2dataset's other formats: the shard comes before the key.
+            ids = [
+                f"{group.path.stem}/{ids[start + i]}"
+                for group, start in zip(self._groups, self._starts, strict=False)
+                for i in range(len(group))
+            ]
+            status = light["status"].to_pylist()
+            rows = [row for row in rows if status[row] == "success"]
+            kept = set(rows)
+            self.left_out = [name for row, name in enumerate(ids) if row not in kept]
         self._rows_of: dict[str, list[int]] = {}
-        for row, example_id in enumerate(ids):
-            self._rows_of.setdefault(example_id, []).append(row)
+        for row in rows:
+            self._rows_of.setdefault(ids[row], []).append(row)
         self.example_ids: Sequence[str] = list(self._rows_of)
         firsts = [rows[0] for rows in self._rows_of.values()]
         self.labels = np.full(len(firsts), -1, np.int32)

@@ -81,7 +81,8 @@ class Img2datasetSource:
         if not ids:
             raise ValueError(
                 f"no images in {str(folder)!r}: give the --output_folder of img2dataset, "
-                "made with --output_format=webdataset or files"
+                "made with --output_format=webdataset or files (parquet: python -m "
+                "copymit.data.prepare huggingface)"
             )
         self._starts = np.array(starts)
         self.example_ids: Sequence[str] = ids
