@@ -117,7 +117,7 @@ def _describe(source: ExampleSource, row: int) -> dict[str, Any]:
     found |= {"width": 0, "height": 0, "file_digest": "", "pixel_digest": ""}
     try:
         example = source[row]
-        found["caption"] = _as_text(example.captions[0])
+        found["caption"] = _as_text("".join(example.captions[:1]))
         found["file_digest"] = hashlib.sha256(example.image).hexdigest()
         pixels = np.asarray(decode_image(example.image, example_id))
     except ImageError as error:

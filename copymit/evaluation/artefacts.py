@@ -233,7 +233,8 @@ def open_artefacts(subject: Subject) -> Artefacts:
         stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
         if stage not in OPTIONAL_STAGES:
             digest = stages[stage]
-    shown = [subject.size, settings.on_corrupt]
+    as_they_are = subject.references.read_original is not None
+    shown = [subject.size, as_they_are, settings.on_corrupt]
     references = [identity["references"], shown]
     few = [settings.seed, BACKGROUND_CAPTIONS]
     sets = {

@@ -25,7 +25,7 @@ from copymit.evaluation.stages import (
     check_stages,
 )
 from copymit.evaluation.subject import Subject
-from copymit.evaluation.subject.finished import (
+from copymit.evaluation.subject.record import (
     check_record,
     claim_record,
     write_record,

@@ -17,8 +17,9 @@ from PIL import Image
 
 from copymit.data.captions import example_generator
 from copymit.data.captions_file import is_text, write_captions
+from copymit.data.checking import check_images
 from copymit.data.examples import ExampleSource
-from copymit.data.images import check_images, decode_image
+from copymit.data.images import decode_image
 from copymit.progress import Progress
 
 logger = logging.getLogger("copymit.data.caption")
