@@ -46,7 +46,8 @@ class KnownFeatures:
           None for those whose file has been removed since.
         """
         rows: list[np.ndarray | None] = [None] * len(places)
-        files = np.searchsorted(self._ends, places, side="right")
+        wanted = np.asarray(places, np.int64)
+        files = np.searchsorted(self._ends, wanted, side="right")
         for file in np.unique(files):
             try:
                 features = self._features[file]
@@ -54,5 +55,5 @@ class KnownFeatures:
                 continue
             start = self._ends[file] - len(features)
             for i in np.flatnonzero(files == file):
-                rows[i] = np.array(features[places[i] - start])
+                rows[i] = np.array(features[wanted[i] - start])
         return rows
