@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from copymit.models.autoencoder import make_autoencoder
 from copymit.models.functional import Parameter, Params, describe_params, make_apply
+from copymit.models.lora import lora_parameters
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.sharding import params_sharding
@@ -19,6 +20,10 @@ from copymit.sharding import params_sharding
 ModelParams = dict[str, Params]
 """`{"unet": ..., "text_encoder": ..., "vae": ...}`, named as in a diffusers folder; an
 autoencoder without parameters has no entry."""
+
+
+NetworkParameters = dict[str, dict[str, Parameter]]
+"""The same before there are arrays."""
 
 
 class DiffusionModel(NamedTuple):
@@ -37,7 +42,7 @@ class DiffusionModel(NamedTuple):
     """
 
     latent_shape: tuple[int, int, int]
-    parameters: dict[str, dict[str, Parameter]]
+    parameters: NetworkParameters
     encode_images: Callable[
         [ModelParams, Float[Array, "B H W 3"]], Float[Array, "B h w m"]
     ]
@@ -106,20 +111,50 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
 
 
 def abstract_params(model: DiffusionModel, mesh: Mesh) -> dict[str, dict[str, Any]]:
-    """Describes all parameters (shapes, dtypes, shardings) without making them."""
+    """Describes all parameters of a model; see `abstract_networks`."""
+    return abstract_networks(model.parameters, mesh)
+
+
+def trained_and_frozen(
+    model: DiffusionModel, config: ConfigDict
+) -> tuple[NetworkParameters, NetworkParameters]:
+    """Divides the networks into what trains and what stays as it is.
+
+    With `train.lora_rank`, networks that would train stay, and the factors beside their
+    layers train, under the same names: see `copymit.models.lora`.
+
+    Raises:
+      ValueError: if `train.lora_targets` name no layer of a network.
+    """
+    still = {"vae"} if config.model.text_encoder.train else {"vae", "text_encoder"}
+    trained = {k: v for k, v in model.parameters.items() if k not in still}
+    frozen = {k: v for k, v in model.parameters.items() if k in still}
+    # Runs of an older copymit do not say.
+    rank = config.train.get("lora_rank", 0)
+    if not rank:
+        return trained, frozen
+    targets = config.train.lora_targets
+    factors = {k: lora_parameters(v, rank, targets) for k, v in trained.items()}
+    for name in (k for k, v in factors.items() if not v):
+        raise ValueError(
+            f"train.lora_targets={', '.join(targets)} names no layer of the {name}: "
+            "give ends of its layers' names, such as to_q or q_proj"
+        )
+    return factors, frozen | trained
+
+
+def abstract_networks(
+    networks: NetworkParameters, mesh: Mesh
+) -> dict[str, dict[str, Any]]:
+    """Describes parameters (shapes, dtypes, shardings) without making them."""
     return {
         network: {
             name: parameter.abstract(sharding[name])
             for name, parameter in parameters.items()
         }
-        for network, parameters in model.parameters.items()
+        for network, parameters in networks.items()
         for sharding in [params_sharding(parameters, mesh)]
     }
-
-
-def frozen_networks(config: ConfigDict) -> tuple[str, ...]:
-    """Names the networks that do not train, from the `model` section."""
-    return ("vae",) if config.text_encoder.train else ("vae", "text_encoder")
 
 
 def text_to_latents_configs(

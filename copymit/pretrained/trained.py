@@ -10,13 +10,14 @@ from copymit.diffusion.scheduler_config import scheduler_config
 from copymit.models.assembly import (
     DiffusionModel,
     ModelParams,
-    abstract_params,
-    frozen_networks,
+    abstract_networks,
     make_model,
     text_to_latents_configs,
+    trained_and_frozen,
 )
 from copymit.models.autoencoder_kl import AutoencoderKLConfig
 from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
+from copymit.models.lora import assemble
 from copymit.pretrained.components import NetworkConfig
 from copymit.pretrained.save import Network, save_pipeline
 from copymit.sharding import make_mesh
@@ -46,14 +47,16 @@ def load_trained(
     mesh: Mesh,
 ) -> ModelParams:
     """Loads the moving average of a run if it keeps one, else its parameters."""
-    abstract = abstract_params(model, mesh)
-    items = {"params": abstract}
+    trained, frozen = (
+        abstract_networks(networks, mesh)
+        for networks in trained_and_frozen(model, config)
+    )
+    items = {"params": trained, "frozen": frozen}
     if config.eval.use_ema and config.train.ema_decay:
-        frozen = frozen_networks(config.model)
-        items["ema"] = {k: v for k, v in abstract.items() if k not in frozen}
+        items["ema"] = trained
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         restored = restore_checkpoint(checkpoints, step, items)
-    return {**restored["params"], **restored.get("ema", {})}
+    return assemble(restored.get("ema", restored["params"]), restored["frozen"])
 
 
 def export_trained(

@@ -14,12 +14,11 @@ from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.generator import make_generate, sampling_options
-from copymit.models.assembly import DiffusionModel
-from copymit.training.state import TrainState
+from copymit.models.assembly import DiffusionModel, ModelParams
 
 _ROWS, _COLUMNS = 4, 8
 
-Preview = Callable[[TrainState, int], UInt8[np.ndarray, "H W 3"]]
+Preview = Callable[[ModelParams, int], UInt8[np.ndarray, "H W 3"]]
 
 
 def make_preview(
@@ -54,8 +53,7 @@ def make_preview(
         model, noise_scheduler, sampling_options(config.eval), tokenizer.encode([""])[0]
     )
 
-    def preview(state: TrainState, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        networks = {**(state.ema or state.params), **state.frozen}
+    def preview(networks: ModelParams, step: int) -> UInt8[np.ndarray, "H W 3"]:
         images = np.asarray(generate(networks, input_ids, np.arange(len(shown))).images)
         grid = tile(images, _COLUMNS)
         if jax.process_index() == 0:
