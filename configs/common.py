@@ -87,7 +87,8 @@ def get_config() -> ConfigDict:
     model.unet.use_linear_projection = True
     model.unet.norm_num_groups = 16
     model.unet.norm_epsilon = 1e-5
-    model.unet.attention_implementation = "auto"  # auto | xla | blockwise | flash
+    # auto | xla | chunked | blockwise | flash | cudnn; see models/attention.py
+    model.unet.attention_implementation = "auto"
     model.unet.remat = "none"  # what training computes twice; see models/remat.py
 
     model.text_encoder = ConfigDict()

@@ -19,7 +19,7 @@ from copymit.models.autoencoder_kl import AutoencoderKLConfig
 from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
 from copymit.models.lora import assemble
 from copymit.pretrained.components import NetworkConfig
-from copymit.pretrained.save import Network, save_pipeline
+from copymit.pretrained.save import Network, save_lora, save_pipeline
 from copymit.sharding import make_mesh
 
 
@@ -47,6 +47,11 @@ def load_trained(
     mesh: Mesh,
 ) -> ModelParams:
     """Loads the moving average of a run if it keeps one, else its parameters."""
+    return assemble(*_load(config, workdir, step, model, mesh))
+
+
+def _load(config, workdir, step, model, mesh) -> tuple[ModelParams, ModelParams]:
+    """Loads what trained, and what did not."""
     trained, frozen = (
         abstract_networks(networks, mesh)
         for networks in trained_and_frozen(model, config)
@@ -56,7 +61,34 @@ def load_trained(
         items["ema"] = trained
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         restored = restore_checkpoint(checkpoints, step, items)
-    return assemble(restored.get("ema", restored["params"]), restored["frozen"])
+    return restored.get("ema", restored["params"]), restored["frozen"]
+
+
+def export_lora(
+    workdir: epath.PathLike,
+    folder: epath.PathLike,
+    *,
+    step: int | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes what a run with LoRA trained for diffusers' `load_lora_weights`.
+
+    Args:
+      folder, step, dtype: as of `export_trained`.
+    Raises:
+      FileNotFoundError, ValueError: if there is no run, or it trained whole layers.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if not config.train.get("lora_rank", 0):
+        raise ValueError(
+            f"{workdir} was trained with train.lora_rank=0: it has no LoRA, export the "
+            "whole model"
+        )
+    model = make_model(config.model, config.data.resolution, "float32")
+    step = latest_step(workdir) if step is None else step
+    factors, _ = _load(config, workdir, step, model, make_mesh())
+    save_lora(folder, factors, dtype=dtype)
 
 
 def export_trained(
