@@ -115,7 +115,9 @@ def evaluation_settings() -> ConfigDict:
     evaluation.prompts_file = ""  # text, one prompt a line, or .jsonl with "prompt"
     evaluation.negative_prompt = ""  # what guidance leads away from
     evaluation.num_generations = 256
-    evaluation.batch_size = 64
+    evaluation.batch_size = (
+        64  # images at a time; fewer if the device says they do not fit
+    )
     evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
     evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
     evaluation.num_inference_steps = 50

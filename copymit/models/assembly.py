@@ -39,6 +39,7 @@ class DiffusionModel(NamedTuple):
       predict: (params, noisy_latents, timesteps, encoder_hidden_states) -> model_pred; with
         a fifth argument `control`, (model_pred, taps): see `attention_control`.
       encode_text: (params, input_ids) -> encoder_hidden_states.
+      dtype: of the computation.
     """
 
     latent_shape: tuple[int, int, int]
@@ -54,6 +55,7 @@ class DiffusionModel(NamedTuple):
     ]
     predict: Callable[..., Any]
     encode_text: Callable[[ModelParams, Int[Array, "B L"]], Float[Array, "B L D"]]
+    dtype: str = "float32"
 
 
 def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionModel:
@@ -107,7 +109,23 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
         decode_latents,
         predict,
         encode_text,
+        dtype,
     )
+
+
+def for_inference(params: ModelParams, dtype: str) -> ModelParams:
+    """Casts kernels to the dtype of the computation, once instead of at every use.
+
+    The networks compute the same bits with them; norms and biases stay, since they are
+    used in float32.
+    """
+    return {
+        network: {
+            name: value.astype(dtype) if name.endswith("kernel") else value
+            for name, value in values.items()
+        }
+        for network, values in params.items()
+    }
 
 
 def abstract_params(model: DiffusionModel, mesh: Mesh) -> dict[str, dict[str, Any]]:

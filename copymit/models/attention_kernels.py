@@ -4,6 +4,7 @@ Neither can be differentiated forward, or twice.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def attend_cudnn(
     value: Float[Array, "B L N K"],
     is_causal: bool = False,
     *,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B P N K"]:
     """Attends with cuDNN's fused kernel.
 
