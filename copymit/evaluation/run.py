@@ -111,7 +111,7 @@ def _begin(subject: Subject, artefacts: Artefacts, stage: str) -> None:
     """Notes what is evaluated; numbers of before are not left to be taken for its own."""
     write_record(subject)
     if stage in ("embed", "search", "score"):
-        artefacts.scores.unlink(missing_ok=True)
+        artefacts.remove_scores()
     if subject.run is None:
         path, prompts = subject.out / "prompts.jsonl", subject.prompts()
         if prompts is None:

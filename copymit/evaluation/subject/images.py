@@ -23,6 +23,7 @@ def open_pair(
     eval_config: ConfigDict,
     name: str | None,
     prompts: Sequence[str] | None = None,
+    heldout: Any = None,
 ) -> Subject:
     """Opens images that copymit did not make, and the training images of their model.
 
@@ -33,6 +34,8 @@ def open_pair(
       name: of the evaluation; by default after where the images lie.
       prompts: of each generation, in order; by default the texts beside the images of
         tar files, else none.
+      heldout: images of the same kind that the model was never trained on, if there are
+        any: whatever `open_images` knows.
     Raises:
       FileNotFoundError, ValueError: for images that are missing, empty, corrupt or of
         several sizes.
@@ -52,6 +55,13 @@ def open_pair(
             f"{len(texts)} prompts for {len(made.ids)} generations: give one each"
         )
     images = {"generations": generations, "references": references}
+    if heldout is not None:
+        images["heldout"] = heldout
+    opened = {
+        which: open_images(which, value, size, keep_original=not eval_config.resolution)
+        for which, value in {**images, "references": trained}.items()
+        if which != "generations"
+    }
     places = {which: place_of(value) for which, value in images.items()}
     about = {which: _describe(value) for which, value in images.items()}
     table = None
@@ -70,10 +80,8 @@ def open_pair(
             "prompts": prompts,
         },
         eval=eval_config,
-        references=open_images(
-            "references", trained, size, keep_original=not eval_config.resolution
-        ),
-        heldout=None,
+        references=opened["references"],
+        heldout=opened.get("heldout"),
         size=size,
         captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
         made=Given(made, table),
