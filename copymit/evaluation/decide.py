@@ -186,7 +186,7 @@ def _null(
         neighbours = view.neighbours["background"].neighbours
         found = _nearness(subject, view, "background", same, own)
         usable = np.isfinite(found.nearness) & ~digests["references"].blank[own]
-        again = _is_repeated(neighbours, same, own)
+        again = is_repeated(neighbours, same, own)
         others = found.nearness[usable & ~again]
         if len(others) > len(values):
             values, left_out, name = others, int(again.sum()), "training images"
@@ -202,7 +202,7 @@ def _null(
     }
 
 
-def _is_repeated(
+def is_repeated(
     neighbours: Neighbours, same: SamePicture, own: Int[np.ndarray, " B"]
 ) -> Bool[np.ndarray, " B"]:
     """Says which training images are the same picture as one before them."""

@@ -21,6 +21,7 @@ from copymit.scores.bootstrap import cluster_numbers, finite_vector
 # Least number of images that a tail is estimated from, and of all for that.
 _MIN_TAIL = 10
 _MIN_NULL = 4 * _MIN_TAIL
+_MIN_TRIMMED = 200
 
 
 class NullModel(NamedTuple):
@@ -78,7 +79,11 @@ def duplicates_from(values: Float[np.ndarray, " n"], chance: float = 1.0) -> flo
 
     Args:
       chance: images that are to reach it.
+    Returns:
+      Infinity where fewer than 200 images tell nothing of the sort.
     """
+    if len(values) < _MIN_TRIMMED:
+        return np.inf
     median, upper = np.percentile(values, [50, 75])
     scale = (upper - median) / np.log(2)
     return float(upper + scale * np.log(max(len(values) / 4 / chance, 1)))

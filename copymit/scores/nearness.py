@@ -76,15 +76,12 @@ def measure_nearness(
       5.1: the distance to the nearest over the mean of those to the nearest n. Here the
       logarithm, the geometric mean, and the next ones without the nearest.
     """
-    parts = [
-        _measure_block(
-            *(part[start : start + _BLOCK_QUERIES] for part in neighbours),
-            references,
-            same,
-            None if own is None else own[start : start + _BLOCK_QUERIES],
-        )
-        for start in range(0, len(neighbours.indices), _BLOCK_QUERIES)
-    ]
+    parts = []
+    for start in range(0, len(neighbours.indices), _BLOCK_QUERIES):
+        rows = slice(start, start + _BLOCK_QUERIES)
+        block = Neighbours(neighbours.indices[rows], neighbours.similarities[rows])
+        who = None if own is None else own[rows]
+        parts.append(_measure_block(block, references, same, who))
     return Nearness(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
@@ -139,12 +136,12 @@ def calibrate_threshold(nearest: Float[np.ndarray, " N"]) -> float:
 
 
 def _measure_block(
-    indices: np.ndarray,
-    similarities: np.ndarray,
+    neighbours: Neighbours,
     references: Embeddings,
     same: SamePicture,
     own: np.ndarray | None,
 ) -> Nearness:
+    indices, similarities = neighbours
     pictures = same.pictures[indices]
     usable = np.ones(indices.shape, bool)
     if own is not None:

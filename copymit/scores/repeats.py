@@ -64,7 +64,7 @@ def summarise_repeats(
     }
     if prompts is not None:
         texts: dict[int, set[str | None]] = {}
-        for row in repeated:
+        for row in repeated.tolist():
             texts.setdefault(int(groups[row]), set()).add(prompts[row])
         several = [group for group, found in texts.items() if len(found) > 1]
         scores["num_repeated_across_prompts"] = int(np.isin(groups, several).sum())
