@@ -8,6 +8,7 @@ OUT/matches.parquet                   nearest references by the headline embedde
 OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
 OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
+OUT/copies/                           the pairs, as pictures and a table
 OUT/report.html, figures/ ...         what people look at
 
 Every artefact that a later stage reads carries the digest of its inputs, written in the
@@ -117,6 +118,11 @@ class Artefacts(NamedTuple):
         return self.out / "measured.parquet"
 
     @property
+    def copies(self) -> epath.Path:
+        """Is the folder of pairs; it is there only with the numbers that it shows."""
+        return self.out / "copies"
+
+    @property
     def detection(self) -> epath.Path:
         """Is the table of prompts and their detectors."""
         return self.out / "detection.parquet"
@@ -184,6 +190,12 @@ class Artefacts(NamedTuple):
         write_whole(self.scores, data)
         self.write_table("score", self.measured, measured, vouches_for=data)
 
+    def remove_scores(self) -> None:
+        """Removes all numbers, and the pictures of copies with them."""
+        self.scores.unlink(missing_ok=True)
+        if self.copies.exists():
+            self.copies.rmtree()
+
     def read_scores(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """Reads all numbers, and those of single generations; errors as `read_table`."""
         if not self.is_scored():
@@ -240,7 +252,7 @@ def open_artefacts(subject: Subject) -> Artefacts:
     sets = {
         "generations": [made, shown],
         "references": references,
-        "heldout": references,
+        "heldout": [identity.get("heldout", identity["references"]), shown],
         "few_references": [references, few],
         "prompts": [made, identity["prompts"]],
         "captions": [references, few],

@@ -131,7 +131,7 @@ def _begin(
     if not share:  # all of them have one, written before
         write_record(subject, artefacts.stages["embed"])
     if stage in ("embed", "search", "score"):
-        artefacts.scores.unlink(missing_ok=True)
+        artefacts.remove_scores()
     if subject.run is None:
         path, prompts = subject.out / "prompts.jsonl", subject.prompts()
         if prompts is None:

@@ -41,12 +41,17 @@ _OF_STAGE = {
         "background_queries",
         "seed",
     ),
-    "score": ("seed", "tile_l2_candidates"),
+    "score": (
+        "seed",
+        "tile_l2_candidates",
+        "false_discovery_rate",
+        "copy_pictures",
+    ),
     "detect": ("seed",),
     "report": ("gallery_size", "blur"),
 }
 # Counted up when a stage writes what it did not before, so that it is run again.
-_VERSIONS = {"embed": 1, "score": 3}
+_VERSIONS = {"embed": 1, "score": 4}
 
 
 def stage_settings(config: ConfigDict, stage: str) -> list:
@@ -99,9 +104,15 @@ def check_settings(config: ConfigDict) -> None:
         ("background_queries", 0),
         ("tile_l2_candidates", 0),
         ("gallery_size", 0),
+        ("copy_pictures", 0),
     ):
         if config[name] < least:
             raise ValueError(f"eval.{name}={config[name]} must be at least {least}")
+    if not 0 < config.false_discovery_rate < 1:
+        raise ValueError(
+            f"eval.false_discovery_rate={config.false_discovery_rate} must lie between 0 "
+            "and 1: 0.01 lets 1 % of the likely copies be none"
+        )
     list_tiles(config.tiles)
     detection = config.detection
     for name, least in (("num_prompts", 1), ("memorised_similarity", 0)):

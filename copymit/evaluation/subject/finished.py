@@ -52,6 +52,7 @@ def open_finished(directory: epath.PathLike) -> Subject:
         _section(evaluation_settings(), record["eval"]),
         name,
         record["prompts"],
+        record["places"].get("heldout"),
     )
 
 

@@ -34,6 +34,7 @@ def open_pair(
     eval_config: ConfigDict,
     name: str | None,
     prompts: Sequence[str] | None = None,
+    heldout: Any = None,
 ) -> Subject:
     """Opens images that copymit did not make, and the training images of their model.
 
@@ -44,11 +45,15 @@ def open_pair(
       name: of the evaluation; by default after where the images lie.
       prompts: of each generation, in order; by default the texts beside the images, if
         each has one.
+      heldout: images of the same kind that the model was never trained on, if there are
+        any: whatever `open_images` knows.
     Raises:
       FileNotFoundError, ValueError: for images that are missing, empty, corrupt or of
         several short sides.
     """
     images = {"generations": generations, "references": references}
+    if heldout is not None:
+        images["heldout"] = heldout
     places = {which: place_of(value) for which, value in images.items()}
     digests = {which: images_digest(value) for which, value in images.items()}
     out = epath.Path(workdir) / "eval" / (name or name_after(generations, places))
@@ -69,6 +74,15 @@ def open_pair(
         size = common_size(made.name, sizes)
     as_they_are = any(width != height for width, height in sizes)
     made = resized(made, size, keep_original=as_they_are)
+    others = {
+        which: resized(
+            view_images(which, trained if which == "references" else value),
+            size,
+            keep_original=not eval_config.resolution,
+        )
+        for which, value in images.items()
+        if which != "generations"
+    }
     prompts = None if prompts is None else list(prompts)
     texts = _texts_of(given) if prompts is None else prompts
     if texts is not None and len(texts) != len(made.ids):
@@ -92,12 +106,8 @@ def open_pair(
             "sizes": {"of": counted_of, "counts": [[*k, n] for k, n in sizes.items()]},
         },
         eval=eval_config,
-        references=resized(
-            view_images("references", trained),
-            size,
-            keep_original=not eval_config.resolution,
-        ),
-        heldout=None,
+        references=others["references"],
+        heldout=others.get("heldout"),
         size=size,
         captions=captions_of(trained) if isinstance(trained, ExampleSource) else {},
         made=Given(made, table),
