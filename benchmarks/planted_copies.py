@@ -2,8 +2,8 @@
 
     python -m benchmarks.planted_copies PHOTOS.tar docs/planted_copies.md
 
-PHOTOS.tar holds `.../train/CLASS/*.JPEG`, as Imagenette does. The references are 500 of
-its training photos; 100 of them are altered by each of 20 transforms. Photos of `val`,
+PHOTOS.tar holds `.../train/CLASS/*.JPEG`, as Imagenette does. The references are 300 of
+its training photos; 50 of them are altered by each of 20 transforms. Photos of `val`,
 which are copies of nothing, are searched for beside them. All is done once more with
 everything shrunk to the sizes of smaller images. Prints the tables and writes them.
 """
@@ -28,9 +28,9 @@ from copymit.search.exact import search_exact
 
 SIZE_PX = 224  # at which photos are altered
 SIZES_PX = (64, 128, 224)  # and seen
-NUM_REFERENCES = 500
-NUM_COPIES = 100
-NUM_OTHERS = 200
+NUM_REFERENCES = 300
+NUM_COPIES = 50
+NUM_OTHERS = 100
 EMBEDDERS = ("sscd_288_int8", "efficientnet_lite0", "pixels")
 BATCH = 32
 Transform = Callable[[Image.Image, Image.Image, np.random.Generator], Image.Image]
@@ -154,9 +154,8 @@ def main(archive: str, page: str) -> None:
     for size in SIZES_PX:
         seen = [shrink(images, size) for images in sets]
         tables[size] = {name: measure(name, seen, copied) for name in EMBEDDERS}
-    text = write_page(tables)
-    Path(page).write_text(text)
-    print(text)
+        Path(page).write_text(write_page(tables))
+    print(write_page(tables))
 
 
 def read_photos(archive: str, part: str) -> np.ndarray:

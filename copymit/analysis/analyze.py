@@ -41,8 +41,14 @@ from copymit.analysis.page import Findings, write_page
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
 from copymit.embedding.embed import embed
+from copymit.embedding.headline import choose_embedder
 from copymit.embedding.image_set import ImageSet, open_images
-from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
+from copymit.embedding.registry import (
+    WEIGHTS,
+    check_embedders,
+    check_weights,
+    make_embedder,
+)
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.search.nearest import Backend
 
@@ -53,7 +59,7 @@ class Settings(NamedTuple):
     """How duplicates are looked for.
 
     Attributes:
-      embedder: that compares images.
+      embedder: that compares images; "" is chosen by their size, as in an evaluation.
       weights: paths or hub ids by name, as `eval.weights`.
       resolution: pixels to which images are resized and cropped to be compared.
       threshold: least cosine of near duplicates; None calibrates it.
@@ -67,7 +73,7 @@ class Settings(NamedTuple):
       gallery_size: clusters of each kind that are pictured in the page.
     """
 
-    embedder: str = "efficientnet_lite0"
+    embedder: str = ""
     weights: Mapping[str, str] = {}
     resolution: int = 224
     threshold: float | None = None
@@ -102,7 +108,9 @@ def check_settings(settings: Settings) -> None:
     Raises:
       ValueError: names the setting and what it may be.
     """
-    check_embedders([settings.embedder], "embedder")
+    if settings.embedder:
+        check_embedders([settings.embedder], "embedder")
+        check_weights([settings.embedder], settings.weights)
     choose_caption_embedder(settings.caption_embedder, settings.weights)
     unknown = sorted(set(settings.weights) - set(WEIGHTS))
     if unknown:
@@ -160,6 +168,12 @@ def analyze(
             f"{title} has {len(table)} images that can be read: duplicates need at "
             "least two"
         )
+    if not settings.embedder:
+        side = int(np.median(table[["width", "height"]].min(axis=1)))
+        choice = choose_embedder(min(side, settings.resolution), settings.weights)
+        level = logging.WARNING if choice.stand_in else logging.INFO
+        logger.log(level, choice.reason)
+        settings = settings._replace(embedder=choice.embedder)
     rows = table.index.to_numpy()  # in the source
     table = table.reset_index(drop=True)
     images, near_images = _compare_images(source, rows, table, out, settings)

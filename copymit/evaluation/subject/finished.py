@@ -1,5 +1,6 @@
 """An evaluation that was made before, as its own record describes it."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -7,6 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from copymit.config import restore_types
+from copymit.embedding.headline import Choice
 from copymit.evaluation.subject.images import open_pair
 from copymit.evaluation.subject.published import open_model
 from copymit.evaluation.subject.subject import Subject
@@ -59,6 +61,12 @@ def open_finished(directory: epath.PathLike) -> Subject:
             open_finished(newest.out) if _record_path(newest.out).exists() else newest
         )
     record = json.loads(path.read_text())
+    subject = _reopen(directory, record)
+    choice = record.get("choice")  # which no older copymit wrote
+    return dataclasses.replace(subject, choice=choice and Choice(*choice))
+
+
+def _reopen(directory: epath.Path, record: dict[str, Any]) -> Subject:
     workdir, name = directory.parent.parent, directory.name
     if record["kind"] == "trained":
         return reopen_run(workdir, record, name)
@@ -90,7 +98,8 @@ def _record_path(directory: epath.Path) -> epath.Path:
 
 
 def _as_json(subject: Subject) -> dict[str, Any]:
-    return json.loads(json.dumps(subject.record))
+    record = {**subject.record, "choice": subject.choice}
+    return json.loads(json.dumps(record))
 
 
 def _section(defaults: ConfigDict, values: dict[str, Any]) -> ConfigDict:

@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from copymit.config import flatten
 from copymit.data.examples import ExampleSource
+from copymit.embedding.headline import usual_side
 from copymit.embedding.image_set import common_size, open_images, open_source
+from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import images_digest
 from copymit.evaluation.subject.places import all_paths, name_after, place_of, title_of
 from copymit.evaluation.subject.subject import Given, SourceCaptions, Subject
@@ -30,6 +32,8 @@ def open_pair(
       generations, references: whatever `open_images` knows. Networks see each image as
         its protocol says; what compares pixels sees the references resized and cropped to
         the size of the generations. With `eval.resolution` all see all at that size.
+        Which network gives the headline, if none is named, goes by the size of the
+        generations or, if they are smaller, that of the references as they are.
       name: of the evaluation; by default after where the images lie.
       prompts: of each generation, in order; by default the texts beside the images of
         tar files, else none.
@@ -45,6 +49,12 @@ def open_pair(
         "generations", given, eval_config.resolution or None, skip_corrupt=skip
     )
     size = eval_config.resolution or common_size(made, skip)
+    trained_on = open_images(
+        "references", trained, size, keep_original=not eval_config.resolution
+    )
+    eval_config, choice = resolve_embedders(
+        eval_config, lambda: min(size, usual_side(trained_on) or size)
+    )
     prompts = None if prompts is None else list(prompts)
     texts = _texts_of(given, generations) if prompts is None else prompts
     if texts is not None and len(texts) != len(made.ids):
@@ -70,13 +80,12 @@ def open_pair(
             "prompts": prompts,
         },
         eval=eval_config,
-        references=open_images(
-            "references", trained, size, keep_original=not eval_config.resolution
-        ),
+        references=trained_on,
         heldout=None,
         size=size,
         captions=SourceCaptions(trained) if isinstance(trained, ExampleSource) else {},
         made=Given(made, table),
+        choice=choice,
     )
 
 
