@@ -74,15 +74,16 @@ def choose_embedder(side: int, weights: Mapping[str, str]) -> Choice:
 
 
 def usual_side(images: ImageSet) -> int | None:
-    """Returns the median of the shorter sides of some images, as they are.
+    """Returns the median of the short sides of some images.
 
     Of at most 32, spread over the set; None if none of them can be read.
     """
-    read = images.read_original or images.read
 
     def side(position: int) -> int | None:
         try:
-            return min(read(position).shape[:2])
+            if images.read_size is not None:
+                return min(images.read_size(position))
+            return min(images.read(position).shape[:2])
         except ImageError:
             return None
 

@@ -6,7 +6,7 @@ import pytest
 from copymit.data.images import ImageError
 from copymit.embedding import sscd
 from copymit.embedding.headline import choose_embedder, usual_side
-from copymit.embedding.image_set import ImageSet, open_images
+from copymit.embedding.image_set import ImageSet, view_images
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,17 @@ def test_a_path_that_leads_nowhere_is_no_reason_for_a_stand_in():
         choose_embedder(256, {"sscd_disc_mixup": "gone.pt"})
 
 
-def test_the_usual_side_is_the_median_of_the_shorter_ones_before_resizing():
+def test_the_usual_side_is_the_median_of_the_short_ones():
     sizes = [(32, 100), (48, 40), (300, 500)] * 30
     images = [np.zeros((*size, 3), np.uint8) for size in sizes]
-    opened = open_images("references", images, 224, keep_original=True)
-    assert usual_side(opened) == 40
-    assert usual_side(opened._replace(read_original=None)) == 224
+    assert usual_side(view_images("references", images)) == 40
+
+
+def test_of_files_no_more_than_headers_are_read():
+    unread = ImageSet(
+        "references", ["a", "b"], pytest.fail, read_size=lambda _: (90, 70)
+    )
+    assert usual_side(unread) == 70
 
 
 def test_few_images_are_looked_at_and_broken_ones_are_left_out():

@@ -68,7 +68,7 @@ def _open(
 ) -> Subject:
     from copymit.pretrained.trained import load_trained
 
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     size = config.eval.resolution or config.data.resolution
     config.eval, choice = resolve_embedders(config.eval, lambda: size)
     duplication = read_duplication(workdir, dataset)
