@@ -16,7 +16,13 @@ from ml_collections import ConfigDict
 
 from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
 from copymit.config import claim_workdir
-from copymit.data.dataset import Dataset, claim_examples, load_dataset, make_captions
+from copymit.data.dataset import (
+    Dataset,
+    claim_examples,
+    describe_truncated,
+    load_dataset,
+    make_captions,
+)
 from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
@@ -228,6 +234,8 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
     tokenizer = make_tokenizer(
         config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
     )
+    if cut := describe_truncated(config.data, dataset, tokenizer):
+        logger.warning("%s", cut)
     caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
     caption = training_caption(caption, config.mitigation, tokenizer.decode)
     return Draws(
