@@ -20,7 +20,9 @@ Which prompts are memorised, by eight detectors that look into the model:
     python evaluate.py --workdir=runs/demo --stages=detect,report
 
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
-Run again, finished stages whose inputs did not change are reused. Settings change with
+Run again, finished stages whose inputs did not change are reused. Similarity is by SSCD
+for images of at least 64 px, else by EfficientNet-Lite0, unless --eval.embedders names
+others. Settings change with
 --eval.NAME=VALUE (configs/common.py lists them, under `eval`). With --config, its sections
 `eval` and `mitigation.generate` take the place of those that the run started with. Several
 hosts share the work, started as train.py's; or n processes that share nothing but the

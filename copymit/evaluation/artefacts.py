@@ -242,7 +242,10 @@ def open_artefacts(subject: Subject) -> Artefacts:
     # Every other stage depends on all images and on the stages before it.
     digest = compute_digest([stages["generate"], identity])
     for stage in STAGES[1:]:
-        stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
+        inputs = [digest, stage, stage_settings(settings, stage)]
+        if stage == "score" and subject.choice:
+            inputs.append(subject.choice)  # the scores say it
+        stages[stage] = compute_digest(inputs)
         if stage not in OPTIONAL_STAGES:
             digest = stages[stage]
     as_they_are = subject.references.read_original is not None

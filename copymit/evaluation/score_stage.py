@@ -84,6 +84,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores |= found
     for alarm in scores["alarms"]:
         logger.warning(alarm)
+    if choice := subject.choice:
+        scores["embedder_choice"] = choice.reason
+        if choice.stand_in:  # which the log has said at the start
+            scores["alarms"].insert(0, choice.reason)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
