@@ -138,8 +138,8 @@ def decoded(monkeypatch):
 
 def open_run(folder, workdir, seed=0, **changes):
     config = common.get_config().data
-    own = {"source": str(folder), "num_examples": 6, "caption_style": "fixed"}
-    config.update(own | changes)
+    config.update({"source": str(folder), "num_examples": 6, **changes})
+    config.caption_style = "fixed"
     return load_dataset(config, seed, workdir)
 
 
