@@ -80,6 +80,7 @@ class Generation(NamedTuple):
       similarity: to that.
       prompted: the training image whose caption prompted it.
       seed: of its initial noise, together with its id.
+      grade: what kind of copy it is, "" if none, None if that was not decided.
     """
 
     id: str
@@ -89,6 +90,12 @@ class Generation(NamedTuple):
     prompt_used: str | None = None
     prompted: str | None = None
     seed: str | None = None
+    grade: str | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was found to be a copy of any kind."""
+        return bool(self.grade)
 
 
 _COLUMNS = {

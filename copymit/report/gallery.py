@@ -22,9 +22,9 @@ _SEED = 0
 
 # Why a generation is in the gallery, with a word about it for the reader.
 REASONS: Mapping[str, str] = {
-    "most": "most copied",
+    "most": "most similar",
     "typical": "drawn at random",
-    "least": "least copied",
+    "least": "least similar",
 }
 
 

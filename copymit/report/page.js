@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the gallery, and copies the metrics card. The page is complete
+// Sorts and filters the gallery, copies the metrics card, and says where tables go on. The page is complete
 // without it: then the controls stay hidden and the most similar comes first.
 
 function setUpGallery(controls) {
@@ -73,7 +73,16 @@ function setUpCopying(button) {
   button.hidden = false;
 }
 
+function setUpHints(tables) {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries)
+      target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
+  });
+  for (const table of tables) observer.observe(table);
+}
+
 const controls = document.getElementById("controls");
 const button = document.getElementById("copy");
 if (controls) setUpGallery(controls);
 if (button) setUpCopying(button);
+setUpHints(document.querySelectorAll(".scroll"));
