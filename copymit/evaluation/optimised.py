@@ -1,15 +1,12 @@
-"""What the optimisations of a generation came to: noted in its picture, then counted.
+"""What the optimisations of a generation came to: noted in its picture, counted here.
 
 A target above what any generation has changes nothing, and one far below is not reached:
 neither shows in the pictures, so both are told.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
-from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from copymit.scores.similarity import Scores
 
@@ -20,20 +17,13 @@ _OPTIMISED = {
 }
 
 
-def write_steps(steps: Mapping[str, int]) -> PngInfo:
-    """Notes in a picture the steps that were taken to each target."""
-    notes = PngInfo()
-    for name, count in steps.items():
-        notes.add_text(name, str(count))
-    return notes
-
-
 def score_optimisations(
-    pictures: Iterable[epath.Path], mitigation: ConfigDict
+    notes: Sequence[Mapping[str, str]], mitigation: ConfigDict
 ) -> Scores:
     """Counts generations that were above a target, and those that stayed above it.
 
     Args:
+      notes: of each picture.
       mitigation: the section `mitigation.generate` they were made with.
     Returns:
       For each target that is set `num_*_optimised` and `num_*_still_above_target`, and
@@ -41,7 +31,6 @@ def score_optimisations(
     """
     scores: Scores = {"warnings": []}
     targets = [name for name in _OPTIMISED if mitigation[name]]
-    notes = [_read_notes(path) for path in pictures] if targets else []
     for name in targets:
         if not all(name in note for note in notes):
             continue
@@ -62,8 +51,3 @@ def score_optimisations(
                 f"{mitigation[limit]} steps ({limit})"
             )
     return scores
-
-
-def _read_notes(path: epath.Path) -> Mapping[str, str]:
-    with path.open("rb") as file, Image.open(file) as image:
-        return {name: image.info[name] for name in _OPTIMISED if name in image.info}
