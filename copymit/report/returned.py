@@ -27,7 +27,7 @@ class Returned(NamedTuple):
     Attributes:
       caption: its first, or None.
       weight: how often it was repeated in training, "" if it was not or nobody knows.
-      count: number of generations that copy it.
+      num_copies: number of generations that copy it.
       copies: some of them, the most similar first.
     """
 
@@ -35,7 +35,7 @@ class Returned(NamedTuple):
     picture: Picture
     caption: str | None
     weight: str
-    count: int
+    num_copies: int
     copies: list[Copied]
 
 
@@ -50,8 +50,8 @@ def list_returned(
     """
     copies: dict[str, list[Generation]] = defaultdict(list)
     for generation in generations:
-        if generation.is_copy:
-            copies[generation.reference].append(generation)
+        if generation.is_copy and generation.copy_of:
+            copies[generation.copy_of].append(generation)
     order = sorted(copies, key=lambda i: (-len(copies[i]), -copies[i][0].similarity, i))
     weights = duplicated_weights(run) or {}
     reference = picture_maker(run.read_reference, detail.large)
