@@ -135,7 +135,7 @@ def evaluation_settings() -> ConfigDict:
     evaluation.tiles = 0  # also compare 2x2, 3x3 ... tiles, each at its place; 0 = not
     evaluation.tile_l2_candidates = 3  # neighbours compared tile by tile; 0 = none
     evaluation.false_discovery_rate = 0.01  # of what is called a likely or near copy
-    evaluation.copy_pictures = 200  # pairs of copies pictured in copies/
+    evaluation.copy_pictures = 2_000  # pairs of copies pictured in copies/
     evaluation.search = "auto"  # auto | exact | scann | approx
     evaluation.recall_target = 0.99  # of scann and approx
     evaluation.num_neighbors = 11  # kept per image; at least 11
