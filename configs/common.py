@@ -1,7 +1,7 @@
 """Every setting there is, with its default and meaning; the other configs change some.
 
-Those of mitigations and of the evaluation are in copymit/settings.py, since the Python
-API and the report know them too.
+Those of mitigations are in copymit/mitigation/methods/, those of the evaluation in
+copymit/settings.py, since the Python API and the report know them too.
 
 Not a run by itself. A config file calls `get_config()` here, changes what it needs and
 returns the result; single values change on the command line, as in
@@ -10,7 +10,8 @@ returns the result; single values change on the command line, as in
 
 from ml_collections import ConfigDict
 
-from copymit.settings import evaluation_settings, mitigation_settings
+from copymit.mitigation.registry import mitigation_settings
+from copymit.settings import evaluation_settings
 
 
 def get_config() -> ConfigDict:

@@ -12,16 +12,17 @@ from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
-from copymit.mitigation.at_generation import (
-    GenerationMitigations,
-    Text,
-    check_mitigations,
-    check_transition,
-    sample_with_mitigations,
+from copymit.mitigation.record import Circumstances
+from copymit.mitigation.references import Embed, References, flatten
+from copymit.mitigation.registry import (
+    Strengths,
+    check_generation,
+    defaults,
+    strengths,
+    values_of,
 )
-from copymit.mitigation.compose import generation_mitigations
-from copymit.mitigation.embeddings import add_gaussian_noise
-from copymit.mitigation.repulsion import Embed, References, flatten
+from copymit.mitigation.sampling import changed_text, sample_with_mitigations
+from copymit.mitigation.scene import Text
 from copymit.models.assembly import DiffusionModel, ModelParams
 
 
@@ -47,8 +48,7 @@ class SamplingOptions(NamedTuple):
       timestep_spacing: None means the noise scheduler's own.
       guidance_scale: of classifier-free guidance; 1 means none.
       clip_latents: bound on every estimate of the clean latents, or None.
-      text_noise: deviation of the noise on the text embedding (GNI).
-      mitigations: everything else that acts between the text and the decoder.
+      mitigations: what acts between the prompt and the decoder.
     """
 
     seed: int
@@ -57,8 +57,7 @@ class SamplingOptions(NamedTuple):
     timestep_spacing: TimestepSpacing | None
     guidance_scale: float
     clip_latents: float | None
-    text_noise: float = 0.0
-    mitigations: GenerationMitigations = GenerationMitigations()
+    mitigations: Strengths = ()
 
 
 def sampling_options(
@@ -67,7 +66,8 @@ def sampling_options(
     """Reads the options from the `eval` section.
 
     Args:
-      mitigation: the section `mitigation.generate`; None leaves all of it out.
+      mitigation: the section `mitigation.generate`; what it does not mention is off, as
+        all of it is for None.
     Raises:
       ValueError: for a sampler or a spacing that is not known.
     """
@@ -80,6 +80,8 @@ def sampling_options(
                 f"eval.{name}={config[name]!r} is not known: use one of "
                 f"{', '.join(value or repr('') for value in known)}"
             )
+    section = {} if mitigation is None else mitigation.to_dict()
+    settings = defaults("generate")
     return SamplingOptions(
         config.seed,
         config.sampler,
@@ -87,8 +89,7 @@ def sampling_options(
         config.timestep_spacing or None,
         config.guidance_scale,
         config.clip_latents or None,
-        mitigation.get("gaussian_noise", 0.0) if mitigation else 0.0,
-        generation_mitigations(mitigation),
+        strengths(**{k: v for k, v in section.items() if k in settings}),
     )
 
 
@@ -124,12 +125,12 @@ def make_generate(
         cannot be.
     """
     trajectory = make_trajectory(noise_scheduler, options)
-    check_mitigations(
-        options.mitigations,
-        noise_scheduler.num_train_timesteps,
-        options.guidance_scale,
+    check_generation(
+        values_of(options.mitigations),
+        Circumstances(
+            noise_scheduler.num_train_timesteps, options.guidance_scale, trajectory
+        ),
     )
-    check_transition(options.mitigations, trajectory)
 
     # The references are an argument: in the program they would be a constant.
     def generate(
@@ -146,7 +147,9 @@ def make_generate(
         negative = jnp.broadcast_to(negative_ids, input_ids.shape)
         # The original code adds its noise to both halves of the guided batch.
         texts = [
-            _with_noise(model.encode_text(params, ids), keys, half, options.text_noise)
+            changed_text(
+                options.mitigations, model.encode_text(params, ids), _folded(keys, half)
+            )
             for half, ids in enumerate((input_ids, negative), 1)
         ]
         latents, steps = sample_with_mitigations(
@@ -177,11 +180,3 @@ def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, c
 
 def _folded(keys, number: int):
     return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-
-
-def _with_noise(hidden_states, keys, half: int, strength: float):
-    """Adds noise that depends on the image alone, whichever batch it is in."""
-    if not strength:
-        return hidden_states
-    add = jax.vmap(lambda h, k: add_gaussian_noise(h[None], k, strength)[0])
-    return add(hidden_states, _folded(keys, half))

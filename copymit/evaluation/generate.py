@@ -29,6 +29,7 @@ from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
 from copymit.generator import Generate, make_generate, sampling_options
 from copymit.metrics import format_duration
+from copymit.mitigation.registry import needed
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 from copymit.storage import write_whole
@@ -78,7 +79,7 @@ def generate(
     if not missing:
         return
     params = load_params(model, mesh)
-    if options.mitigations.repels:
+    if needed("generate", config.mitigation.generate, "training images"):
         references = encode_references(config, dataset, model, params, mesh)
         make_images = functools.partial(make_images, references=references)
     make = functools.partial(make_images, params)

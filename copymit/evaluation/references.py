@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import load_images
-from copymit.mitigation.repulsion import References, make_references
+from copymit.mitigation.references import References, make_references
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.sharding import batch_sharding, replicated
 

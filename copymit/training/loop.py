@@ -22,11 +22,8 @@ from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
-from copymit.mitigation.compose import (
-    check_captions_vary,
-    training_caption,
-    with_mitigations,
-)
+from copymit.mitigation.registry import check_captions_vary, with_mitigations
+from copymit.mitigation.training import training_caption
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
@@ -229,7 +226,7 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
     )
     caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
-    caption = training_caption(caption, config.mitigation, tokenizer.decode)
+    caption = training_caption(caption, config.mitigation.train, tokenizer.decode)
     return Draws(
         load_images(dataset.source, dataset.indices, config.data.resolution),
         dataset.duplication.duplicated,

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import denoising_loss
-from copymit.mitigation.compose import training_embeddings
-from copymit.mitigation.skipping import keep_unremembered
+from copymit.mitigation.training import kept_examples, training_text
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
 from copymit.training.state import TrainState, make_learning_rate
@@ -46,8 +45,8 @@ def make_train_step(
       empty_ids: token ids of the empty caption.
     """
     learning_rate = make_learning_rate(config.train)
-    perturb = training_embeddings(config.mitigation)
-    skip_above = config.mitigation.train.skip_above
+    perturb = training_text(config.mitigation.train)
+    keep_rule = kept_examples(config.mitigation.train)
 
     def train_step(
         state: TrainState, batch, seed: SeedKey
@@ -73,7 +72,7 @@ def make_train_step(
                 empty = model.encode_text(networks, jnp.asarray(empty_ids)[None])
                 empty = jnp.broadcast_to(empty, hidden_states.shape)
                 unconditional = predict(noisy_latents, timesteps, empty)
-                return keep_unremembered(model_pred, unconditional, skip_above)
+                return keep_rule(model_pred, unconditional)
 
             losses = denoising_loss(
                 predict,
@@ -82,7 +81,7 @@ def make_train_step(
                 hidden_states,
                 noise_key,
                 min_snr_gamma=config.train.min_snr_gamma or None,
-                keep=keep if skip_above else None,
+                keep=keep if keep_rule else None,
             )
             return jnp.mean(losses), jnp.mean(losses == 0)
 
@@ -90,7 +89,7 @@ def make_train_step(
         (loss, skipped), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if skip_above:
+        if keep_rule:
             params, opt_state = _unless_all(
                 skipped == 1, (params, opt_state), (state.params, state.opt_state)
             )
@@ -106,7 +105,7 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
-        if skip_above:
+        if keep_rule:
             scalars["skipped_share"] = skipped
         return new_state, scalars
 

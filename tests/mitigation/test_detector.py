@@ -16,8 +16,8 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import sample, transitions, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, ddim_trajectory
 from copymit.mitigation import detector
-from copymit.mitigation.detection import DETECTORS, EOS_TOKEN_ID, bright_ending_mask
-from copymit.mitigation.detector import DetectionOptions, make_detector
+from copymit.mitigation.detector import DETECTORS, DetectionOptions, make_detector
+from copymit.mitigation.observation import EOS_TOKEN_ID, bright_ending
 from copymit.models.assembly import DiffusionModel
 from copymit.models.functional import describe_params, make_apply
 from copymit.models.torch_layout import from_torch_order, to_torch_name
@@ -280,7 +280,7 @@ def test_the_mask_is_of_the_layers_of_finest_resolution():
         name: jnp.asarray(rng.random((2, 3, positions, L), np.float32))
         for name, positions in (("a", 4), ("b", 16), ("c", 16))
     }
-    mask = bright_ending_mask(taps, jnp.array([1, 4]), (8, 8))
+    mask = bright_ending(taps, jnp.array([1, 4]), (8, 8))
     for row, end in enumerate((1, 4)):
         maps = np.stack([taps[n][row, :, :, end] for n in "bc"]).mean((0, 1))
         expected = np.kron(maps.reshape(4, 4), np.ones((2, 2)))

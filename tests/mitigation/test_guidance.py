@@ -9,11 +9,9 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import Step, sample_with_state, with_combination
 from copymit.diffusion.trajectory import SAMPLERS
 from copymit.mitigation.descent import per_row, row_norms
-from copymit.mitigation.guidance import (
-    constant_guidance,
-    dynamic_transition,
-    static_transition,
-)
+from copymit.mitigation.guidance import constant_guidance
+from copymit.mitigation.methods.dynamic_transition import dynamic_transition
+from copymit.mitigation.methods.static_transition import static_transition
 
 SCALE, BEFORE = 7.5, -2.0
 

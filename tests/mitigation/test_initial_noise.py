@@ -4,12 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from copymit.mitigation import initial_noise
-from copymit.mitigation.initial_noise import (
-    select_noise,
-    sharpness,
-    sharpness_loss,
-)
+from copymit.mitigation.methods import noise_optimisation
+from copymit.mitigation.methods.noise_optimisation import sharpness_loss
+from copymit.mitigation.methods.noise_selection import select_noise, sharpness
 
 SHAPE = (2, 2, 1)
 FACTORS = jnp.array([4.0, 1.0, 0.5, 2.0])
@@ -21,7 +18,7 @@ def difference(noise):
 
 
 def optimise_noise(*inputs, **options):
-    return initial_noise.optimise_noise(*inputs, **options).position
+    return noise_optimisation.optimise_noise(*inputs, **options).position
 
 
 @pytest.fixture

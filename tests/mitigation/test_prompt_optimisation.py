@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from copymit.diffusion.sampler import Step
-from copymit.mitigation.prompt_optimisation import optimise_prompts
+from copymit.mitigation.methods.prompt_optimisation import optimise_prompts
 
 B, L, D = 3, 4, 12
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from copymit.mitigation.skipping import keep_unremembered
+from copymit.mitigation.methods.skipping import keep_unremembered
 
 
 def test_an_example_is_kept_while_its_caption_changes_little(rng):

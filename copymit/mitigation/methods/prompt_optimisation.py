@@ -1,11 +1,7 @@
-"""Prompt embeddings that the network is less sure of: the prompt, a little changed.
+"""Prompt optimisation: the prompt's embedding moves until its effect is small.
 
-A memorised prompt shows in the first prediction already: it differs much from that
-without the prompt. Descending this magnitude changes the embedding until it no longer
-does, each image's own copy of it for the image's own noise.
-
-Source: Wen et al. 2024, Detecting, Explaining, and Mitigating Memorization in Diffusion
-Models, section 5.1; `aug_prompt` of their code.
+Before sampling, the embedding is moved until it changes the first prediction no longer
+than other prompts do, each image's own copy of it for the image's own noise.
 """
 
 import jax.numpy as jnp
@@ -14,6 +10,8 @@ from jaxtyping import Array, Float
 
 from copymit.diffusion.sampler import Predict, Step
 from copymit.mitigation.descent import Descended, descend, row_norms
+from copymit.mitigation.record import Mitigation, Setting, Steps, Values
+from copymit.mitigation.scene import Scene
 
 # Of torch's AdamW, which the paper's code leaves at its defaults.
 _WEIGHT_DECAY = 0.01
@@ -62,3 +60,47 @@ def optimise_prompts(
         max_iterations=max_iterations,
     )
     return optimised._replace(position=optimised.position.astype(dtype))
+
+
+def _embedding(
+    values: Values, scene: Scene, noise: Float[Array, "B h w c"]
+) -> tuple[Float[Array, "B L D"], Steps]:
+    negative = scene.text.negative_hidden_states
+    return optimise_prompts(
+        scene.network((True,)),
+        scene.text.hidden_states,
+        scene.prediction(noise, negative, prompt=False),
+        scene.first_step(noise),
+        target=values["prompt_target"],
+        learning_rate=values["prompt_learning_rate"],
+        max_iterations=values["prompt_iterations"],
+    )
+
+
+MITIGATIONS = (
+    Mitigation(
+        "prompt_optimisation",
+        ("PO", "optim_target_loss"),
+        "the prompt's embedding is moved until its effect on the first prediction is small",
+        (
+            Setting(
+                "generate.prompt_target",
+                0.0,
+                "norm of that effect to which it is moved",
+                0,
+                1e6,
+            ),
+            Setting("generate.prompt_learning_rate", 0.05, "of AdamW", 1e-6, 10),
+            Setting("generate.prompt_iterations", 10, "at most", 1, 1000),
+        ),
+        strength=3.0,
+        published="target 3, AdamW at 0.05, 10 iterations",
+        changed="",
+        source="Wen et al. 2024, section 5.1; `aug_prompt` of "
+        "YuxinWenRick/diffusion_memorization",
+        label="prompt optimised to",
+        tried=(3.0, 5.0),
+        tried_small=(6.0, 12.0),
+        embedding=_embedding,
+    ),
+)

@@ -10,15 +10,14 @@ import pytest
 from configs import tiny
 from copymit.data.captions import make_caption_function
 from copymit.data.examples import Example
-from copymit.mitigation.compose import (
+from copymit.mitigation.registry import (
     MITIGATIONS,
     check_captions_vary,
-    generation_rewrite,
-    training_caption,
-    training_embeddings,
     unused_in_evaluation,
     with_mitigations,
 )
+from copymit.mitigation.sampling import generation_rewrite
+from copymit.mitigation.training import training_caption, training_text
 
 MANY = Example("many.png", b"", ("one", "two words", "three more words"), None)
 
@@ -35,10 +34,10 @@ def spell(ids):
 @pytest.mark.parametrize("name", MITIGATIONS)
 def test_every_name_and_alias_switches_its_own_setting_on(name, config):
     mitigation = MITIGATIONS[name]
-    section, key = mitigation.setting.split(".")
+    section, key = mitigation.switch.section, mitigation.switch.name
     # Opposite guidance alone would have no end.
     config.mitigation.generate.dynamic_transition = name == "opposite_guidance"
-    for alias in (name, mitigation.setting, *mitigation.aliases):
+    for alias in (name, mitigation.switch.path, *mitigation.aliases):
         config.mitigation.apply = (alias,)
         resolved = with_mitigations(config)
         assert resolved.mitigation[section][key] == mitigation.strength
@@ -49,7 +48,7 @@ def test_every_name_and_alias_switches_its_own_setting_on(name, config):
 
 
 def test_names_of_two_mitigations_never_meet():
-    names = [a for n, m in MITIGATIONS.items() for a in (n, m.setting, *m.aliases)]
+    names = [a for n, m in MITIGATIONS.items() for a in (n, m.switch.path, *m.aliases)]
     assert len(set(names)) == len(names)
 
 
@@ -82,17 +81,20 @@ def test_a_strength_is_taken_as_given(config):
         ({"mitigation.apply": ("GN=much",)}, "'much' is not a number"),
         (
             {"mitigation.train.random_caption": 1.5},
-            r"random_caption=1\.5 is out of range",
+            r"random_caption=1\.5 must lie between 0 and 1, 0 for",
         ),
-        ({"mitigation.train.gaussian_noise": -0.1}, "use 0 for none, or up to 100"),
-        ({"mitigation.train.gaussian_noise": math.nan}, "gaussian_noise=nan is out of"),
-        ({"mitigation.train.skip_above": math.inf}, "skip_above=inf is out of range"),
-        ({"mitigation.generate.gaussian_noise": math.nan}, "noise=nan is out of range"),
+        (
+            {"mitigation.train.gaussian_noise": -0.1},
+            "must lie between 0 and 100, 0 for none",
+        ),
+        ({"mitigation.train.gaussian_noise": math.nan}, "gaussian_noise=nan must lie"),
+        ({"mitigation.train.skip_above": math.inf}, "skip_above=inf must lie"),
+        ({"mitigation.generate.gaussian_noise": math.nan}, "noise=nan must lie"),
         ({"mitigation.apply": ("GN=",)}, "'GN=': '' is not a number"),
         ({"mitigation.apply": ("GN=nan",)}, "'nan' is not a number"),
         ({"mitigation.apply": ("RNA=2.7",)}, "'2.7' is not a whole number"),
         ({"mitigation.apply": ("RNA=inf",)}, "'inf' is not a whole number"),
-        ({"mitigation.apply": ("RNA=1e9",)}, "random_numbers=1000000000 is out of"),
+        ({"mitigation.apply": ("RNA=1e9",)}, "random_numbers=1000000000 must lie"),
         ({"mitigation.apply": ("MC=0.5",)}, "'0.5' is not 0 or 1"),
         ({"mitigation.apply": ("OG",)}, "guidance_before=-2.0 changes nothing alone"),
         (
@@ -103,19 +105,22 @@ def test_a_strength_is_taken_as_given(config):
             {"mitigation.apply": ("Wen",), "data.caption_style": "unconditional"},
             "skip_above=2.0 compares a caption with the empty one",
         ),
-        ({"mitigation.train.num_insertions": 4}, "num_insertions=4 changes nothing"),
+        (
+            {"mitigation.train.num_insertions": 4},
+            "num_insertions=4 changes nothing alone: add random_tok",
+        ),
         (
             {"mitigation.generate.random_numbers": -1},
-            "random_numbers=-1 is out of range",
+            "random_numbers=-1 must lie",
         ),
-        ({"mitigation.train.num_insertions": 0}, "num_insertions=0 must be at least 1"),
+        ({"mitigation.train.num_insertions": 0}, "num_insertions=0 must lie between 1"),
         (
             {"mitigation.apply": ("RC",), "data.caption_style": "fixed"},
-            "random_caption changes captions",
+            "random_caption=0.1 changes captions",
         ),
         (
             {"mitigation.apply": ("CWR",), "data.cache_embeddings": True},
-            "word_repetition makes captions up",
+            "word_repetition=0.1 makes captions up",
         ),
     ],
 )
@@ -156,21 +161,21 @@ def plain():
 
 def test_without_mitigations_captions_prompts_and_embeddings_are_what_they_were(config):
     caption = plain()
-    assert training_caption(caption, config.mitigation, spell) is caption
+    assert training_caption(caption, config.mitigation.train, spell) is caption
     rng = np.random.default_rng(0)
     assert (
-        generation_rewrite(config.mitigation, spell)("a red apple", rng)
+        generation_rewrite(config.mitigation.generate, spell)("a red apple", rng)
         == "a red apple"
     )
     hidden = jnp.ones((2, 3, 4))
-    perturb = training_embeddings(config.mitigation)
+    perturb = training_text(config.mitigation.train)
     assert perturb(hidden, jax.random.key(0)) is hidden
 
 
 def test_mitigations_of_captions_work_together(config):
     config.mitigation.apply = ("MC", "RT=1", "CWR=1")
     mitigation = with_mitigations(config).mitigation
-    caption = training_caption(plain(), mitigation, lambda ids: "#")
+    caption = training_caption(plain(), mitigation.train, lambda ids: "#")
     rng = np.random.default_rng(0)
     texts = [caption(MANY, False, rng).split(" ") for _ in range(300)]
     # Two tokens and two words on top of one, two or three.
@@ -182,7 +187,7 @@ def test_equal_probabilities_do_not_hide_one_another(config):
     config.mitigation.apply = ("RC=1", "RT=1")
     caption = training_caption(
         plain(),
-        with_mitigations(config).mitigation,
+        with_mitigations(config).mitigation.train,
         lambda ids: " ".join(["#"] * len(ids)),
     )
     assert caption(MANY, False, np.random.default_rng(0)) == " ".join(["#"] * 6)
@@ -190,7 +195,7 @@ def test_equal_probabilities_do_not_hide_one_another(config):
 
 def test_noise_and_mixup_use_different_randomness(config):
     config.mitigation.apply = ("GN=0.5", "embedding_mixup=2")
-    perturb = training_embeddings(with_mitigations(config).mitigation)
+    perturb = training_text(with_mitigations(config).mitigation.train)
     hidden = jax.random.normal(jax.random.key(3), (4, 5, 6))
     changed = perturb(hidden, jax.random.key(0))
     assert changed.shape == hidden.shape
