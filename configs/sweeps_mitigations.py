@@ -58,7 +58,7 @@ INFERENCE = _published(
     RNA="generation_numbers",
 )
 _OPPOSITE = {
-    "mitigation.generate.dynamic_transition": True,
+    "mitigation.generate.guidance_transition": 650,
     "mitigation.generate.guidance_before": -2.0,
 }
 # What the guide advises before any mitigation; half of the steps of each preset.

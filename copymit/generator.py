@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
@@ -21,7 +21,11 @@ from copymit.mitigation.registry import (
     strengths,
     values_of,
 )
-from copymit.mitigation.sampling import changed_text, sample_with_mitigations
+from copymit.mitigation.sampling import (
+    changed_text,
+    measure_targets,
+    sample_with_mitigations,
+)
 from copymit.mitigation.scene import Text
 from copymit.models.assembly import DiffusionModel, ModelParams
 
@@ -128,7 +132,10 @@ def make_generate(
     check_generation(
         values_of(options.mitigations),
         Circumstances(
-            noise_scheduler.num_train_timesteps, options.guidance_scale, trajectory
+            noise_scheduler.num_train_timesteps,
+            options.guidance_scale,
+            noise_scheduler.prediction_type,
+            trajectory,
         ),
     )
 
@@ -136,26 +143,13 @@ def make_generate(
     def generate(
         params: ModelParams, input_ids, image_ids, references: References | None = None
     ):
-        key = jax.random.key(options.seed)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
-
-        def make_noise(number: int):
-            # 1 and 2 are the keys of the texts' noise.
-            own = keys if not number else _folded(keys, 2 + number)
-            return jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(own)
-
-        negative = jnp.broadcast_to(negative_ids, input_ids.shape)
-        # The original code adds its noise to both halves of the guided batch.
-        texts = [
-            changed_text(
-                options.mitigations, model.encode_text(params, ids), _folded(keys, half)
-            )
-            for half, ids in enumerate((input_ids, negative), 1)
-        ]
+        text, make_noise = _inputs(
+            model, options, params, input_ids, negative_ids, image_ids
+        )
         latents, steps = sample_with_mitigations(
             functools.partial(_predict, model, params),
             trajectory,
-            Text(input_ids, *texts),
+            text,
             make_noise,
             options.mitigations,
             guidance_scale=options.guidance_scale,
@@ -169,6 +163,52 @@ def make_generate(
         return Generated(images, steps)
 
     return jax.jit(generate)
+
+
+def make_measure(
+    model: DiffusionModel,
+    noise_scheduler: NoiseScheduler,
+    options: SamplingOptions,
+    negative_ids: Int[np.ndarray, " L"],
+) -> Callable[..., dict[str, Float[Array, " B"]]]:
+    """Returns the compiled (params, input_ids, image_ids) -> see `measure_targets`."""
+    trajectory = make_trajectory(noise_scheduler, options)
+
+    def measure(params: ModelParams, input_ids, image_ids):
+        text, make_noise = _inputs(
+            model, options, params, input_ids, negative_ids, image_ids
+        )
+        return measure_targets(
+            functools.partial(_predict, model, params),
+            trajectory,
+            text,
+            make_noise(0),
+            options.mitigations,
+            num_train_timesteps=noise_scheduler.num_train_timesteps,
+        )
+
+    return jax.jit(measure)
+
+
+def _inputs(model, options, params, input_ids, negative_ids, image_ids):
+    """Returns the texts of a batch, and how its initial noises are made."""
+    key = jax.random.key(options.seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
+
+    def make_noise(number: int):
+        # 1 and 2 are the keys of the texts' noise.
+        own = keys if not number else _folded(keys, 2 + number)
+        return jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(own)
+
+    negative = jnp.broadcast_to(negative_ids, input_ids.shape)
+    # The original code adds its noise to both halves of the guided batch.
+    texts = [
+        changed_text(
+            options.mitigations, model.encode_text(params, ids), _folded(keys, half)
+        )
+        for half, ids in enumerate((input_ids, negative), 1)
+    ]
+    return Text(input_ids, *texts), make_noise
 
 
 def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from copymit.diffusion.sampler import advance, transitions
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.detectors import all_detectors
+from copymit.mitigation.effect import PUBLISHED_COMPONENTS, as_noise
 from copymit.mitigation.observation import (
     FirstStep,
     Observation,
@@ -63,7 +64,8 @@ class _Observed(NamedTuple):
     """What one forward pass, of both halves of guidance, shows.
 
     Attributes:
-      conditional, difference: `f(x, c)` and `d`.
+      conditional, difference: `f(x, c)` and `f(x, c) - f(x, 0)`, whatever the network
+        predicts.
       taps: attention of the conditional half.
     """
 
@@ -167,7 +169,7 @@ def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
     )
     latents = trajectory.noise_scale * noise
     observed, at_first = _look_closely(
-        observe, predict, latents, text, keys, first, options
+        trajectory, observe, predict, latents, text, keys, first, options
     )
     carry = _advance(
         trajectory, options, first, observed, latents, jnp.zeros_like(latents)
@@ -177,9 +179,9 @@ def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
         latents, previous_x0 = carry
         observed = observe(latents, text, now.timestep)
         carry = _advance(trajectory, options, now, observed, latents, previous_x0)
-        return carry, _summarise(observed, ends, latents.shape[1:3])
+        return carry, _summarise(trajectory, observed, ends, now.signal)
 
-    start = _summarise(observed, ends, latents.shape[1:3])
+    start = _summarise(trajectory, observed, ends, first.signal)
     _, later = jax.lax.scan(take, carry, rest)
     squares, attention, bright = (
         jnp.concatenate([x[None], y]) for x, y in zip(start, later, strict=True)
@@ -189,12 +191,15 @@ def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
     return measured | {"token_attribution": attribution(at_first.text_gradient)}
 
 
-def _look_closely(observe, predict, latents, text, keys, first, options):
+def _look_closely(trajectory, observe, predict, latents, text, keys, first, options):
     """Returns what the first step shows, to all and to those that differentiate it."""
+
+    def noise_of(difference):
+        return as_noise(trajectory.prediction_type, difference, first.signal)
 
     def difference(latents, text):
         observed = observe(latents, text, first.timestep)
-        return observed.difference, observed
+        return noise_of(observed.difference), observed
 
     d, pull, observed = jax.vjp(difference, latents, text, has_aux=True)
     _, gradient = pull(unit(d))
@@ -208,22 +213,25 @@ def _look_closely(observe, predict, latents, text, keys, first, options):
             lambda k: jax.random.normal(jax.random.fold_in(k, draw), text.shape[1:])
         )(keys)
         timesteps = jnp.full(latents.shape[:1], first.timestep)
-        return predict(latents, timesteps, text + options.text_noise * noise)
+        blurred = predict(latents, timesteps, text + options.text_noise * noise)
+        return noise_of(blurred - observed.conditional)
 
     # The generator draws 1 and 2 for its own noise on the text.
     draws = 3 + jnp.arange(options.num_text_noises)
-    changes = jax.lax.map(disturbed, draws) - observed.conditional
+    changes = jax.lax.map(disturbed, draws)
     return observed, FirstStep(
         first.sigma, d, curvature, gradient, changes, observed.taps
     )
 
 
-def _summarise(observed: _Observed, ends, size) -> tuple[Array, ...]:
+def _summarise(trajectory, observed: _Observed, ends, signal) -> tuple[Array, ...]:
     """Is what must be remembered of every step, in less memory."""
+    effect = as_noise(trajectory.prediction_type, observed.difference, signal)
+    squares = jnp.sum(jnp.square(effect), axis=-1)
     return (
-        jnp.sum(jnp.square(observed.difference), axis=-1),
+        squares * (PUBLISHED_COMPONENTS / effect[0].size),
         mean_attention(observed.taps),
-        bright_ending(observed.taps, ends, size),
+        bright_ending(observed.taps, ends, effect.shape[1:3]),
     )
 
 

@@ -15,8 +15,8 @@ class GuidanceSchedule(NamedTuple):
     Attributes:
       init: batch size -> state before the first step.
       scale: (state, step, magnitudes) -> (state, scales); `magnitudes` are the norms of
-        conditional minus unconditional prediction of this step, one an example, and so
-        are the scales: 0 is the unconditional prediction, 1 the conditional one, below
+        conditional minus unconditional predicted noise of this step, one an example, and
+        so are the scales: 0 is the unconditional prediction, 1 the conditional one, below
         0 leads away from the prompt.
     """
 

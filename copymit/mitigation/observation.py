@@ -1,8 +1,9 @@
 """What the network does at the steps of a sampler, for detectors to look at.
 
-Notation: `f(x, c)` is the network's prediction of either type for latents `x` and text
-`c`, `c` the prompt's embedding, `0` that of the negative prompt, `d = f(x, c) - f(x, 0)`
-and `||.||` the Euclidean norm over all of one example's latents.
+Notation: `f(x, c)` is the noise that the network predicts for latents `x` and text `c`,
+`c` the prompt's embedding, `0` that of the negative prompt, `d = f(x, c) - f(x, 0)` and
+`||.||` the Euclidean norm over all of one example's latents. A network that predicts
+velocity says it, too: see `effect.as_noise`.
 """
 
 from typing import NamedTuple
@@ -43,7 +44,8 @@ class Observation(NamedTuple):
     Attributes:
       ends: position of the end token.
       first: the first step.
-      squares: `d ** 2` of every step, summed over channels.
+      squares: `d ** 2` of every step, summed over channels, and scaled so that their sum
+        is as of 64x64x4 latents.
       attention: of every step, averaged over heads, positions and layers.
       bright: see `bright_ending`, of the last step.
     """

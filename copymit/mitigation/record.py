@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from copymit.data.captions import CaptionFunction
+from copymit.diffusion.noise_scheduler import PredictionType
 from copymit.diffusion.sampler import Step
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.guidance import GuidanceSchedule
@@ -35,7 +36,7 @@ Need = Literal[
 
 Caption = Callable[[Values, Decode], Callable[[CaptionFunction], CaptionFunction]]
 TrainingText = Callable[[Values, jax.Array, jax.Array], jax.Array]
-Keep = Callable[[Values, jax.Array, jax.Array], Bool[Array, " B"]]
+Keep = Callable[[Values, Float[Array, "B h w c"]], Bool[Array, " B"]]
 Prompt = Callable[[Values, Decode], Rewrite]
 Text = Callable[[Values, Float[Array, "1 L D"], jax.Array], Float[Array, "1 L D"]]
 Attention = Callable[
@@ -79,17 +80,34 @@ class Setting(NamedTuple):
         return self.path.partition(".")[2]
 
 
+class Calibration(NamedTuple):
+    """How a threshold is found for a model: as a quantile of prompts not memorised.
+
+    Attributes:
+      quantile: the setting that asks for it.
+      target: the setting that it stands for.
+      measure: (values, scene, initial noise) -> what the target is compared with, one
+        number a prompt.
+    """
+
+    quantile: Setting
+    target: Setting
+    measure: Callable[[Values, Scene, jax.Array], Float[Array, " B"]]
+
+
 class Circumstances(NamedTuple):
     """What a mitigation at generation is to act in.
 
     Attributes:
       num_train_timesteps: of the model.
       guidance_scale: of the sampling.
+      prediction_type: of the network.
       trajectory: of the sampler, where it is known already.
     """
 
     num_train_timesteps: int
     guidance_scale: float
+    prediction_type: PredictionType
     trajectory: Trajectory | None = None
 
 
@@ -117,12 +135,13 @@ class Mitigation(NamedTuple):
       needs: what it cannot do without.
       beside: names of mitigations of which one must be on, too.
       order: among those of its stage.
+      calibration: of its threshold, where that can be.
       check: (values, circumstances) -> what cannot be, to be read after
         "SETTING=VALUE", or None.
       caption: changes captions of a training; on the host.
       training_text: changes embeddings "B L D" of a training, by a key; on the device.
-      keep: (values, conditional, unconditional prediction) -> which examples of a batch
-        are trained on.
+      keep: (values, what the caption changes of the predicted noise) -> which examples of
+        a batch are trained on.
       prompt: rewrites prompts of a generation; on the host.
       text: changes the embedding of one text of a generation by a key; on the device.
       attention: (values, token ids of the rows, which of them have the prompt and not
@@ -149,6 +168,7 @@ class Mitigation(NamedTuple):
     needs: frozenset[Need] = frozenset()
     beside: tuple[str, ...] = ()
     order: int = 0
+    calibration: Calibration | None = None
     check: Callable[[Values, Circumstances], str | None] = lambda *_: None
     caption: Caption | None = None
     training_text: TrainingText | None = None
@@ -166,3 +186,8 @@ class Mitigation(NamedTuple):
     def switch(self) -> Setting:
         """The setting that switches it on."""
         return self.settings[0]
+
+    def on(self, values: Values) -> bool:
+        """Says whether it is asked for."""
+        quantile = self.calibration and values[self.calibration.quantile.name]
+        return bool(values[self.switch.name] or quantile)

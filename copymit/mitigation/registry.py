@@ -47,7 +47,7 @@ def mitigation_settings() -> ConfigDict:
     """Returns the `mitigation` section with its defaults: nothing is done.
 
     Names, or the papers' and their code's, in `apply`, each with its strength there or
-    one given, ("GN", "RT=0.2"), are resolved into the other settings.
+    one given, ("GN", "RT=0.2", "PO=q0.9"), are resolved into the other settings.
     """
     section = ConfigDict({"apply": (), "train": {}, "generate": {}})
     for setting in SETTINGS.values():
@@ -84,9 +84,7 @@ def values_of(asked: Strengths) -> Values:
 def active(section: str, values: Values) -> list[Mitigation]:
     """Lists the mitigations of a section that are on, in the order in which they act."""
     return [
-        m
-        for m in MITIGATIONS.values()
-        if m.switch.section == section and values[m.switch.name]
+        m for m in MITIGATIONS.values() if m.switch.section == section and m.on(values)
     ]
 
 
@@ -105,23 +103,43 @@ def with_mitigations(config: ConfigDict) -> ConfigDict:
         contradict each other or would change nothing.
     """
     config = config.copy_and_resolve_references()
-    for asked in config.mitigation.apply:
-        name, given, strength = str(asked).partition("=")
-        mitigation = _find(name)
-        switch = mitigation.switch
-        config.mitigation[switch.section][switch.name] = (
-            _read_strength(asked, strength, type(switch.default))
-            if given
-            else mitigation.strength
-        )
+    resolved: dict[str, str] = {}
+    for asked in map(str, config.mitigation.apply):
+        setting, value = _resolve(asked)
+        if setting.path in resolved:
+            raise ValueError(
+                f"mitigation.apply: {resolved[setting.path]!r} and {asked!r} are the same "
+                "mitigation: ask for it once"
+            )
+        resolved[setting.path] = asked
+        config.mitigation[setting.section][setting.name] = value
     config.mitigation.apply = ()
     _check_section("train", config.mitigation.train)
     _check_training(config)
     check_generation(
         config.mitigation.generate,
-        Circumstances(config.diffusion.num_train_timesteps, config.eval.guidance_scale),
+        Circumstances(
+            config.diffusion.num_train_timesteps,
+            config.eval.guidance_scale,
+            config.diffusion.prediction_type,
+        ),
     )
     return config
+
+
+def _resolve(asked: str) -> tuple[Setting, Value]:
+    """Reads `NAME`, `NAME=STRENGTH` or `NAME=qQUANTILE`."""
+    name, given, strength = asked.partition("=")
+    mitigation = _find(name)
+    if not given:
+        return mitigation.switch, mitigation.strength
+    if mitigation.calibration and strength.startswith("q"):
+        return mitigation.calibration.quantile, _read_strength(
+            asked, strength[1:], float
+        )
+    return mitigation.switch, _read_strength(
+        asked, strength, type(mitigation.switch.default)
+    )
 
 
 def _read_strength(asked: str, text: str, kind: type) -> Any:
@@ -156,9 +174,19 @@ def check_generation(values: Values, circumstances: Circumstances) -> None:
       ValueError: names the setting and the way out.
     """
     _check_section("generate", values)
-    for mitigation in active("generate", values):
-        if problem := mitigation.check(values, circumstances):
-            raise setting_error(mitigation.switch, values, problem)
+    for m in active("generate", values):
+        if problem := _both(m, values, circumstances) or m.check(values, circumstances):
+            raise setting_error(m.switch, values, problem)
+
+
+def _both(m: Mitigation, values: Values, circumstances: Circumstances) -> str | None:
+    # Once the sampler is known, the quantile has become a target.
+    if m.calibration is None or circumstances.trajectory is not None:
+        return None
+    name = m.calibration.quantile.name
+    if not (values[name] and values[m.calibration.target.name]):
+        return None
+    return f"and {name}={values[name]} both say when it is enough: use one of them"
 
 
 def _check_section(section: str, values: Values) -> None:

@@ -4,11 +4,12 @@ A prompt is rewritten on the host; then noise, text and a network enter, clean l
 leave. With everything off it is the plain sampling, operation by operation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from copymit.diffusion.sampler import (
@@ -20,14 +21,16 @@ from copymit.diffusion.sampler import (
 )
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.descent import per_row, row_norms
+from copymit.mitigation.effect import as_noise
 from copymit.mitigation.guidance import GuidanceSchedule, constant_guidance
-from copymit.mitigation.record import Mitigation, Values
+from copymit.mitigation.record import Calibration, Mitigation, Values
 from copymit.mitigation.references import Embed, References, flatten
 from copymit.mitigation.registry import (
     Strengths,
     active,
     needed,
     setting_error,
+    strengths,
     values_of,
 )
 from copymit.mitigation.rewriting import Decode, Rewrite, in_turn
@@ -105,10 +108,10 @@ def sample_with_mitigations(
     """
     values = values_of(asked)
     on = active("generate", values)
-
-    def network(prompts: tuple[bool, ...]) -> Predict:
-        return _controlled(predict, on, values, text.input_ids, prompts)
-
+    for m in on:
+        if m.calibration and not values[m.calibration.target.name]:
+            problem = "is a quantile of a model: find the target with `measure_targets`"
+            raise setting_error(m.calibration.quantile, values, problem)
     for m in needed("generate", values, "training images"):
         if references is None:
             problem = (
@@ -116,7 +119,9 @@ def sample_with_mitigations(
                 "`references`, or set it to 0"
             )
             raise setting_error(m.switch, values, problem)
-    scene = Scene(network, trajectory, text, num_train_timesteps, references, embed)
+    scene = _scene(predict, trajectory, text, num_train_timesteps, values)
+    scene = scene._replace(references=references, embed=embed)
+    network = scene.network
     noise, steps = make_noise(0), {}
     for m in on:
         if m.noise:
@@ -164,6 +169,64 @@ def sample_with_mitigations(
     return Sampled(latents, steps)
 
 
+def measure_targets(
+    predict: ControlledPredict,
+    trajectory: Trajectory,
+    text: Text,
+    noise: Float[Array, "B h w c"],
+    asked: Strengths,
+    *,
+    num_train_timesteps: int,
+) -> dict[str, Float[Array, " B"]]:
+    """Measures what targets are compared with, where a quantile of it is asked for.
+
+    Returns:
+      By the setting of the target, a number for each prompt and its initial noise.
+    """
+    values = values_of(asked)
+    scene = _scene(predict, trajectory, text, num_train_timesteps, values)
+    return {
+        c.target.name: c.measure(values, scene, noise) for c in asked_quantiles(asked)
+    }
+
+
+def asked_quantiles(asked: Strengths) -> list[Calibration]:
+    """Lists the targets that are asked for as quantiles."""
+    values = values_of(asked)
+    found = [m.calibration for m in active("generate", values)]
+    return [c for c in found if c and values[c.quantile.name]]
+
+
+def calibrated(
+    asked: Strengths, measured: Mapping[str, Float[np.ndarray, " Q"]]
+) -> Strengths:
+    """Sets every target that is asked for as a quantile.
+
+    Args:
+      measured: of prompts that are not memorised, see `measure_targets`.
+    """
+    values = dict(values_of(asked))
+    for c in asked_quantiles(asked):
+        numbers, quantile = measured[c.target.name], values[c.quantile.name]
+        values[c.target.name] = float(np.quantile(numbers, quantile))
+    return strengths(**values)
+
+
+def _scene(
+    predict: ControlledPredict,
+    trajectory: Trajectory,
+    text: Text,
+    num_train_timesteps: int,
+    values: Values,
+) -> Scene:
+    on = active("generate", values)
+
+    def network(prompts: tuple[bool, ...]) -> Predict:
+        return _controlled(predict, on, values, text.input_ids, prompts)
+
+    return Scene(network, trajectory, text, num_train_timesteps)
+
+
 def _controlled(
     predict: ControlledPredict,
     on: list[Mitigation],
@@ -199,7 +262,8 @@ def _combine(
 
     def combine(state, step, unconditional, conditional):
         difference = conditional - unconditional
-        state, scales = schedule.scale(state, step, row_norms(difference))
+        effect = as_noise(scene.trajectory.prediction_type, difference, step.signal)
+        state, scales = schedule.scale(state, step, row_norms(effect))
 
         def guided(scales):
             return unconditional + per_row(scales, difference) * difference

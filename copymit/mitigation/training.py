@@ -3,12 +3,17 @@
 What is off costs nothing, and without any of them everything is as it was.
 """
 
+import functools
+import operator
 import zlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from copymit.data.captions import CaptionFunction
+from copymit.diffusion.noise_scheduler import NoiseScheduler
+from copymit.mitigation.effect import as_noise
 from copymit.mitigation.record import Values
 from copymit.mitigation.registry import active
 from copymit.mitigation.rewriting import Decode
@@ -16,8 +21,8 @@ from copymit.mitigation.rewriting import Decode
 Perturb = Callable[[jax.Array, jax.Array], jax.Array]
 """(encoder_hidden_states, key) -> encoder_hidden_states."""
 
-Keep = Callable[[jax.Array, jax.Array], jax.Array]
-"""(conditional, unconditional prediction) -> which examples of the batch count."""
+Keep = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(conditional, unconditional prediction, timesteps) -> which examples count, bool (B,)."""
 
 
 def own_key(key: jax.Array, name: str) -> jax.Array:
@@ -53,16 +58,16 @@ def training_text(values: Values) -> Perturb:
     return perturb
 
 
-def kept_examples(values: Values) -> Keep | None:
+def kept_examples(values: Values, noise_scheduler: NoiseScheduler) -> Keep | None:
     """Returns which examples are trained on, or None for all."""
     rules = [m.keep for m in active("train", values) if m.keep]
     if not rules:
         return None
 
-    def keep(conditional: jax.Array, unconditional: jax.Array) -> jax.Array:
-        kept = rules[0](values, conditional, unconditional)
-        for rule in rules[1:]:
-            kept &= rule(values, conditional, unconditional)
-        return kept
+    def keep(conditional, unconditional, timesteps) -> jax.Array:
+        signal = jnp.sqrt(jnp.asarray(noise_scheduler.alphas_cumprod)[timesteps])
+        difference = jax.lax.stop_gradient(conditional - unconditional)
+        effect = as_noise(noise_scheduler.prediction_type, difference, signal)
+        return functools.reduce(operator.and_, (rule(values, effect) for rule in rules))
 
     return keep

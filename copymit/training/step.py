@@ -46,7 +46,7 @@ def make_train_step(
     """
     learning_rate = make_learning_rate(config.train)
     perturb = training_text(config.mitigation.train)
-    keep_rule = kept_examples(config.mitigation.train)
+    keep_rule = kept_examples(config.mitigation.train, noise_scheduler)
 
     def train_step(
         state: TrainState, batch, seed: SeedKey
@@ -72,7 +72,7 @@ def make_train_step(
                 empty = model.encode_text(networks, jnp.asarray(empty_ids)[None])
                 empty = jnp.broadcast_to(empty, hidden_states.shape)
                 unconditional = predict(noisy_latents, timesteps, empty)
-                return keep_rule(model_pred, unconditional)
+                return keep_rule(model_pred, unconditional, timesteps)
 
             losses = denoising_loss(
                 predict,

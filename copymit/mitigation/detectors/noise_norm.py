@@ -1,12 +1,13 @@
-"""Text-conditional noise: how much the text changes the prediction.
+"""Text-conditional noise: how much the text changes the predicted noise.
 
-`||f(x, c) - f(x, 0)||`, the norm of the difference and not the difference of norms.
+`||f(x, c) - f(x, 0)||`, the norm of the difference and not the difference of norms, as of
+64x64x4 latents: the unit of `generate.prompt_target`.
 """
 
 import jax.numpy as jnp
 
 from copymit.mitigation.detectors import Detector
-from copymit.mitigation.observation import norm
+from copymit.mitigation.effect import published_norms
 
 _SOURCE = (
     "Wen et al. 2024, Detecting, Explaining, and Mitigating Memorization in Diffusion "
@@ -19,7 +20,7 @@ DETECTORS = (
         "text-conditional noise, step 1",
         _SOURCE,
         0,
-        lambda seen, options: norm(seen.first.difference),
+        lambda seen, options: published_norms(seen.first.difference),
     ),
     Detector(
         "noise_norm_mean",

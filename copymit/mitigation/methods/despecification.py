@@ -26,7 +26,7 @@ def _scales(
 
 def _check(values: Values, circumstances: Circumstances) -> str | None:
     scale = circumstances.guidance_scale
-    if max(scale, values["guidance_before"]) > 1:
+    if max(scale, values["guidance_before"], values["dynamic_before"]) > 1:
         return None
     return (
         f"takes guidance off down to a scale of 1, and eval.guidance_scale={scale} "

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from copymit.mitigation.guidance import GuidanceSchedule
-from copymit.mitigation.methods.opposite_guidance import GUIDANCE_BEFORE
 from copymit.mitigation.record import Mitigation, Setting
 
 
@@ -24,20 +23,14 @@ class Watched(NamedTuple):
     guided: Bool[Array, " B"]
 
 
-def dynamic_transition(
-    guidance_scale: float, before: float, latest_step: int
-) -> GuidanceSchedule:
-    """Guides after the first local minimum of each example's own magnitude (DTP).
+def dynamic_transition(guidance_scale: float, before: float) -> GuidanceSchedule:
+    """Guides from the first local minimum of each example's own magnitude on.
 
-    A minimum shows when the magnitude rises again: guidance begins at the step after it.
-    Neither the first nor the last step can be a minimum. The paper's code finds the
-    minimum in a sampling of its own before the actual one; here it is watched for on
-    the way, at no cost.
+    A minimum shows when the magnitude rises again: guidance begins at that step. Neither
+    the first nor the last step can be a minimum, and without one there is no guidance.
 
     Args:
-      before: guidance scale before the transition; 0, or -2 for opposite guidance.
-      latest_step: number of the step at which guidance begins without a minimum; the
-        paper's code takes 5 of 50.
+      before: guidance scale before the transition.
     """
 
     def init(batch_size):
@@ -46,8 +39,9 @@ def dynamic_transition(
         return Watched(jnp.full(batch_size, -jnp.inf), no, no)
 
     def scale(state, step, magnitudes):
+        del step
         rises = state.falling & (magnitudes > state.magnitudes)
-        guided = state.guided | rises | (step.number >= latest_step)
+        guided = state.guided | rises
         state = Watched(magnitudes, magnitudes < state.magnitudes, guided)
         return state, jnp.where(guided, guidance_scale, before)
 
@@ -61,17 +55,26 @@ MITIGATIONS = (
         "guidance begins where its magnitude has its first minimum",
         (
             Setting("generate.dynamic_transition", False, "whether it does"),
-            GUIDANCE_BEFORE,
+            Setting(
+                "generate.dynamic_before",
+                1.0,
+                "guidance scale before the minimum; 1 is the prediction with the prompt, "
+                "below 0 leads away from it",
+                -100,
+                100,
+            ),
         ),
         strength=True,
-        published="",
-        changed="",
+        published="scale 1 before the first minimum, 7.5 from there on",
+        changed="where the network predicts velocity, the magnitude is that of the noise; "
+        "the authors' script for opposite guidance, which finds the minimum in a sampling "
+        "before, is left out",
         source="Jain et al. 2025; SonyResearch/mitigating_memorization",
         label="dynamic guidance",
         tried=(True,),
         needs=frozenset({"guidance"}),
         guidance=lambda values, scale, num_steps: dynamic_transition(
-            scale, values["guidance_before"], num_steps // 2
+            scale, values["dynamic_before"]
         ),
     ),
 )

@@ -44,7 +44,7 @@ MITIGATIONS = (
         source="`mixup_noise_lam` of somepago/DCR",
         label="mixup",
         tried=(0.1, 1.0),
-        order=-1,
+        order=1,  # the original code adds its noise before
         training_text=lambda values, hidden, key: mix_embeddings(
             hidden, key, values["embedding_mixup"]
         ),

@@ -19,9 +19,9 @@ MITIGATIONS = (
         (GUIDANCE_BEFORE,),
         strength=-2.0,
         published="-2, with a static transition at 650",
-        changed="",
+        changed="with a dynamic transition it is `generate.dynamic_before`",
         source="Jain et al. 2025; `--guidance_scale` of SonyResearch/"
         "mitigating_memorization",
-        beside=("static_transition", "dynamic_transition"),
+        beside=("static_transition",),
     ),
 )

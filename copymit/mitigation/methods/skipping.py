@@ -1,26 +1,21 @@
 """Skipping: examples are not trained on while they are being memorised."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from copymit.mitigation.descent import row_norms
+from copymit.mitigation.effect import published_norms
 from copymit.mitigation.record import Mitigation, Setting
 
 
 def keep_unremembered(
-    conditional: Float[Array, "B h w c"],
-    unconditional: Float[Array, "B h w c"],
-    threshold: float,
+    effect: Float[Array, "B h w c"], threshold: float
 ) -> Bool[Array, " B"]:
-    """Keeps the examples whose caption does not change the prediction by much.
+    """Keeps the examples whose caption does not change the predicted noise by much.
 
-    `||f(x_t, c) - f(x_t, 0)|| < threshold`, at the example's own noise and timestep; no
-    gradient flows through the choice. The norm grows with the root of the latents' size,
-    so a threshold holds for one resolution.
+    `||e(x_t, c) - e(x_t, 0)|| < threshold`, at the example's own noise and timestep; no
+    gradient flows through the choice.
     """
-    difference = jax.lax.stop_gradient(conditional - unconditional)
-    return row_norms(difference) < jnp.asarray(threshold)
+    return published_norms(jax.lax.stop_gradient(effect)) < threshold
 
 
 MITIGATIONS = (
@@ -32,14 +27,15 @@ MITIGATIONS = (
             Setting(
                 "train.skip_above",
                 0.0,
-                "norm of the caption's effect on the prediction",
+                "norm of the caption's effect on the predicted noise, of 64x64x4 latents",
                 0,
                 1e6,
             ),
         ),
         strength=2.0,
-        published="2 for 64x64x4 latents and predicted noise",
-        changed="",
+        published="2, for SD 1.4, whose latents are 64x64x4 and which predicts noise",
+        changed="norms of other sizes are scaled to 64x64x4, and velocity is converted to "
+        "noise, so that 2 means the same for all networks",
         source="Wen et al. 2024, Detecting, Explaining, and Mitigating Memorization in "
         "Diffusion Models, section 5.2; `--hard_threshold` of "
         "YuxinWenRick/diffusion_memorization",
@@ -47,8 +43,6 @@ MITIGATIONS = (
         tried=(2.0, 3.0),
         tried_small=(12.0, 20.0),
         needs=frozenset({"a caption beside the empty one"}),
-        keep=lambda values, conditional, unconditional: keep_unremembered(
-            conditional, unconditional, values["skip_above"]
-        ),
+        keep=lambda values, effect: keep_unremembered(effect, values["skip_above"]),
     ),
 )
