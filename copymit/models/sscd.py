@@ -1,7 +1,7 @@
 """SSCD, the copy detector: a ResNet with GeM pooling and a linear head.
 
 In: normalised images. Out: features whose cosine tells copies. Reads the published files
-of all three formats: torchvision, Classy Vision and TorchScript.
+of all three formats (torchvision, Classy Vision and TorchScript), and quantised ONNX.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from copymit.models.batch_norm import fold_batch_norms
 from copymit.models.functional import trace_module
 from copymit.models.initializers import LECUN_NORMAL
+from copymit.models.onnx_files import read_onnx_weights
 from copymit.models.resnet import (
     BATCH_NORM_EPSILON,
     NORM_AFTER,
@@ -96,7 +97,8 @@ def load_sscd(path: str | Path, architecture: str) -> Sscd:
     """Loads published weights.
 
     Args:
-      path: a `.torchvision.pt`, `.classy.pt` or `.torchscript.pt` file.
+      path: a `.torchvision.pt`, `.classy.pt` or `.torchscript.pt` file; or an `.onnx`
+        file, whose exporter folded the batch norms.
       architecture: key of `ARCHITECTURES`.
     Raises:
       FileNotFoundError: no file at `path`.
@@ -104,7 +106,8 @@ def load_sscd(path: str | Path, architecture: str) -> Sscd:
         unused or misshapen.
     """
     config = ARCHITECTURES[architecture]
-    tensors = _renamed(read_torch_tensors(path))
+    quantised = Path(path).suffix == ".onnx"
+    tensors = _renamed((read_onnx_weights if quantised else read_torch_tensors)(path))
     found = _recognise(tensors)
     if found != config:
         holds = found.label if found else f"{', '.join(list(tensors)[:3])} and so on"
@@ -114,10 +117,11 @@ def load_sscd(path: str | Path, architecture: str) -> Sscd:
         )
     model = trace_module(lambda rngs: Sscd(config, rngs=rngs))
     try:
-        folded = fold_batch_norms(
-            tensors, NORM_AFTER, BATCH_NORM_EPSILON, "the published file"
-        )
-        load_torch_state(model, folded)
+        if not quantised:
+            tensors = fold_batch_norms(
+                tensors, NORM_AFTER, BATCH_NORM_EPSILON, "the published file"
+            )
+        load_torch_state(model, tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return model

@@ -7,8 +7,6 @@ is interrupted computes only what is missing, and other settings make another ca
 
 import hashlib
 import json
-import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,13 +22,11 @@ from copymit.data.captions import VariedCaptions
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import CachedEmbeddings, CachedMoments, Images
 from copymit.data.row_store import RowStore
-from copymit.metrics import format_duration
 from copymit.models.assembly import DiffusionModel
 from copymit.models.functional import Params
+from copymit.progress import Progress
 from copymit.sharding import batch_sharding, wait_for_all
 from copymit.training.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 _IMAGES_PER_DEVICE = 8
 
@@ -137,8 +133,7 @@ def _fill(
     sharding = batch_sharding(mesh)
     size = _IMAGES_PER_DEVICE * max(1, len(mesh.local_devices))
     encode = jax.jit(compute, out_shardings=sharding)
-    started, done = time.perf_counter(), 0
-    total = sum(len(store.shard(index)) for index in mine)
+    progress = Progress("cached", sum(len(store.shard(i)) for i in mine), unit=what)
     for turn in range(shards):
         rows = store.shard(mine[turn] if turn < len(mine) else missing[0])
         parts = []
@@ -149,12 +144,7 @@ def _fill(
             parts.append(_local_rows(encode(frozen, batch)))
         if turn < len(mine):
             store.write(mine[turn], np.concatenate(parts)[: len(rows)])
-            done += len(rows)
-            rate = done / (time.perf_counter() - started)
-            remaining = format_duration((total - done) / rate)
-            logger.info(
-                "cached %d/%d %s  %.1f/s  ETA %s", done, total, what, rate, remaining
-            )
+            progress.add(len(rows))
     wait_for_all(f"cache of {what}")
 
 

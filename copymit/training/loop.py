@@ -82,7 +82,7 @@ def train(
     optimizer = make_optimizer(config.train)
 
     # 2. Data.
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     check_captions_vary(config, dataset.source.caption_counts[dataset.indices])
     draws = _make_draws(config, dataset)
     preview = make_preview(config, model, noise_scheduler, dataset, workdir)

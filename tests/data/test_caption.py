@@ -14,7 +14,7 @@ from copymit.data.caption import __main__ as caption_command
 from copymit.data.caption import writing
 from copymit.data.caption.__main__ import main
 from copymit.data.captions import random_caption
-from copymit.data.sources import FolderSource
+from copymit.data.folder_source import FolderSource
 from copymit.data.tokenizer import make_tokenizer
 
 torch = pytest.importorskip("torch", reason="the extra caption is not installed")

@@ -17,6 +17,7 @@ CLASSES = ("cat", "owl", "yak")
 
 def _config(**changes):
     config = common.get_config().data
+    config.caption_style = "instance" if "captions" in changes else "class"
     config.update(changes)
     return config
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from copymit.data.examples import ExampleSource
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource, shard_name
-from copymit.data.sources import FolderSource, load_source
+from copymit.data.sources import load_source
 
 
 @pytest.fixture(scope="module")

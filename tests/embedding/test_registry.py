@@ -7,9 +7,13 @@ from copymit.embedding.registry import (
     EMBEDDERS,
     WEIGHTS,
     check_embedders,
+    check_weights,
     make_embedder,
+    weights_name,
 )
 from copymit.settings import evaluation_settings
+
+DOWNLOADED = ("sscd_disc_large", "sscd_disc_mixup", "inception")
 
 
 def test_an_embedder_that_is_not_known_is_named_beside_those_that_are():
@@ -28,11 +32,25 @@ def test_every_weights_file_has_a_setting_and_no_setting_is_without_use():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in EMBEDDERS if n.startswith(("sscd", "inc"))]
+    "name", [n for n in EMBEDDERS if weights_name(n) in DOWNLOADED]
 )
-def test_weights_that_must_be_downloaded_are_named_with_their_setting(name):
+def test_weights_that_must_be_downloaded_are_asked_for_before_and_when_they_are_read(
+    name,
+):
     with pytest.raises(ValueError, match=r"eval\.weights\.\w+=PATH"):
         make_embedder(name)
+    with pytest.raises(ValueError, match=r"eval\.weights\.\w+=PATH"):
+        check_weights(["pixels", name], {})
+    given = {weights_name(name): "gone.pt"}
+    with pytest.raises(FileNotFoundError, match=rf"gone\.pt.*{weights_name(name)}"):
+        check_weights([name], given)
+    check_weights([name], {weights_name(name): __file__})
+
+
+def test_weights_of_packages_and_hubs_are_not_asked_for():
+    names = [name for name in EMBEDDERS if weights_name(name) not in DOWNLOADED]
+    assert {"efficientnet_lite0", "sscd_288_int8", "dinov2_vits14"} <= set(names)
+    check_weights(names, {})
 
 
 def test_protocols_differ_in_name_and_in_words():

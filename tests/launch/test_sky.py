@@ -74,13 +74,15 @@ def test_a_failed_training_is_not_evaluated_and_its_exit_code_is_kept(run_shell)
 
 def test_the_hosts_install_what_is_pinned_into_a_new_enough_python(run_shell, tmp_path):
     (tmp_path / ".venv/bin/python").unlink()
-    _, (venv, install) = run_shell("setup")
+    _, (venv, install, weights) = run_shell("setup")
     packages = configparser.ConfigParser()
     packages.read(ROOT / "setup.cfg")
     oldest = packages["options"]["python_requires"].removeprefix(">=")
     assert venv == f"uv venv --python {oldest} .venv"
-    (extra,) = re.findall(r"-c constraints.txt -e \.\[(\w+)\]", install)
-    assert extra in packages["options.extras_require"]
+    (extras,) = re.findall(r"-c constraints.txt -e \.\[([\w,]+)\]", install)
+    assert set(extras.split(",")) <= set(packages["options.extras_require"])
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert f"{weights.split()[-1]} ;" in pinned
 
 
 def test_a_slice_that_nobody_uses_is_given_back():

@@ -38,7 +38,7 @@ def test_every_name_and_alias_switches_its_own_setting_on(name, config):
     section, key = mitigation.switch.section, mitigation.switch.name
     # Opposite guidance alone would have no end.
     if name == "opposite_guidance":
-        config.mitigation.generate.guidance_transition = 650
+        config.mitigation.generate.update(guidance_transition=650)
     for alias in (name, mitigation.switch.path, *mitigation.aliases):
         config.mitigation.apply = (alias,)
         resolved = with_mitigations(config)

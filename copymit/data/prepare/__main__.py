@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 from copymit.console import explain_bad_input, set_up_logging
 from copymit.data.captions_file import CAPTIONS_FORMATS
-from copymit.data.examples import ExampleSource
+from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.huggingface import HuggingfaceSource
 from copymit.data.prepare.imagenette import CONFIGS, SPLITS, open_imagenette
 from copymit.data.prepare.img2dataset import Img2datasetSource
 from copymit.data.prepare.write import Settings, write_data_set
-from copymit.data.sources import FolderSource
 
 _logger = logging.getLogger("copymit.data.prepare")
 
@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             shard_bytes=arguments.shard_mib * 2**20,
         )
         source = _open(arguments, stack)
+        _logger.info("%s", describe_captions(source))
+        if left_out := describe_left_out(source):
+            _logger.warning("%s", left_out)
+        if fault := getattr(source, "caption_fault", ""):
+            raise ValueError(fault)
         summary = write_data_set(
             source, arguments.output, settings, getattr(source, "skipped", ())
         )
@@ -55,6 +60,8 @@ def _open(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Example
                 arguments.source,
                 arguments.captions,
                 captions_format=arguments.captions_format,
+                caption_column=arguments.caption_column,
+                split=arguments.split,
             )
         case "img2dataset":
             skip = arguments.on_corrupt == "skip"
@@ -89,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard_mib", type=int, default=64, help="size of a file of records")
     add("--debug", action="store_true", help="show where an error was found")
     captions = argparse.ArgumentParser(add_help=False)
-    captions.add_argument("--captions", help="JSON: image path -> list of captions")
+    captions.add_argument("--captions", help="image path -> captions: JSON, CSV, ...")
     captions.add_argument("--captions_format", choices=CAPTIONS_FORMATS, default="auto")
     parser = argparse.ArgumentParser(
         prog="python -m copymit.data.prepare",
@@ -99,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     folder = commands.add_parser("folder", parents=[shared, captions])
     folder.add_argument("source", help="images, or folders of classes with images")
+    folder.add_argument("--split", help="train, test, ..., if there are several")
+    folder.add_argument(
+        "--caption_column", default="", help="of a table; or several: a,b"
+    )
     img2dataset = commands.add_parser("img2dataset", parents=[shared])
     img2dataset.add_argument("source", help="its --output_folder")
     huggingface = commands.add_parser("huggingface", parents=[shared])

@@ -41,7 +41,7 @@ def open_model(
     config = with_mitigations(with_pretrained_settings(config))
     for problem in unused_in_evaluation(config.mitigation, mitigation_settings()):
         logger.warning(problem)
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     # A hub id, or a name that copymit knows, is no path.
     places = [
         place_of(path) if os.path.exists(path) else path

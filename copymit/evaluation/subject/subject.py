@@ -38,6 +38,11 @@ class Run(NamedTuple):
     workdir: epath.Path | None
 
 
+def captions_of(source: ExampleSource) -> Mapping[str, Sequence[str]]:
+    """Returns the captions of a source, or none if some of its images have none."""
+    return SourceCaptions(source) if source.caption_counts.all() else {}
+
+
 class SourceCaptions(Mapping[str, Sequence[str]]):
     """The captions of a source by example id, read when they are asked for."""
 
@@ -205,7 +210,7 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
         if len(dataset.heldout)
         else None,
         size=size,
-        captions=SourceCaptions(source),
+        captions=captions_of(source),
         made=Generated(out, size),
         run=run,
         **fields,

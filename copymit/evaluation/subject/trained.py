@@ -68,7 +68,7 @@ def _open(
 ) -> Subject:
     from copymit.pretrained.trained import load_trained
 
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     duplication = read_duplication(workdir, dataset)
     load = functools.partial(load_trained, config, workdir, step)
     return subject_of_run(

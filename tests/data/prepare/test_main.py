@@ -10,9 +10,9 @@ import pytest
 
 from configs import demo
 from copymit.data.dataset import load_dataset
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.__main__ import main
 from copymit.data.record_source import RecordSource
-from copymit.data.sources import FolderSource
 
 
 def captions_of(folder):
@@ -97,7 +97,7 @@ print(builder.info.features["label"].names, "tensorflow" in sys.modules)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size = (folder / "dogs/10.png").stat().st_size
     assert done.stdout.splitlines() == [
-        f"12 b'dogs/10.png' [b'An image of dogs'] 1 {size}",
+        f"12 b'dogs/10.png' [] 1 {size}",
         "(16, 16, 3)",
         "['cats', 'dogs'] False",
     ]
