@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     data.duplication_factor = 5  # how many times likelier those are drawn
     data.manifest = ""  # CSV or parquet: example_id, factor[, captions]; "" = none
     data.duplication_mode = "weights"  # as sampling says | counts: exact, or refused
-    data.sampling = "epochs"  # epochs (without replacement) | replacement
+    data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # and every caption, where the text encoder is frozen
     data.num_threads = 2  # Grain reader threads per process
@@ -108,7 +108,9 @@ def get_config() -> ConfigDict:
     diffusion.num_train_timesteps = 1000
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
     diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only
-    diffusion.timestep_spacing = "leading"  # leading | linspace | trailing; see eval
+    # leading | linspace | trailing; "" = as usual for eval.sampler: leading for ddim,
+    # linspace for dpmsolver++ and euler
+    diffusion.timestep_spacing = ""
     diffusion.steps_offset = 1  # added to every leading timestep
     diffusion.set_alpha_to_one = True  # False: ddim ends at timestep 0's noise level
 

@@ -165,6 +165,7 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
                     **setting.evaluate,
                     "eval.prompts": "each",
                     "eval.num_generations": 120,
+                    "eval.sampler": "dpmsolver++",
                 },
                 model="stable-diffusion-v1-4",
             )
