@@ -1,6 +1,7 @@
 """The training objective: clean latents and text in, one loss per example out."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,24 @@ from copymit.diffusion.noise_scheduler import (
 Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(noisy_latents, timesteps, encoder_hidden_states) -> model_pred."""
 
+
+class Noised(NamedTuple):
+    """What the network is to be trained on.
+
+    Attributes:
+      noisy_latents: what it sees.
+      scales: of each example, of its prediction.
+      target: of the scaled prediction.
+    """
+
+    noisy_latents: Float[Array, "B h w c"]
+    scales: Float[Array, " B"]
+    target: Float[Array, "B h w c"]
+
+
+Noising = Callable[[jax.Array, jax.Array, jax.Array], Noised]
+"""(latents, noise, timesteps) -> what is trained on in the place of the usual."""
+
 Keep = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(model_pred, noisy_latents, timesteps) -> which examples count, bool (B,)."""
 
@@ -29,12 +48,14 @@ def denoising_loss(
     *,
     min_snr_gamma: float | None = None,
     keep: Keep | None = None,
+    noising: Noising | None = None,
 ) -> Float[Array, " B"]:
     """Computes the mean squared error of each example at a uniformly drawn timestep.
 
     Args:
       keep: examples that do not count have loss 0, and the others more, so that the mean
         of the batch is that of those that count; None counts all.
+      noising: None adds the noise to the latents and asks for it, or for the velocity.
       min_snr_gamma: weights each example by `min_snr_weights`; None weights all alike.
     Raises:
       ValueError: if `min_snr_gamma` is not positive.
@@ -46,10 +67,15 @@ def denoising_loss(
         timestep_key, latents.shape[:1], 0, noise_scheduler.num_train_timesteps
     )
     noise = jax.random.normal(noise_key, latents.shape, latents.dtype)
-    noisy_latents = add_noise(noise_scheduler, latents, noise, timesteps)
-    target = training_target(noise_scheduler, latents, noise, timesteps)
-    model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
-    losses = jnp.mean((model_pred - target) ** 2, axis=(1, 2, 3))
+    if noising is None:
+        noisy_latents = add_noise(noise_scheduler, latents, noise, timesteps)
+        target = training_target(noise_scheduler, latents, noise, timesteps)
+        model_pred = scaled = predict(noisy_latents, timesteps, encoder_hidden_states)
+    else:
+        noisy_latents, scales, target = noising(latents, noise, timesteps)
+        model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
+        scaled = scales[:, None, None, None] * model_pred
+    losses = jnp.mean((scaled - target) ** 2, axis=(1, 2, 3))
     if min_snr_gamma is not None:
         weights = min_snr_weights(noise_scheduler, min_snr_gamma)
         losses *= jnp.asarray(weights)[timesteps]

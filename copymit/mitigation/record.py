@@ -13,7 +13,8 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from copymit.data.captions import CaptionFunction
-from copymit.diffusion.noise_scheduler import PredictionType
+from copymit.diffusion.noise_scheduler import NoiseScheduler, PredictionType
+from copymit.diffusion.objective import Noised
 from copymit.diffusion.sampler import Step
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.guidance import GuidanceSchedule
@@ -37,6 +38,9 @@ Need = Literal[
 Caption = Callable[[Values, Decode], Callable[[CaptionFunction], CaptionFunction]]
 TrainingText = Callable[[Values, jax.Array, jax.Array], jax.Array]
 Keep = Callable[[Values, Float[Array, "B h w c"]], Bool[Array, " B"]]
+Noising = Callable[
+    [Values, NoiseScheduler, jax.Array, jax.Array, jax.Array, jax.Array], Noised
+]
 Prompt = Callable[[Values, Decode], Rewrite]
 Text = Callable[[Values, Float[Array, "1 L D"], jax.Array], Float[Array, "1 L D"]]
 Attention = Callable[
@@ -142,6 +146,8 @@ class Mitigation(NamedTuple):
       training_text: changes embeddings "B L D" of a training, by a key; on the device.
       keep: (values, what the caption changes of the predicted noise) -> which examples of
         a batch are trained on.
+      noising: (values, noise scheduler, latents, noise, timesteps, a key of each image)
+        -> what a training sees and asks for; at most one of them can be on.
       prompt: rewrites prompts of a generation; on the host.
       text: changes the embedding of one text of a generation by a key; on the device.
       attention: (values, token ids of the rows, which of them have the prompt and not
@@ -173,6 +179,7 @@ class Mitigation(NamedTuple):
     caption: Caption | None = None
     training_text: TrainingText | None = None
     keep: Keep | None = None
+    noising: Noising | None = None
     prompt: Prompt | None = None
     text: Text | None = None
     attention: Attention | None = None

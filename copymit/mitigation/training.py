@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Real
 
 from copymit.data.captions import CaptionFunction
 from copymit.diffusion.noise_scheduler import NoiseScheduler
+from copymit.diffusion.objective import Noised, Noising
 from copymit.mitigation.effect import as_noise
 from copymit.mitigation.record import Values
-from copymit.mitigation.registry import active
+from copymit.mitigation.registry import active, setting_error
 from copymit.mitigation.rewriting import Decode
 
 Perturb = Callable[[jax.Array, jax.Array], jax.Array]
@@ -71,3 +73,43 @@ def kept_examples(values: Values, noise_scheduler: NoiseScheduler) -> Keep | Non
         return functools.reduce(operator.and_, (rule(values, effect) for rule in rules))
 
     return keep
+
+
+def training_noise(
+    values: Values, noise_scheduler: NoiseScheduler
+) -> Callable[[jax.Array], Noising] | None:
+    """Returns keys of the images of a batch to how they are made noisy, or None.
+
+    Raises:
+      ValueError: if two mitigations do it.
+    """
+    found = [m for m in active("train", values) if m.noising]
+    if not found:
+        return None
+    if len(found) > 1:
+        problem = f"and {found[1].switch.name} both make images noisy: use one of them"
+        raise setting_error(found[0].switch, values, problem)
+    rule = found[0].noising
+
+    def with_keys(keys: jax.Array) -> Noising:
+        def noising(latents, noise, timesteps) -> Noised:
+            return rule(values, noise_scheduler, latents, noise, timesteps, keys)
+
+        return noising
+
+    return with_keys
+
+
+def image_keys(images: Real[Array, "B ..."], key: jax.Array) -> jax.Array:
+    """Returns a key of each image, the same at every visit: it is made of its content.
+
+    Args:
+      images: pixels or moments, as the batch has them.
+    """
+    rows = images.reshape(len(images), -1)
+    if jnp.issubdtype(rows.dtype, jnp.floating):
+        rows = jax.lax.bitcast_convert_type(rows.astype(jnp.float32), jnp.uint32)
+    # Sums of integers do not depend on their order; odd weights notice a swap.
+    weights = 2 * jnp.arange(rows.shape[1], dtype=jnp.uint32) + 1
+    sums = jnp.sum(rows.astype(jnp.uint32) * weights, axis=1, dtype=jnp.uint32)
+    return jax.vmap(lambda s: jax.random.fold_in(key, s))(sums)

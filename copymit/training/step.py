@@ -12,7 +12,12 @@ from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import denoising_loss
-from copymit.mitigation.training import kept_examples, training_text
+from copymit.mitigation.training import (
+    image_keys,
+    kept_examples,
+    training_noise,
+    training_text,
+)
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
 from copymit.training.state import TrainState, make_learning_rate
@@ -46,6 +51,7 @@ def make_train_step(
     """
     learning_rate = make_learning_rate(config.train)
     perturb = training_text(config.mitigation.train)
+    noise_rule = training_noise(config.mitigation.train, noise_scheduler)
     keep_rule = kept_examples(config.mitigation.train, noise_scheduler)
 
     def train_step(
@@ -56,6 +62,9 @@ def make_train_step(
         )
         latents_key, noise_key = jax.random.split(step_key)
         text_key = jax.random.fold_in(step_key, 2)
+        noising = noise_rule and noise_rule(
+            image_keys(_content(batch), jax.random.wrap_key_data(jnp.asarray(seed)))
+        )
         moments = _moments(model, state.frozen, batch)
         latents = model.sample_latents(moments, latents_key)
 
@@ -82,6 +91,7 @@ def make_train_step(
                 noise_key,
                 min_snr_gamma=config.train.min_snr_gamma or None,
                 keep=keep if keep_rule else None,
+                noising=noising,
             )
             return jnp.mean(losses), jnp.mean(losses == 0)
 
@@ -115,6 +125,11 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _content(batch) -> jax.Array:
+    """Takes what an image is in this batch, the same at every visit."""
+    return batch["moments"] if "moments" in batch else batch["pixel_values"]
 
 
 def _moments(model: DiffusionModel, frozen, batch) -> jax.Array:
