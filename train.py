@@ -10,6 +10,7 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 --coordinator, --num_processes and --process_id.
 """
 
+import logging
 from typing import Any
 
 from absl import app, flags
@@ -45,7 +46,23 @@ def main(argv: list[str]) -> None:
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
+        _warn_of_missing_weights(_CONFIG.value)
         train(_CONFIG.value, _WORKDIR.value, _make_monitor)
+
+
+def _warn_of_missing_weights(config: ConfigDict) -> None:
+    """Says before a day of training what its evaluation will lack."""
+    from copymit.embedding.registry import check_weights
+
+    for name in dict.fromkeys([*config.eval.embedders, *config.eval.quality_embedders]):
+        try:
+            check_weights([name], config.eval.weights)
+        except (ValueError, OSError) as error:
+            logging.getLogger("copymit").warning(
+                "the evaluation of this run will need %s: %s", name, error
+            )
+        except KeyError:
+            pass  # an unknown name is refused by the evaluation, with those that exist
 
 
 def _make_monitor(config: ConfigDict, *rest: Any):

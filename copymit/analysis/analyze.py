@@ -8,6 +8,7 @@ OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
 OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,17 +36,22 @@ from copymit.analysis.clusters import (
     tabulate_clusters,
 )
 from copymit.analysis.listing import list_examples, list_faults, readable_rows
-from copymit.analysis.near import Near, find_near
+from copymit.analysis.near import MIN_CALIBRATION, Near, find_near
 from copymit.analysis.page import Findings, write_page
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
 from copymit.embedding.embed import embed, embed_texts
 from copymit.embedding.image_set import ImageSet, open_images
 from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
+from copymit.embedding.sscd import PROTOCOLS, find_sscd
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.search.nearest import Backend
 
 logger = logging.getLogger(__name__)
+
+_SSCD_FOR_FEW = "sscd_288_int8"
+_MANY = 100_000  # images from which the time of one process is worth a word
+_CPU_SECS = 0.035  # an image: 1,852 emoji at 224 px by EfficientNet-Lite0, two cores
 
 
 class Settings(NamedTuple):
@@ -131,6 +137,32 @@ def check_settings(settings: Settings) -> None:
             )
 
 
+def settings_for_few(settings: Settings, num_images: int) -> Settings:
+    """Fixes the threshold where there are too few images to calibrate one.
+
+    It is SSCD's published one: of the embedder that was chosen, or of the SSCD that is
+    installed, in place of the default embedder. Else only equal pixels are duplicates.
+    """
+    if settings.threshold is not None or num_images >= MIN_CALIBRATION:
+        return settings
+    found = settings.embedder
+    if found not in PROTOCOLS and found == Settings().embedder:
+        with contextlib.suppress(OSError, ValueError):
+            find_sscd(_SSCD_FOR_FEW)
+            found = _SSCD_FOR_FEW
+    few = f"{num_images} different images are too few to calibrate a threshold"
+    if found not in PROTOCOLS:
+        logger.warning(
+            "%s (it takes %d): only equal files and equal pixels are called duplicates. "
+            "pip install copymit[sscd] for near ones, or give --threshold, such as 0.9",
+            *(few, MIN_CALIBRATION),
+        )
+        return settings._replace(threshold=1.0)
+    published = PROTOCOLS[found].thresholds[-1]
+    logger.info("%s: %s at %g (%s)", few, found, *published)
+    return settings._replace(embedder=found, threshold=published[0])
+
+
 def analyze(
     source: ExampleSource,
     out: epath.PathLike,
@@ -152,6 +184,7 @@ def analyze(
     settings = settings or Settings()
     check_settings(settings)
     out = epath.Path(out)
+    _say_what_it_takes(len(source), settings)
     everything = list_examples(source, out / "listing", fingerprint)
     table = readable_rows(everything, settings.on_corrupt)
     if len(table) < 2:
@@ -159,6 +192,7 @@ def analyze(
             f"{title} has {len(table)} images that can be read: duplicates need at "
             "least two"
         )
+    settings = settings_for_few(settings, table["pixel_digest"].nunique())
     rows = table.index.to_numpy()  # in the source
     table = table.reset_index(drop=True)
     images, near_images = _compare_images(source, rows, table, out, settings)
@@ -178,6 +212,7 @@ def analyze(
         ),
         "image_threshold": near_images.threshold,
         "image_threshold_is_calibrated": settings.threshold is None,
+        "num_captioned": int((table["caption"] != "").sum()),
         "caption_threshold": near_captions.threshold,
         "protocol": {
             "images": f"{images.embeddings.protocol}; first resized and cropped to "
@@ -200,6 +235,21 @@ def analyze(
         settings.gallery_size,
     )
     return Analysis(counts, clusters, table, manifest)
+
+
+def _say_what_it_takes(num_examples: int, settings: Settings) -> None:
+    if num_examples < MIN_CALIBRATION and settings.threshold is None:
+        logger.info(
+            "%d images: a threshold is calibrated from %d different ones or more, so the "
+            "published one of SSCD is used if it is there, else equal pixels alone",
+            *(num_examples, MIN_CALIBRATION),
+        )
+    if num_examples > _MANY:
+        logger.warning(
+            "%d images are read and embedded by this one process: about %.0f CPU hours "
+            "with the default embedder, besides what photos take longer to decode",
+            *(num_examples, num_examples * _CPU_SECS / 3600),
+        )
 
 
 def _compare_images(
@@ -238,7 +288,7 @@ def _compare_images(
 def _compare_captions(
     table: pd.DataFrame, out: epath.Path, settings: Settings
 ) -> tuple[Side, Near]:
-    """Compares every different caption once."""
+    """Compares every different caption once; what has none is like nothing else."""
     number, texts = pd.factorize(table["caption"].map(normalise_caption))
     name = choose_caption_embedder(settings.caption_embedder, settings.weights)
     features = make_caption_features(name, texts, settings.weights)
@@ -246,6 +296,9 @@ def _compare_captions(
     by_themselves = dict(zip(texts, texts, strict=True))
     embed_texts(features.compute, features.protocol, by_themselves, store)
     embeddings = load_embeddings(store)
+    if not any(texts):
+        alone = np.arange(len(embeddings.ids))
+        return Side(number, embeddings, alone), Near(alone, np.empty(0), 1.0, {})
     near = find_near(
         embeddings,
         settings.caption_threshold,
@@ -265,7 +318,9 @@ def _count(
         "exact_files": count_groups(list_groups(files)),
         "exact_images": count_groups(list_groups(images.number)),
         "near_images": count_groups([c.rows for c in clusters if c.kind == "image"]),
-        "exact_captions": count_groups(list_groups(captions.number)),
+        "exact_captions": count_groups(
+            [g for g in list_groups(captions.number) if table["caption"].iloc[g[0]]]
+        ),
         "near_captions": count_groups(
             [c.rows for c in clusters if c.kind == "caption"]
         ),

@@ -52,6 +52,7 @@ _PLUGIN_FORMATS = {
     b"ftypmif1": "HEIF: pip install pillow-heif",
     b"ftypavif": "AVIF, and this Pillow was built without: pip install pillow again",
     b"JXL ": "JPEG XL: pip install pillow-jxl-plugin",
+    b"version https://": "a pointer of git-lfs and not the file: run git lfs pull",
 }
 # Chunks of a PNG that hold no pixels; Pillow refuses a file whose are large.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -185,7 +186,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _plugin_for(head: bytes) -> str | None:
-    signs = (what for sign, what in _PLUGIN_FORMATS.items() if sign in head[:16])
+    signs = (what for sign, what in _PLUGIN_FORMATS.items() if sign in head[:20])
     return next(signs, None)
 
 

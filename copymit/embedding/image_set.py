@@ -28,6 +28,7 @@ from copymit.data.images import (
     read_size,
     resize_and_crop,
 )
+from copymit.data.sources import open_folder
 from copymit.data.tar_source import TarSource
 from copymit.progress import Progress
 
@@ -69,7 +70,7 @@ def reader_by_id(
 
 
 def open_source(images: Any) -> ExampleSource | None:
-    """Opens what lies in files: a folder, a tar file or a pattern of several.
+    """Opens what lies in files: a folder of any kind, a tar file or a pattern of several.
 
     Returns:
       None for anything else, which `open_images` may know.
@@ -88,7 +89,7 @@ def open_source(images: Any) -> ExampleSource | None:
             raise FileNotFoundError(f"no tar file matches {str(images)!r}")
         return TarSource(paths)
     try:
-        return FolderSource(images)
+        return open_folder(images)
     except LayoutError as error:
         raise ValueError(
             f"{error}. Or give a pattern: {os.path.join(str(images), '**', '*.png')!r}"

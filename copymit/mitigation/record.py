@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from copymit.data.captions import CaptionFunction
 from copymit.diffusion.noise_scheduler import NoiseScheduler, PredictionType
-from copymit.diffusion.objective import Noised
+from copymit.diffusion.objective import Draw, Noised
 from copymit.diffusion.sampler import Step
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.guidance import GuidanceSchedule
@@ -38,9 +38,7 @@ Need = Literal[
 Caption = Callable[[Values, Decode], Callable[[CaptionFunction], CaptionFunction]]
 TrainingText = Callable[[Values, jax.Array, jax.Array], jax.Array]
 Keep = Callable[[Values, Float[Array, "B h w c"]], Bool[Array, " B"]]
-Noising = Callable[
-    [Values, NoiseScheduler, jax.Array, jax.Array, jax.Array, jax.Array], Noised
-]
+Noising = Callable[[Values, NoiseScheduler, jax.Array, Draw, jax.Array], Noised]
 Prompt = Callable[[Values, Decode], Rewrite]
 Text = Callable[[Values, Float[Array, "1 L D"], jax.Array], Float[Array, "1 L D"]]
 Attention = Callable[
@@ -146,7 +144,7 @@ class Mitigation(NamedTuple):
       training_text: changes embeddings "B L D" of a training, by a key; on the device.
       keep: (values, what the caption changes of the predicted noise) -> which examples of
         a batch are trained on.
-      noising: (values, noise scheduler, latents, noise, timesteps, a key of each image)
+      noising: (values, noise scheduler, latents, draw of the step, a key of each image)
         -> what a training sees and asks for; at most one of them can be on.
       prompt: rewrites prompts of a generation; on the host.
       text: changes the embedding of one text of a generation by a key; on the device.

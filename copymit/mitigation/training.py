@@ -14,7 +14,7 @@ from jaxtyping import Array, Real
 
 from copymit.data.captions import CaptionFunction
 from copymit.diffusion.noise_scheduler import NoiseScheduler
-from copymit.diffusion.objective import Noised, Noising
+from copymit.diffusion.objective import Draw, Noised
 from copymit.mitigation.effect import as_noise
 from copymit.mitigation.record import Values
 from copymit.mitigation.registry import active, setting_error
@@ -25,6 +25,10 @@ Perturb = Callable[[jax.Array, jax.Array], jax.Array]
 
 Keep = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(conditional, unconditional prediction, timesteps) -> which examples count, bool (B,)."""
+
+
+Noising = Callable[[jax.Array, Draw, jax.Array], Noised]
+"""(latents, draw of the step, a key of each image) -> what is trained on."""
 
 
 def own_key(key: jax.Array, name: str) -> jax.Array:
@@ -75,29 +79,22 @@ def kept_examples(values: Values, noise_scheduler: NoiseScheduler) -> Keep | Non
     return keep
 
 
-def training_noise(
-    values: Values, noise_scheduler: NoiseScheduler
-) -> Callable[[jax.Array], Noising] | None:
-    """Returns keys of the images of a batch to how they are made noisy, or None.
+def training_noise(values: Values, noise_scheduler: NoiseScheduler) -> Noising | None:
+    """Returns how images of a batch are made noisy, or None for the usual way.
 
     Raises:
       ValueError: if two mitigations do it.
     """
     found = [m for m in active("train", values) if m.noising]
-    if not found:
-        return None
     if len(found) > 1:
         problem = f"and {found[1].switch.name} both make images noisy: use one of them"
         raise setting_error(found[0].switch, values, problem)
-    rule = found[0].noising
-
-    def with_keys(keys: jax.Array) -> Noising:
-        def noising(latents, noise, timesteps) -> Noised:
-            return rule(values, noise_scheduler, latents, noise, timesteps, keys)
-
-        return noising
-
-    return with_keys
+    rules = [
+        functools.partial(m.noising, values, noise_scheduler)
+        for m in found
+        if m.noising
+    ]
+    return rules[0] if rules else None
 
 
 def image_keys(images: Real[Array, "B ..."], key: jax.Array) -> jax.Array:

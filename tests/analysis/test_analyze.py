@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from copymit.analysis.__main__ import main
-from copymit.analysis.analyze import Settings, analyze, check_settings
+from copymit.analysis.analyze import (
+    Settings,
+    analyze,
+    check_settings,
+    settings_for_few,
+)
 from copymit.analysis.opening import open_data
 from copymit.data.examples import Example
 from copymit.data.sources import load_source
@@ -67,7 +72,8 @@ def test_every_planted_duplicate_of_an_image_is_found_and_nothing_else(planted):
 
 
 def test_the_calibrated_threshold_finds_the_same(planted, monkeypatch):
-    monkeypatch.setattr("copymit.analysis.near.MIN_CALIBRATION", 50)
+    for module in ("near", "analyze"):
+        monkeypatch.setattr(f"copymit.analysis.{module}.MIN_CALIBRATION", 50)
     folder, _ = planted
     images, captions = folder / "images", folder / "captions.json"
     source, fingerprint = open_data(str(images), str(captions))
@@ -180,10 +186,67 @@ def test_a_single_image_has_no_duplicates_to_look_for(tmp_path):
         analyze(load_source(str(tmp_path / "images")), tmp_path / "out", PIXELS)
 
 
-def test_few_images_cannot_calibrate_a_threshold(tmp_path):
+def test_among_few_images_equal_pixels_are_duplicates_and_it_is_said_before(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
     images, captions = plant(tmp_path, count=8)
-    with pytest.raises(ValueError, match=r"--threshold=0\.9"):
-        run(images, captions, tmp_path / "out", PIXELS._replace(threshold=None))
+    found = run(images, captions, tmp_path / "out", PIXELS._replace(threshold=None))
+    assert in_any_order(ids_of(found, "image")) == [
+        sorted(EXACT_FILE),
+        sorted(EXACT_PIXELS),
+    ]
+    assert "calibrated from 500 different ones or more" in caplog.messages[0]
+    told = [m for m in caplog.messages if "only equal files and equal pixels" in m]
+    assert len(told) == 1
+    assert "give --threshold" in told[0]
+    assert not found.counts["image_threshold_is_calibrated"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(embedder="sscd_288"), ("sscd_288", 0.75)),
+        (Settings(embedder="sscd_dcr"), ("sscd_dcr", 0.5)),
+        (Settings(), ("sscd_288_int8", 0.75)),
+        (Settings(embedder="pixels"), ("pixels", 1.0)),
+        (Settings(threshold=0.9), ("efficientnet_lite0", 0.9)),
+    ],
+)
+def test_few_images_are_compared_at_a_published_threshold(
+    settings, expected, monkeypatch
+):
+    monkeypatch.setattr("copymit.analysis.analyze.find_sscd", lambda protocol: None)
+    few = settings_for_few(settings, 499)
+    assert (few.embedder, few.threshold) == expected
+    assert settings_for_few(settings, 500) == settings
+
+
+def test_few_images_without_sscd_keep_the_default_embedder(monkeypatch):
+    def absent(protocol):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("copymit.analysis.analyze.find_sscd", absent)
+    few = settings_for_few(Settings(), 10)
+    assert (few.embedder, few.threshold) == ("efficientnet_lite0", 1.0)
+
+
+def test_images_without_captions_have_no_caption_in_common(tmp_path):
+    images, _ = plant(tmp_path, count=8)
+    source, _ = open_data(str(images))
+    found = analyze(source, tmp_path / "out", PIXELS)
+    assert len(ids_of(found, "image")) == 4
+    assert ids_of(found, "caption") == []
+    assert found.counts["exact_captions"]["groups"] == 0
+    page = (tmp_path / "out" / "analysis.html").read_text()
+    assert "There are no captions." in page
+    assert "The same caption" not in page
+    # Some have one: these are compared, the others are not.
+    for name in ("00", "01", "02", "03"):
+        (images / f"{name}.txt").write_text("the same" if name < "02" else name)
+    found = analyze(open_data(str(images))[0], tmp_path / "some", PIXELS)
+    assert ids_of(found, "caption") == [{"00.png", "01.png"}]
+    assert "The same caption" in (tmp_path / "some" / "analysis.html").read_text()
 
 
 def test_images_that_are_all_the_same_are_one_cluster(tmp_path):

@@ -8,7 +8,11 @@ import pytest
 
 from configs import common
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.scheduler_config import diffusion_settings, scheduler_config
+from copymit.diffusion.scheduler_config import (
+    describe_sampling,
+    diffusion_settings,
+    scheduler_config,
+)
 from copymit.diffusion.trajectory import SAMPLERS
 
 # As published, with every key.
@@ -47,6 +51,16 @@ CLASSES = [
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
 ]
 SETTINGS = {
     "stable diffusion 1": {
@@ -167,22 +181,19 @@ def test_diffusers_other_samplers_load_it_too():
             {"_class_name": "FlowMatchEuler"},
             r"_class_name='FlowMatchEuler': use .*PNDM",
         ),
-        ({"_class_name": None}, r"_class_name=None: use one of DDIMScheduler"),
+        ({"_class_name": None}, r"_class_name=None: use one of .*DDIMScheduler"),
         ({"_class_name": ["DDIM"]}, r"_class_name=\['DDIM'\]: use one of"),
         ({"trained_betas": [0.1, 0.2]}, r"trained_betas=\[0.1, 0.2\]: .*beta_schedule"),
         (
             {"trained_betas": [0.1] * 999},
             r"trained_betas=\[[0.1, ]{56}\.\.\.: a config",
         ),
-        ({"clip_sample": True}, r"clip_sample=True: .*eval.clip_latents"),
-        ({"thresholding": True}, r"thresholding=True: set it to False"),
         (
             {"prediction_type": "sample"},
             r"prediction_type='sample'.*use one of epsilon",
         ),
-        ({"use_karras_sigmas": True}, r"use_karras_sigmas=True: set it to False"),
-        ({"solver_order": 3}, r"solver_order=3: set it to 2"),
-        ({"final_sigmas_type": "sigma_min"}, r"final_sigmas_type='sigma_min'.*'zero'"),
+        ({"use_flow_sigmas": True}, r"use_flow_sigmas=True: set it to False"),
+        ({"timestep_type": "continuous"}, r"timestep_type='continuous': .*'discrete'"),
         ({"variance_type": "learned_range"}, r"variance_type='learned_range'.*network"),
         ({"beta_schedule": "sigmoid"}, r"beta_schedule='sigmoid': use .*squaredcos"),
         ({"beta_schedule": "cosine"}, r"beta_schedule='cosine': use .*squaredcos"),
@@ -210,12 +221,44 @@ def test_what_is_not_understood_is_named_with_the_way_out(changes, message):
     with pytest.raises(ValueError, match=message) as failure:
         diffusion_settings({**STABLE_DIFFUSION_1, **changes})
     assert str(failure.value).startswith("scheduler_config.json: ")
-    assert len(str(failure.value)) < 400
+    assert len(str(failure.value)) < 600
 
 
-def test_a_class_that_clips_by_default_is_not_read_as_one_that_does_not():
-    with pytest.raises(ValueError, match=r"clip_sample=True: .*eval.clip_latents"):
-        diffusion_settings({"_class_name": "DDPMScheduler"})
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, ""),
+        ({"_class_name": "DDIMScheduler"}, ""),
+        (
+            {"_class_name": "DDIMScheduler", "clip_sample": True},
+            "eval.clip_latents=1.0",
+        ),
+        ({"_class_name": "UniPCMultistepScheduler"}, "UniPCMultistepScheduler(), we"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            "Scheduler(use_karras_sigmas=True), we",
+        ),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+                "solver_order": 3,
+            },
+            "algorithm_type='sde-dpmsolver++', solver_order=3",
+        ),
+        ({"_class_name": "LCMScheduler"}, "distilled for few steps"),
+    ],
+)
+def test_another_sampler_is_noted_and_does_not_change_the_noise_levels(changes, note):
+    published = STABLE_DIFFUSION_1 | changes
+    assert diffusion_settings(published) == diffusion_settings(STABLE_DIFFUSION_1)
+    told = describe_sampling(published)
+    assert note in told
+    assert bool(told) == bool(note)
+
+
+def test_a_class_that_clips_by_default_is_told_to():
+    assert "clip_sample=True" in describe_sampling({"_class_name": "DDPMScheduler"})
 
 
 def test_a_file_that_holds_no_settings_is_named():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.objective import Noised, denoising_loss
+from copymit.diffusion.objective import Draw, Noised, denoising_loss
 from copymit.mitigation.registry import MITIGATIONS, defaults
 from copymit.mitigation.training import image_keys, training_noise
 
@@ -31,17 +31,15 @@ def test_without_a_mitigation_noise_is_as_usual():
 
 
 def test_what_is_trained_on_is_what_the_noising_says():
-    def noising(latents, noise, timesteps):
-        return Noised(latents + 1, jnp.array([2.0, 0.5]), 3 * latents)
-
     latents = jnp.ones((2, 2, 2, 1))
-    losses = denoising_loss(
+    noised = Noised(latents + 1, jnp.array([2.0, 0.5]), 3 * latents)
+    draw = Draw(jnp.array([7, 8]), latents, latents, noised)
+    losses, _ = denoising_loss(
         lambda x, t, h: x,
         make_noise_scheduler(),
         latents,
         jnp.zeros((2, 1, 1)),
-        KEY,
-        noising=noising,
+        draw,
     )
     # The network sees 2 and says 2, which is scaled to 4 and to 1; 3 is asked for.
     np.testing.assert_allclose(losses, [1.0, 4.0])

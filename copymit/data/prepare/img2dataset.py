@@ -22,7 +22,7 @@ from copymit.data.captions_beside import (
 )
 from copymit.data.captions_file import refuse
 from copymit.data.examples import Example
-from copymit.data.folder_listing import is_junk
+from copymit.data.folder_listing import is_junk, warn_of_missing
 from copymit.data.images import HEAD_BYTES, is_image_file
 from copymit.data.tar_source import TarSource
 
@@ -65,7 +65,9 @@ class Img2datasetSource:
         self._shards: list[_Shard] = []
         ids: list[str] = []
         starts = [0]
-        for path in _shard_paths(root):
+        paths = list(_shard_paths(root))
+        warn_of_missing([path.name for path in paths], str(root))
+        for path in paths:
             try:
                 shard = _open_shard(path)
             except ValueError as error:
@@ -79,7 +81,8 @@ class Img2datasetSource:
         if not ids:
             raise ValueError(
                 f"no images in {str(folder)!r}: give the --output_folder of img2dataset, "
-                "made with --output_format=webdataset or files"
+                "made with --output_format=webdataset or files (parquet: python -m "
+                "copymit.data.prepare huggingface)"
             )
         self._starts = np.array(starts)
         self.example_ids: Sequence[str] = ids

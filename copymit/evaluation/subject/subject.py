@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from copymit.config import flatten
 from copymit.data.dataset import Dataset
 from copymit.data.examples import ExampleSource
+from copymit.data.texts import split_lines
 from copymit.embedding.image_set import ImageSet, examples_as_images, open_images
 from copymit.embedding.store import listing_digest
 from copymit.evaluation.stages import data_digest
@@ -102,7 +103,7 @@ class Generated(NamedTuple):
         path = self.out / "prompts.jsonl"
         if not path.exists():
             raise ValueError(f"{path} is missing: run the generate stage first")
-        return pd.DataFrame([json.loads(s) for s in path.read_text().splitlines()])
+        return pd.DataFrame([json.loads(s) for s in split_lines(path.read_text())])
 
     def missing(self) -> list[str]:
         """Lists the ids of `prompts.jsonl` that no picture exists of."""
