@@ -6,7 +6,7 @@ of mitigations is kept anywhere: defaults, checks, `mitigation.apply`, sweeps an
 from the records, through `registry`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -35,7 +35,20 @@ Need = Literal[
     "training images",
 ]
 
-Caption = Callable[[Values, Decode], Callable[[CaptionFunction], CaptionFunction]]
+
+class Words(NamedTuple):
+    """What captions can be made of.
+
+    Attributes:
+      decode: token ids to text.
+      class_names: of the data set; () without classes.
+    """
+
+    decode: Decode
+    class_names: Sequence[str] = ()
+
+
+Caption = Callable[[Values, Words], Callable[[CaptionFunction], CaptionFunction]]
 TrainingText = Callable[[Values, jax.Array, jax.Array], jax.Array]
 Keep = Callable[[Values, Float[Array, "B h w c"]], Bool[Array, " B"]]
 Noising = Callable[[Values, NoiseScheduler, jax.Array, Draw, jax.Array], Noised]

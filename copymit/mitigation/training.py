@@ -16,9 +16,8 @@ from copymit.data.captions import CaptionFunction
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import Draw, Noised
 from copymit.mitigation.effect import as_noise
-from copymit.mitigation.record import Values
+from copymit.mitigation.record import Values, Words
 from copymit.mitigation.registry import active, setting_error
-from copymit.mitigation.rewriting import Decode
 
 Perturb = Callable[[jax.Array, jax.Array], jax.Array]
 """(encoder_hidden_states, key) -> encoder_hidden_states."""
@@ -37,17 +36,16 @@ def own_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def training_caption(
-    caption: CaptionFunction, values: Values, decode: Decode
+    caption: CaptionFunction, values: Values, words: Words
 ) -> CaptionFunction:
     """Returns the caption function of a training with its mitigations.
 
     Args:
       values: the section `mitigation.train`.
-      decode: token ids to text.
     """
     for m in active("train", values):
         if m.caption:
-            caption = m.caption(values, decode)(caption)
+            caption = m.caption(values, words)(caption)
     return caption
 
 

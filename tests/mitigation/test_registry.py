@@ -10,6 +10,7 @@ import pytest
 from configs import tiny
 from copymit.data.captions import make_caption_function
 from copymit.data.examples import Example
+from copymit.mitigation.record import Words
 from copymit.mitigation.registry import (
     MITIGATIONS,
     check_captions_vary,
@@ -180,7 +181,7 @@ def plain():
 
 def test_without_mitigations_captions_prompts_and_embeddings_are_what_they_were(config):
     caption = plain()
-    assert training_caption(caption, config.mitigation.train, spell) is caption
+    assert training_caption(caption, config.mitigation.train, Words(spell)) is caption
     rng = np.random.default_rng(0)
     assert (
         generation_rewrite(config.mitigation.generate, spell)("a red apple", rng)
@@ -194,7 +195,7 @@ def test_without_mitigations_captions_prompts_and_embeddings_are_what_they_were(
 def test_mitigations_of_captions_work_together(config):
     config.mitigation.apply = ("MC", "RT=1", "CWR=1")
     mitigation = with_mitigations(config).mitigation
-    caption = training_caption(plain(), mitigation.train, lambda ids: "#")
+    caption = training_caption(plain(), mitigation.train, Words(lambda ids: "#"))
     rng = np.random.default_rng(0)
     texts = [caption(MANY, False, rng).split(" ") for _ in range(300)]
     # Two tokens and two words on top of one, two or three.
@@ -207,7 +208,7 @@ def test_equal_probabilities_do_not_hide_one_another(config):
     caption = training_caption(
         plain(),
         with_mitigations(config).mitigation.train,
-        lambda ids: " ".join(["#"] * len(ids)),
+        Words(lambda ids: " ".join(["#"] * len(ids))),
     )
     assert caption(MANY, False, np.random.default_rng(0)) == " ".join(["#"] * 6)
 

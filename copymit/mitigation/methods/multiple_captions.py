@@ -35,6 +35,6 @@ MITIGATIONS = (
         tried=(True,),
         needs=frozenset({"captions of images", "several captions"}),
         order=-1,  # rewrites act on what it drew
-        caption=lambda values, decode: multiple_captions,
+        caption=lambda values, words: multiple_captions,
     ),
 )

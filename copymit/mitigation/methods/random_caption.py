@@ -37,8 +37,8 @@ MITIGATIONS = (
         needs=frozenset(
             {"captions of images", "captions that are embedded while training"}
         ),
-        caption=lambda values, decode: in_a_share(
-            values["random_caption"], random_caption(decode)
+        caption=lambda values, words: in_a_share(
+            values["random_caption"], random_caption(words.decode)
         ),
     ),
 )

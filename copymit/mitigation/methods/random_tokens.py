@@ -43,8 +43,9 @@ MITIGATIONS = (
         needs=frozenset(
             {"captions of images", "captions that are embedded while training"}
         ),
-        caption=lambda values, decode: in_a_share(
-            values["random_tokens"], random_tokens(values["num_insertions"], decode)
+        caption=lambda values, words: in_a_share(
+            values["random_tokens"],
+            random_tokens(values["num_insertions"], words.decode),
         ),
     ),
     Mitigation(

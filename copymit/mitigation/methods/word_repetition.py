@@ -40,7 +40,7 @@ MITIGATIONS = (
             {"captions of images", "captions that are embedded while training"}
         ),
         order=1,
-        caption=lambda values, decode: in_a_share(
+        caption=lambda values, words: in_a_share(
             values["word_repetition"], word_repetition(values["num_insertions"])
         ),
     ),
