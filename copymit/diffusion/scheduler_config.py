@@ -1,8 +1,8 @@
 """diffusers' `scheduler_config.json` in, the `diffusion` section of a config out, and back.
 
 The file names the sampler that a model was published with, but what training depends on
-has the same names in every scheduler class, and so have the timesteps that its author
-samples at. Which sampler runs is `eval.sampler` here, whatever class the file names.
+has the same names in every scheduler class. Which sampler runs is `eval.sampler` here,
+whatever class the file names.
 """
 
 import inspect
@@ -16,28 +16,29 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 # differ from class to class.
 _KARRAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _CLASSES: dict[str, dict[str, Any]] = {
-    "PNDMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "leading"},
-    "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DDPMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
-    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "LMSDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "DDIMParallelScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DDPMParallelScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DEISMultistepScheduler": {"timestep_spacing": "linspace"},
-    "UniPCMultistepScheduler": {"timestep_spacing": "linspace"},
-    "DPMSolverSinglestepScheduler": {"timestep_spacing": "linspace"},
-    "DPMSolverSDEScheduler": {**_KARRAS, "timestep_spacing": "linspace"},
-    "HeunDiscreteScheduler": {**_KARRAS, "timestep_spacing": "linspace"},
-    "KDPM2DiscreteScheduler": {**_KARRAS, "timestep_spacing": "linspace"},
-    "KDPM2AncestralDiscreteScheduler": {**_KARRAS, "timestep_spacing": "linspace"},
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "DDIMScheduler": {"clip_sample": True},
+    "DDPMScheduler": {"clip_sample": True},
+    "DPMSolverMultistepScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "DDIMParallelScheduler": {"clip_sample": True},
+    "DDPMParallelScheduler": {"clip_sample": True},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "DPMSolverSDEScheduler": _KARRAS,
+    "HeunDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
     "LCMScheduler": {**_KARRAS, "beta_schedule": "scaled_linear"},
     "TCDScheduler": {**_KARRAS, "beta_schedule": "scaled_linear"},
 }
 _DISTILLED = ("LCMScheduler", "TCDScheduler")
 
-# What is read, with diffusers' default where the file says nothing.
+# What is read, with diffusers' default where the file says nothing. Of the spacing that
+# is each sampler's own: whoever changes the sampler of a file gets that of the new one.
 _READ: dict[str, Any] = {
     "beta_schedule": "linear",
     "beta_start": 0.0001,
@@ -45,7 +46,7 @@ _READ: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
-    "timestep_spacing": "leading",
+    "timestep_spacing": "",
     "steps_offset": 0,
     "set_alpha_to_one": True,
 }
@@ -239,6 +240,8 @@ def scheduler_config(
     settings = {name: settings.get(name, p.default) for name, p in parameters.items()}
     class_name, fixed = _WRITTEN_CLASSES[sampler]
     names = {ours: theirs for theirs, ours in _BETA_SCHEDULES.items()}
+    if not settings["timestep_spacing"]:
+        del settings["timestep_spacing"]  # the class's own, as it is ours
     return {
         "_class_name": class_name,
         **settings,

@@ -12,7 +12,7 @@ from copymit.data.dataset import Dataset, make_captions
 from copymit.data.schedule import draw_generator
 from copymit.data.texts import decode_text, split_lines
 from copymit.data.tokenizer import Tokenizer
-from copymit.mitigation.compose import generation_rewrite
+from copymit.mitigation.sampling import generation_rewrite
 
 CAPTIONS = ("each", "random", "heldout")
 CHOICES = (*CAPTIONS, "file", *(f"file+{name}" for name in CAPTIONS))
@@ -73,7 +73,7 @@ def make_prompts(
         which = settings.prompts.removeprefix("file+")
         numbers = np.arange(len(texts), count)
         texts += _from_captions(config, dataset, tokenizer, which, numbers)
-    rewrite = generation_rewrite(config.mitigation, tokenizer.decode)
+    rewrite = generation_rewrite(config.mitigation.generate, tokenizer.decode)
     return [
         Prompt(
             f"{number:06d}",

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import copymit
+from copymit.mitigation.registry import changed_mitigations
 from copymit.report.evaluated_run import EvaluatedRun
 from copymit.report.verdict import format_number, quality_key, score_label
 from copymit.scores.bootstrap import bootstrap_ci
 from copymit.scores.names import SETS, look_up
-from copymit.settings import changed_mitigations
 
 _COUNTS = {
     "num_generations": "{} generations",

@@ -92,7 +92,10 @@ def test_stable_diffusion_is_read_as_published():
     assert first == full_settings({"set_alpha_to_one": False})
     second = diffusion_settings(STABLE_DIFFUSION_2)
     assert second == {**first, "prediction_type": "v_prediction"}
-    assert diffusion_settings(STABLE_DIFFUSION_XL) == first
+    assert diffusion_settings(STABLE_DIFFUSION_XL) == {
+        **first,
+        "timestep_spacing": "leading",
+    }
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
@@ -101,6 +104,7 @@ def test_what_a_file_leaves_out_has_the_default_of_its_class(class_name):
     reference = getattr(diffusers, class_name)().config
     settings = diffusion_settings({"_class_name": class_name, "clip_sample": False})
     assert settings.keys() == full_settings({}).keys()
+    assert settings.pop("timestep_spacing") == ""  # each sampler's own
     for name in settings.keys() & reference.keys():
         assert settings[name] == reference[name], name
 
@@ -194,7 +198,10 @@ def test_diffusers_other_samplers_load_it_too():
         ({"beta_schedule": "sigmoid"}, r"beta_schedule='sigmoid': use .*squaredcos"),
         ({"beta_schedule": "cosine"}, r"beta_schedule='cosine': use .*squaredcos"),
         ({"beta_schedule": []}, r"beta_schedule=\[\]: it must be str"),
-        ({"timestep_spacing": "odd"}, r"timestep_spacing='odd'.*use one of leading"),
+        (
+            {"timestep_spacing": "odd"},
+            r"timestep_spacing='odd'.*use one of '', leading",
+        ),
         ({"beta_end": "0.012"}, r"beta_end='0.012': it must be float"),
         ({"beta_end": float("nan")}, r"beta_end=nan must rise within 0 and 1"),
         ({"beta_end": 7}, r"beta_end=7 must rise within 0 and 1"),
@@ -243,7 +250,7 @@ def test_what_is_not_understood_is_named_with_the_way_out(changes, message):
     ],
 )
 def test_another_sampler_is_noted_and_does_not_change_the_noise_levels(changes, note):
-    published = STABLE_DIFFUSION_1 | {"timestep_spacing": "leading"} | changes
+    published = STABLE_DIFFUSION_1 | changes
     assert diffusion_settings(published) == diffusion_settings(STABLE_DIFFUSION_1)
     told = describe_sampling(published)
     assert note in told
@@ -267,3 +274,30 @@ def test_a_sampler_without_a_class_is_named():
 def test_every_sampler_can_be_written():
     for sampler in SAMPLERS:
         assert scheduler_config({}, sampler)["_class_name"] in CLASSES
+
+
+@pytest.mark.parametrize(
+    ("sampler", "class_name", "first"),
+    [
+        ("ddim", "DDIMScheduler", [981, 961]),
+        ("dpmsolver++", "DPMSolverMultistepScheduler", [999, 979]),
+        ("euler", "EulerDiscreteScheduler", [999, 978.6]),
+    ],
+)
+def test_a_file_without_a_spacing_leaves_it_to_each_sampler(sampler, class_name, first):
+    diffusers = pytest.importorskip("diffusers")
+    # As a pipeline does when the scheduler of a checkpoint is replaced.
+    published = diffusers.DDIMScheduler.from_config(STABLE_DIFFUSION_2).config
+    reference = getattr(diffusers, class_name).from_config(published)
+    reference.set_timesteps(50)
+    noise_scheduler = make_noise_scheduler(**diffusion_settings(STABLE_DIFFUSION_2))
+    ours = SAMPLERS[sampler](noise_scheduler, 50).timesteps
+    np.testing.assert_allclose(ours, reference.timesteps.numpy(), atol=1e-4)
+    np.testing.assert_allclose(ours[:2], first, atol=0.02)
+
+
+def test_a_spacing_of_the_file_holds_for_every_sampler():
+    given = {**STABLE_DIFFUSION_2, "timestep_spacing": "trailing"}
+    noise_scheduler = make_noise_scheduler(**diffusion_settings(given))
+    for make_trajectory in SAMPLERS.values():
+        assert make_trajectory(noise_scheduler, 50).timesteps[:2].tolist() == [999, 979]

@@ -13,9 +13,12 @@ from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import content_digest
 from copymit.evaluation.subject.places import name_after, place_of
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
-from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
+from copymit.mitigation.registry import (
+    mitigation_settings,
+    unused_in_evaluation,
+    with_mitigations,
+)
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.settings import mitigation_settings
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from copymit.embedding.image_set import ImageSet, examples_as_images, open_image
 from copymit.embedding.store import listing_digest
 from copymit.evaluation.stages import data_digest
 from copymit.metrics import read_metrics
+from copymit.mitigation.registry import needed
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.scores.provenance import Provenance, trace_provenance
 
@@ -198,7 +199,7 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
     mitigation = config.mitigation.generate
     names = [listing_digest(dataset.example_ids), listing_digest(dataset.heldout_ids)]
     files = data_digest(config.data)
-    repelled = files if mitigation.repulsion or mitigation.despecification else None
+    repelled = files if needed("generate", mitigation, "training images") else None
     return Subject(
         out=out,
         settings=flatten(config.to_dict()) | fields.pop("more_settings", {}),

@@ -13,12 +13,13 @@ from copymit.config import flatten, read_config, restore_types, trained_settings
 from copymit.data.dataset import load_dataset, read_duplication
 from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
-from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
-from copymit.settings import (
+from copymit.mitigation.registry import (
     changed_mitigations,
-    evaluation_settings,
     mitigation_settings,
+    unused_in_evaluation,
+    with_mitigations,
 )
+from copymit.settings import evaluation_settings
 
 
 def open_run(

@@ -9,17 +9,12 @@ from scipy import stats
 
 from copymit.data.captions import make_caption_function
 from copymit.data.examples import Example
-from copymit.mitigation.prompts import (
-    in_turn,
-    insert_word,
-    multiple_captions,
-    random_caption,
-    random_numbers,
-    random_tokens,
-    rewritten,
-    with_probability,
-    word_repetition,
-)
+from copymit.mitigation.methods.multiple_captions import multiple_captions
+from copymit.mitigation.methods.random_caption import random_caption
+from copymit.mitigation.methods.random_numbers import random_numbers
+from copymit.mitigation.methods.random_tokens import random_tokens
+from copymit.mitigation.methods.word_repetition import word_repetition
+from copymit.mitigation.rewriting import in_a_share, in_turn, insert_word
 
 MANY = Example("many.png", b"", ("one", "two", "three", "four", "five"), None)
 SINGLE = Example("single.png", b"", ("only",), None)
@@ -144,11 +139,11 @@ def test_random_captions_are_uniform_below_the_special_tokens(rng):
     assert stats.kstest(found / 49_400, "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
-def test_a_share_of_the_captions_is_rewritten(probability, rng):
-    sometimes = with_probability(probability, lambda text, rng: "new")
-    count = sum(sometimes("old", rng) == "new" for _ in range(4000))
-    low, high = stats.binom(4000, probability).interval(0.9999)
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_a_share_of_the_captions_is_rewritten(share, rng):
+    sometimes = in_a_share(share, lambda text, rng: "new")(_caption())
+    count = sum(sometimes(SINGLE, False, rng) == "new" for _ in range(4000))
+    low, high = stats.binom(4000, share).interval(0.9999)
     assert low <= count <= high
 
 
@@ -156,7 +151,6 @@ def test_without_strength_nothing_changes_and_nothing_is_drawn(rng):
     untouched = np.random.default_rng(0)
     rng = np.random.default_rng(0)
     rewrites = [
-        with_probability(0.0, lambda text, rng: "new"),
         random_tokens(0, spell),
         word_repetition(0),
         random_numbers(0),
@@ -172,5 +166,5 @@ def test_rewrites_follow_one_another(rng):
 
 
 def test_an_empty_caption_stays_empty(rng):
-    changed = rewritten(_caption("unconditional"), random_tokens(2, spell))
+    changed = in_a_share(1.0, random_tokens(2, spell))(_caption("unconditional"))
     assert changed(MANY, False, rng) == ""

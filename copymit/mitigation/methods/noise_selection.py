@@ -1,21 +1,19 @@
-"""Initial noise that does not lie where the model remembers: chosen, or improved.
+"""Noise selection: of several initial noises the one at which the model is least sharp.
 
 Where a prompt is memorised, the difference of the two predictions is steep: it changes
 fast in its own direction (a large, sharp Hessian). Noise at which it is flat leads to
-other images. The noise stays near a normal one by a penalty on its norm.
-
-Source: Jeon et al. 2025, Understanding and Evaluating Memorization in Diffusion Models
-through Sharpness (SAIL), algorithm 2; Dongjae0324/sharpness_memorization_diffusion.
+other images.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
-from copymit.mitigation.descent import Descended, descend, per_row, row_norms
+from copymit.mitigation.descent import per_row, row_norms
+from copymit.mitigation.record import Mitigation, Setting, Steps, Values
+from copymit.mitigation.scene import Scene
 
 Difference = Callable[[jax.Array], jax.Array]
 """(noise "B h w c") -> conditional minus unconditional prediction of the first step."""
@@ -36,43 +34,6 @@ def sharpness(
     return row_norms(difference(noise + direction) - here)
 
 
-def sharpness_loss(
-    difference: Difference, noise: Float[Array, "B h w c"], norm_weight: float
-) -> Float[Array, " B"]:
-    """Adds the norm of the noise to its sharpness.
-
-    Args:
-      norm_weight: 0.05 in the authors' code for Stable Diffusion 1, 0.01 for 2.
-    """
-    return sharpness(difference, noise) + norm_weight * row_norms(noise)
-
-
-def optimise_noise(
-    difference: Difference,
-    noise: Float[Array, "B h w c"],
-    *,
-    target: float,
-    norm_weight: float = 0.05,
-    learning_rate: float = 0.05,
-    max_iterations: int = 10,
-) -> Descended:
-    """Descends the sharpness loss with Adam until it is at most `target` (SAIL).
-
-    Args:
-      target: 8.2 in the authors' code, of which 0.05 * 128 is the
-        norm of 64x64x4 normal numbers.
-    Returns:
-      Noise; what is below the target from the start is as it was.
-    """
-    return descend(
-        lambda x: sharpness_loss(difference, x, norm_weight),
-        noise,
-        optax.adam(learning_rate),
-        target=target,
-        max_iterations=max_iterations,
-    )
-
-
 def select_noise(
     difference: Difference, candidates: Float[Array, "n B h w c"]
 ) -> Float[Array, "B h w c"]:
@@ -90,3 +51,31 @@ def select_noise(
     return jnp.take_along_axis(candidates, per_row(best, candidates[0])[None], axis=0)[
         0
     ]
+
+
+def _noise(
+    values: Values,
+    scene: Scene,
+    noise: Float[Array, "B h w c"],
+    make_noise: Callable[[int], jax.Array],
+) -> tuple[Float[Array, "B h w c"], Steps]:
+    others = [make_noise(number) for number in range(1, values["noise_candidates"])]
+    return select_noise(scene.difference, jnp.stack([noise, *others])), None
+
+
+MITIGATIONS = (
+    Mitigation(
+        "noise_selection",
+        (),
+        "of several initial noises the one at which the model is least sharp",
+        (Setting("generate.noise_candidates", 0, "noises an image", 0, 1000),),
+        strength=8,
+        published="",
+        changed="ours: all of it stays normal noise, which optimised noise does not",
+        source="ours, with the sharpness of Jeon et al. 2025",
+        label="noise chosen of",
+        tried=(4, 16),
+        order=-1,
+        noise=_noise,
+    ),
+)
