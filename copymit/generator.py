@@ -7,6 +7,8 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
@@ -22,7 +24,12 @@ from copymit.mitigation.at_generation import (
 from copymit.mitigation.compose import generation_mitigations
 from copymit.mitigation.embeddings import add_gaussian_noise
 from copymit.mitigation.repulsion import Embed, References, flatten
-from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.models.assembly import DiffusionModel, ModelParams, for_inference
+from copymit.models.functional import in_slices
+from copymit.sharding import batch_sharding
+
+# On each device: four images of 512 pixels, for which the published VAE takes 3 GiB.
+_DECODED_PIXELS = 2**20
 
 
 class Generated(NamedTuple):
@@ -141,6 +148,7 @@ def make_generate(
     def generate(
         params: ModelParams, input_ids, image_ids, references: References | None = None
     ):
+        params = for_inference(params, model.dtype)
         key = jax.random.key(options.seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
 
@@ -167,12 +175,39 @@ def make_generate(
             references=references,
             embed=embed,
         )
-        pixel_values = model.decode_latents(params, latents)
+        pixel_values = _decode(model, params, latents)
         images = jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
         finite = _all_finite(latents) & _all_finite(pixel_values)
         return Generated(images, steps, finite)
 
     return jax.jit(generate)
+
+
+def generate_on(
+    mesh: Mesh,
+    generate: Generate,
+    params: ModelParams,
+    input_ids: Int[np.ndarray, "B L"],
+    image_ids: Int[np.ndarray, " B"],
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Generates with every device its share, and gives all hosts all images."""
+    count, sharding = len(image_ids), batch_sharding(mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = np.resize(np.arange(count), -(-count // shards) * shards)
+    inputs = [
+        jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+        for x in (input_ids[rows], np.asarray(image_ids, np.int32)[rows])
+    ]
+    with jax.set_mesh(mesh):
+        made = generate(params, *inputs).images
+    return np.asarray(multihost_utils.process_allgather(made, tiled=True))[:count]
+
+
+def _decode(model: DiffusionModel, params, latents):
+    """Decodes as many images at a time as have `_DECODED_PIXELS`."""
+    decode = functools.partial(model.decode_latents, params)
+    _, H, W, _ = jax.eval_shape(decode, latents).shape
+    return in_slices(decode, latents, _DECODED_PIXELS // (H * W))
 
 
 def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):

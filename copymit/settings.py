@@ -1,5 +1,5 @@
-"""The settings of mitigations and of an evaluation, with their defaults and meanings: one
-home for the programs' configs, the Python API and the report."""
+"""The settings of a training, of mitigations and of an evaluation, with their defaults and
+meanings: one home for the programs' configs, the Python API and the report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,47 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from copymit.config import flatten
+
+
+def training_settings() -> ConfigDict:
+    """Returns the `train` section with its defaults."""
+    train = ConfigDict()
+    train.steps = 10_000
+    train.batch_size = 16  # over all hosts
+    train.accumulate_steps = 1  # parts that a batch is computed in, to save memory
+    train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
+    train.learning_rate = 1e-4  # the peak
+    # constant | cosine | linear | polynomial, after the warm-up; all but the first to 0
+    train.learning_rate_schedule = "constant"
+    train.learning_rate_power = 2.0  # of polynomial
+    train.warmup_steps = 500
+    train.adam_b1 = 0.9
+    train.adam_b2 = 0.999
+    train.adam_epsilon = 1e-8
+    train.weight_decay = 1e-2
+    # float32 | bfloat16 | float8: what AdamW remembers; see training/moments.py
+    train.moments_dtype = "float32"
+    train.max_grad_norm = 1.0
+    train.min_snr_gamma = 0.0  # weight of the loss by noise level, 5 usual; 0 = none
+    train.noise_offset = 0.0  # further noise, alike all over a picture; 0.05 usual
+    train.input_perturbation = 0.0  # further noise that is not asked for; 0.1 usual
+    train.lora_rank = 0  # trains products of this rank beside layers; 0 = the layers
+    # Ends of the layers' names: attention's in the UNet, and in a text encoder that trains.
+    train.lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("q_proj", "k_proj", "v_proj", "out_proj"),
+    )
+    train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
+    train.log_every_steps = 50
+    train.checkpoint_every_steps = 1000
+    train.keep_checkpoints = 1
+    train.sample_every_steps = 0  # grid of generations while training; 0 = never
+    train.preview_prompts = ()  # what the grid shows; () = captions of training images
+    train.profile_steps = 0  # traced at the start into WORKDIR/profile, for TensorBoard
+    train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
+    train.hang_timeout_seconds = 1800  # without data, a step or a save: ends; 0 = never
+    train.evaluate_prompts = 64  # captions of training images generated for that
+    return train.lock()
 
 
 def mitigation_settings() -> ConfigDict:
@@ -74,7 +115,9 @@ def evaluation_settings() -> ConfigDict:
     evaluation.prompts_file = ""  # text, one prompt a line, or .jsonl with "prompt"
     evaluation.negative_prompt = ""  # what guidance leads away from
     evaluation.num_generations = 256
-    evaluation.batch_size = 64
+    evaluation.batch_size = (
+        64  # images at a time; fewer if the device says they do not fit
+    )
     evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
     evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
     evaluation.num_inference_steps = 50

@@ -59,9 +59,10 @@ def detect_prompts(
     _check_ids(prompts)
     config = config.copy_and_resolve_references()
     unet = config.model.unet
-    if jax.default_backend() == "tpu" or unet.attention_implementation == "flash":
-        # The backward pass of the TPU's kernel cannot be differentiated.
-        unet.attention_implementation = "xla"
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu or unet.attention_implementation in ("flash", "cudnn"):
+        # The backward pass of a kernel cannot be differentiated.
+        unet.attention_implementation = "chunked"
     sampling = sampling_options(config.eval)
     options = (options or DetectionOptions())._replace(
         seed=sampling.seed,
