@@ -36,7 +36,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--source", required=True, help="fluent_emoji, a folder, or 'shards/*.tar'")
     add("--captions", default="", help="captions file of a folder (JSON)")
     add("--out", required=True, help="folder for what is found")
-    add("--embedder", default=defaults.embedder, help="that compares images")
+    add(
+        "--embedder",
+        default=defaults.embedder,
+        help="that compares images; by default sscd_288_int8 (sscd_288 where its weights "
+        "are given) for images of at least 64 px, else efficientnet_lite0",
+    )
     add(
         "--weights",
         action="append",

@@ -50,6 +50,7 @@ def evaluate(
     *,
     workdir: epath.PathLike,
     prompts: Sequence[str] | None = None,
+    heldout: Any = None,
     name: str | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -67,6 +68,8 @@ def evaluate(
       name: by default after where the images lie, so that other images have a directory
         of their own. A name that images elsewhere have is refused.
       prompts: of each generation, for the CLIP score and the page.
+      heldout: images like the references that the model was never trained on, as any of
+        these: how near they come says how near is no copy.
       settings: of the `eval` section, see copymit/settings.py, such as
         `embedders=("sscd_288",), weights={"sscd_disc_mixup": PATH}`.
     Raises:
@@ -94,7 +97,9 @@ def evaluate(
                 f"{setting}={value!r} is a {type(value).__name__}: give a "
                 f"{type(config[setting]).__name__}, as {config[setting]!r}"
             ) from error
-    subject = open_pair(generations, references, workdir, config, name, prompts)
+    subject = open_pair(
+        generations, references, workdir, config, name, prompts, heldout
+    )
     directory = run_stages(subject)
     return Evaluation(
         json.loads((directory / "scores.json").read_text()),
