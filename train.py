@@ -27,6 +27,8 @@ from copymit.console import (
 from copymit.storage import check_buckets
 from copymit.training.loop import train
 
+logger = logging.getLogger("copymit.train")
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings of the run, such as configs/demo.py[:argument]."
 )
@@ -52,17 +54,12 @@ def main(argv: list[str]) -> None:
 
 def _warn_of_missing_weights(config: ConfigDict) -> None:
     """Says before a day of training what its evaluation will lack."""
-    from copymit.embedding.registry import check_weights
+    from copymit.embedding.registry import check_embedders, missing_weights
 
-    for name in dict.fromkeys([*config.eval.embedders, *config.eval.quality_embedders]):
-        try:
-            check_weights([name], config.eval.weights)
-        except (ValueError, OSError) as error:
-            logging.getLogger("copymit").warning(
-                "the evaluation of this run will need %s: %s", name, error
-            )
-        except KeyError:
-            pass  # an unknown name is refused by the evaluation, with those that exist
+    names = [*config.eval.embedders, *config.eval.quality_embedders]
+    check_embedders(names)
+    for what in missing_weights(names, config.eval.weights):
+        logger.warning("the evaluation of this run will need %s", what)
 
 
 def _make_monitor(config: ConfigDict, *rest: Any):
