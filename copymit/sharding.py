@@ -73,6 +73,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def batch_shards() -> int:
+    """Returns among how many devices a batch is split where code is traced; 1 by default.
+
+    `jax.set_mesh` says so.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Keeps a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

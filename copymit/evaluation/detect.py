@@ -24,8 +24,13 @@ from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.prompts import Prompt
 from copymit.generator import make_trajectory, sampling_options
-from copymit.mitigation.detection import DETECTORS, end_positions
-from copymit.mitigation.detector import Detect, DetectionOptions, make_detector
+from copymit.mitigation.detector import (
+    DETECTORS,
+    Detect,
+    DetectionOptions,
+    make_detector,
+)
+from copymit.mitigation.observation import end_positions
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.progress import Progress
 from copymit.scores.detection import detection_summary
@@ -59,9 +64,10 @@ def detect_prompts(
     _check_ids(prompts)
     config = config.copy_and_resolve_references()
     unet = config.model.unet
-    if jax.default_backend() == "tpu" or unet.attention_implementation == "flash":
-        # The backward pass of the TPU's kernel cannot be differentiated.
-        unet.attention_implementation = "xla"
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu or unet.attention_implementation in ("flash", "cudnn"):
+        # The backward pass of a kernel cannot be differentiated.
+        unet.attention_implementation = "chunked"
     sampling = sampling_options(config.eval)
     options = (options or DetectionOptions())._replace(
         seed=sampling.seed,

@@ -56,7 +56,7 @@ def run_embed(
             skip_corrupt=subject.eval.on_corrupt == "skip",
             share=share or (0, 1),
         )
-    first = jax.process_index() == 0 and not (share and share.index)
+    first = jax.process_index() == 0 and not (share and share.number)
     if subject.eval.clip_score and first:
         _embed_captions(subject, artefacts)
 

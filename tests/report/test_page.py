@@ -176,9 +176,9 @@ def test_every_part_is_there_when_its_data_is(full):
     for text in (
         "This model copies",
         "mean similarity 0.830 [0.810, 0.850]",
-        "most copied",
+        "most similar",
         "drawn at random",
-        "least copied",
+        "least similar",
         "duplicated ×10",
         "prompted by it",
         "The same prompts in every run",

@@ -13,9 +13,9 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.models.assembly import make_model
 from copymit.sharding import make_mesh
 from copymit.training import cache
+from copymit.training.gradients import hidden_states_of, moments_of
 from copymit.training.loop import _add_caches, _make_draws
 from copymit.training.state import init_state, make_optimizer
-from copymit.training.step import _hidden_states, _moments
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def cached_draws(run, workdir):
 def test_cached_batches_are_the_uncached_ones(run, workdir):
     config, model, state, dataset, _ = run
     cached, uncached = cached_draws(run, workdir), _make_draws(config, dataset)
-    moments_of = jax.jit(lambda batch: _moments(model, state.frozen, batch))
-    text_of = jax.jit(lambda batch: _hidden_states(model, state.frozen, batch))
+    images_of = jax.jit(lambda batch: moments_of(model, state.frozen, batch))
+    text_of = jax.jit(lambda batch: hidden_states_of(model, state.frozen, batch))
     flips = set()
     for draw in range(40):
         mine, theirs = cached.record(draw), uncached.record(draw)
         assert mine["example_index"] == theirs["example_index"]
         batch = {name: value[None] for name, value in theirs.items()}
         # The cache encodes eight images at a time: sums in another order, 1e-6 each.
-        np.testing.assert_allclose(mine["moments"], moments_of(batch)[0], atol=1e-5)
+        np.testing.assert_allclose(mine["moments"], images_of(batch)[0], atol=1e-5)
         np.testing.assert_allclose(
             mine["encoder_hidden_states"], text_of(batch)[0], atol=1e-5
         )
