@@ -1,5 +1,6 @@
 """Mitigations as a config asks for them: names, strengths, contradictions, and together."""
 
+import itertools
 import math
 
 import jax
@@ -13,12 +14,14 @@ from copymit.data.examples import Example
 from copymit.mitigation.record import Words
 from copymit.mitigation.registry import (
     MITIGATIONS,
+    active,
     check_captions_vary,
     defaults,
+    strengths,
     unused_in_evaluation,
     with_mitigations,
 )
-from copymit.mitigation.sampling import generation_rewrite
+from copymit.mitigation.sampling import changed_text, generation_rewrite
 from copymit.mitigation.training import own_key, training_caption, training_text
 
 MANY = Example("many.png", b"", ("one", "two words", "three more words"), None)
@@ -233,6 +236,46 @@ def test_noise_is_added_before_embeddings_are_mixed_and_by_another_key(config):
         np.testing.assert_allclose(
             changed(*names), mix @ (np.eye(6) + noise), atol=1e-5
         )
+
+
+PAIRS = list(itertools.combinations(MITIGATIONS, 2))
+# One of each of these pairs is a refusal of the other, or a part of it.
+APART = {
+    ("dynamic_transition", "static_transition"),
+    ("dynamic_transition", "opposite_guidance"),
+}
+
+
+def asked(config, *names):
+    """Resolves mitigations by their names; opposite guidance needs a transition."""
+    beside = ("static_transition",) if "opposite_guidance" in names else ()
+    config.mitigation.apply = tuple(dict.fromkeys((*names, *beside)))
+    return with_mitigations(config).mitigation
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_any_two_in_either_order_are_the_same_and_both_are_on(pair, config):
+    if pair in APART:
+        with pytest.raises(ValueError, match="both say when guidance begins"):
+            asked(config, *pair)
+        return
+    first, second = asked(config, *pair), asked(config, *pair[::-1])
+    assert first.to_dict() == second.to_dict()
+    on = {m.name for part in ("train", "generate") for m in active(part, first[part])}
+    assert set(pair) <= on <= {*pair, "static_transition"}
+    words = Words(lambda ids: " ".join(map(str, ids)), ("thing",))
+    texts, embeddings = [], []
+    for section in (first, second):
+        caption = training_caption(plain(), section.train, words)
+        rewrite = generation_rewrite(section.generate, words.decode)
+        rng = np.random.default_rng(1)
+        texts.append([rewrite(caption(MANY, True, rng), rng) for _ in range(20)])
+        hidden = training_text(section.train)(jnp.ones((2, 3, 4)), jax.random.key(1))
+        generated = strengths(**section.generate.to_dict())
+        keys = jax.random.split(jax.random.key(2))
+        embeddings.append(np.asarray(changed_text(generated, hidden, keys)))
+    assert texts[0] == texts[1]
+    np.testing.assert_array_equal(*embeddings)
 
 
 def test_no_two_mitigations_draw_the_same_numbers():

@@ -51,8 +51,10 @@ MITIGATIONS = (
             NOISY,
         ),
         strength=13.0,
-        published="",
-        changed="",
+        published="13 s, at most 6.5 of a scale of 7.5; the code takes it off wherever s "
+        "is above 0, the paper above the threshold",
+        changed="above the threshold, as in the paper, and down to 1 whatever the scale; s "
+        "as in `repulsion`",
         source="Chen et al. 2024; `g2_scale` of chenchen-usyd/AMG-sd",
         label="despecification",
         tried=(13.0, 5.0),

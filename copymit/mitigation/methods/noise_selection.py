@@ -70,7 +70,7 @@ MITIGATIONS = (
         "of several initial noises the one at which the model is least sharp",
         (Setting("generate.noise_candidates", 0, "noises an image", 0, 1000),),
         strength=8,
-        published="",
+        published="none",
         changed="ours: all of it stays normal noise, which optimised noise does not",
         source="ours, with the sharpness of Jeon et al. 2025",
         label="noise chosen of",

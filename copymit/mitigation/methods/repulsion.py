@@ -111,8 +111,14 @@ MITIGATIONS = (
             NOISY,
         ),
         strength=1.0,
-        published="",
-        changed="",
+        published="of SSCD's similarity s of the decoded estimate to the nearest of LAION: "
+        "the noise moves by (s - 0.3) exp((1000 - t) / 170) times the gradient of s, where "
+        "s is above 0.3 + 0.1 exp(-t / 200)",
+        changed="the similarity is the cosine of latents around their mean, to the "
+        "training images, mirrored ones too where the training flips; the step is as long "
+        "as lowers s by a share of its excess, whatever the embedding; the threshold is a "
+        "parabola with the same ends; the third guidance, away from the nearest caption, "
+        "is left out",
         source="Chen et al. 2024, Towards Memorization-Free Diffusion Models; "
         "chenchen-usyd/AMG-sd",
         label="repulsion",
