@@ -59,7 +59,7 @@ from copymit.training.state import (
     init_state,
     make_optimizer,
 )
-from copymit.training.step import make_train_step, seed_key
+from copymit.training.step import make_train_step, seed_key, without_unused
 from copymit.training.watch import HangWatch
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,10 @@ def train(
     _add_caches(draws, workdir, config, model, state, dataset, mesh)
     monitor = make_monitor(config, model, noise_scheduler, dataset, workdir)
     networks = make_networks(workdir, abstract.frozen)
-    abstract, state = (_without_unused(x, draws, config) for x in (abstract, state))
+    has_caches = (draws.moments is not None, draws.embeddings is not None)
+    abstract, state = (
+        without_unused(x, config, *has_caches) for x in (abstract, state)
+    )
 
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -257,17 +260,6 @@ def _add_caches(
         draws.embeddings = cache_embeddings(
             workdir, config, model, state, tokenizer.encode(texts), mesh
         )
-
-
-def _without_unused(state: TrainState, draws: Draws, config: ConfigDict) -> TrainState:
-    """Leaves out the networks that do not train and that the step does not compute."""
-    unused = set()
-    if draws.moments is not None:
-        unused.add("vae")
-    if draws.embeddings is not None and not config.mitigation.train.skip_above:
-        unused.add("text_encoder")
-    kept = {k: v for k, v in state.frozen.items() if k not in unused}
-    return state._replace(frozen=kept)
 
 
 def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:
