@@ -38,7 +38,7 @@ from copymit.training.cache import (
     embeddings_pay,
     every_caption,
 )
-from copymit.training.checks import check_settings
+from copymit.training.checks import check_settings, warn_of_whole_heads
 from copymit.training.compilation import (
     abstract_batch,
     compile_step,
@@ -101,6 +101,7 @@ def train(
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
     check_settings(config.train, mesh)
+    warn_of_whole_heads(config.model.unet, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
     optimizer = make_optimizer(config.train)
