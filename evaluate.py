@@ -42,6 +42,7 @@ from copymit.console import (
     explain_bad_input,
     explain_unknown_setting,
     join_hosts,
+    keep_compiled_programs,
     parse_flags,
     set_up_logging,
 )
@@ -119,6 +120,7 @@ def main(argv: list[str]) -> None:
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         raise app.UsageError("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
+    keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         share = None if _SHARD.value is None else parse_share(_SHARD.value)

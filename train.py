@@ -21,6 +21,7 @@ from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
+    keep_compiled_programs,
     parse_flags,
     set_up_logging,
 )
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     set_up_logging(_DEBUG.value)
+    keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
