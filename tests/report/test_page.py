@@ -174,8 +174,8 @@ def test_every_part_is_there_when_its_data_is(full):
         "tradeoff",
     ]
     for text in (
-        "This model copies",
-        "mean similarity 0.830 [0.810, 0.850]",
+        "Copies were not looked for",
+        "95th percentile of similarity is 0.950",
         "most copied",
         "drawn at random",
         "least copied",

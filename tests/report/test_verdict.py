@@ -5,6 +5,7 @@ import pytest
 
 from copymit.report.score_table import tabulate_scores
 from copymit.report.verdict import (
+    answer,
     format_number,
     format_value,
     make_headline,
@@ -37,83 +38,91 @@ def plain(headline):
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_generations_above_the_background_are_called_copies_with_the_numbers():
-    headline = make_headline(similarity(0.83, 0.62) | hits(0.95, 0.5))
-    assert headline.tone == "copies"
-    assert plain(headline) == (
-        "This model copies. Its generations are closer to training images (mean "
-        "similarity 0.830 [0.820, 0.840]) than training images are to each other "
-        "(0.620 [0.610, 0.630]). Images duplicated in training come back more often "
-        "(95.0 % [93.0, 97.0]) than others (50.0 % [48.0, 52.0])."
+FOUND = {
+    "num_generations": 210,
+    "num_copies": 12,
+    "num_exact_copies": 10,
+    "num_near_copies": 0,
+    "num_likely_copies": 2,
+    "num_pixels_alone": 0,
+    "copied_images": 11,
+    "copied_share": 12 / 210,
+    "copied_share_ci95": [0.0298, 0.0977],
+    "false_discovery_rate": 0.01,
+    "copy_threshold": 0.412,
+    "copy_null": "training images",
+    "copy_null_size": 4990,
+    "copy_null_duplicates": 10,
+    "num_repeated_generations": 5,
+    "num_repeat_groups": 2,
+    "largest_repeat_group": 3,
+    "num_repeated_across_prompts": 2,
+}
+NOTHING = FOUND | {
+    "num_copies": 0,
+    "num_exact_copies": 0,
+    "num_likely_copies": 0,
+    "copied_images": 0,
+    "copied_share": 0.0,
+    "missed_share_upper": 0.01416,
+}
+
+
+def test_the_answer_counts_copies_and_says_how_sure_they_are():
+    assert answer(FOUND) == (
+        "12 of 210 generations are copies of 11 training images (10 exact); false "
+        "discovery rate 1 %"
+    )
+    one = FOUND | {"num_copies": 1, "num_exact_copies": 0, "copied_images": 1}
+    assert answer(one).startswith(
+        "1 of 210 generations is a copy of 1 training image (none exact); false"
     )
 
 
-def test_generations_below_the_background_show_no_copying():
-    headline = make_headline(similarity(0.5, 0.62) | hits(0.02, 0.02))
-    assert headline.tone == "none"
-    assert plain(headline).startswith("No sign of copying. Its generations are less ")
-    assert "come back about as often (2.00 % [0.00, 4.00])" in plain(headline)
-    assert plain(headline).endswith("the intervals overlap.")
+def test_where_none_was_found_the_answer_says_what_would_escape():
+    assert answer(NOTHING) == (
+        "None found above similarity 0.412 in 210 generations; a share of up to 1.4 % "
+        "would escape (95 %)"
+    )
+    assert make_headline(NOTHING).tone == "none"
 
 
-def test_overlapping_intervals_are_called_unclear():
-    headline = make_headline(similarity(0.64, 0.62, margin=0.03))
-    assert headline.tone == "unclear"
-    assert plain(headline).startswith("Whether this model copies is unclear.")
-    assert "the intervals overlap" in plain(headline)
+def test_a_pair_below_the_pixel_threshold_is_never_silent():
+    found = NOTHING | {"num_pixels_alone": 1}
+    assert answer(found).endswith("; 1 further pair agrees in pixels alone")
+    assert make_headline(found).tone == "partly"
+    assert answer(FOUND | {"num_pixels_alone": 3}).endswith(
+        "1 %; 3 further pairs agree in pixels alone"
+    )
 
 
-def test_generations_of_one_prompt_are_no_verdict():
-    scores = similarity(0.83, 0.62) | {"similarity_mean_ci95": None}
-    headline = make_headline(scores)
-    assert headline.tone == "unclear"
-    assert "mean similarity to training images is 0.830, and 0.620 [" in plain(headline)
+def test_without_enough_training_images_only_exact_copies_are_spoken_of():
+    few = NOTHING | {"copy_threshold": None}
+    assert "too few training images" in answer(few)
+    assert make_headline(few).tone == "unclear"
+    assert "false discovery" not in answer(FOUND | {"copy_threshold": None})
 
 
-def test_touching_intervals_count_as_overlapping():
-    scores = {
-        "similarity_mean": 0.6,
-        "similarity_mean_ci95": [0.5, 0.7],
-        "background_similarity_mean": 0.5,
-    }
-    assert make_headline(scores).tone == "unclear"
+def test_scores_without_a_decision_claim_nothing():
+    headline = make_headline({"similarity_mean": 0.9})
+    assert headline == ("Copies were not looked for", [], "unclear")
 
 
-def test_a_model_whose_closest_generations_alone_are_above_copies_some():
-    scores = similarity(0.5, 0.62)
-    scores |= with_interval("dataset_similarity", 0.99)
-    scores |= with_interval("background_dataset_similarity", 0.8)
-    headline = make_headline(scores)
-    assert headline.verdict == "This model copies some training images"
-    assert "0.990 [0.980, 1.00]" in plain(headline)
-    assert "(mean 0.500 [0.490, 0.510] against 0.620 [0.610, 0.630])" in plain(headline)
-
-
-def test_duplicated_images_that_come_back_are_a_sign_even_below_the_background():
-    headline = make_headline(similarity(0.5, 0.62) | hits(0.4, 0.1))
-    assert headline.tone == "partly"
-    assert headline.verdict == "Signs of copying where images were duplicated"
-    assert "Yet images duplicated in training come back more often" in plain(headline)
-
-
-def test_without_a_background_nothing_is_claimed():
-    headline = make_headline(with_interval("dataset_similarity", 0.99))
-    assert headline.tone == "unclear"
-    assert headline.verdict == "Copying cannot be judged"
-    assert "0.990 [0.980, 1.00]" in plain(headline)
-    assert make_headline({}).sentences == [
-        "The similarity to training images was not measured."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "opinion"),
-    [(0.9, "agrees"), (0.3, "disagrees"), (0.5, "sees no clear difference")],
-)
-def test_pixels_give_a_second_opinion(pixels, opinion):
-    second = {f"pixels_{k}": v for k, v in similarity(pixels, 0.5).items()}
-    assert f"network, {opinion}: " in plain(
-        make_headline(similarity(0.83, 0.62) | second)
+def test_the_sentences_give_grades_calibration_repeats_and_the_papers_numbers():
+    paper = with_interval("dataset_similarity", 0.71)
+    paper |= with_interval("background_dataset_similarity", 0.56)
+    paper |= with_interval("similarity_above_0.5", 0.06)
+    headline = make_headline(FOUND | paper | hits(0.95, 0.5))
+    assert headline.tone == "copies"
+    assert plain(headline).removeprefix(f"{answer(FOUND)}. ") == (
+        "10 exact (pixels agree); 2 likely (the descriptor alone). That is 5.71 % [2.98, "
+        "9.77] of the generations. How near comes what is no copy, 4,990 training images "
+        "and their nearest others tell; 10 duplicates among them left out. 5 generations "
+        "are the same picture as another, in 2 groups of up to 3; 2 of them for different "
+        "prompts. In the paper's numbers, the 95th percentile of similarity is 0.710 "
+        "[0.700, 0.720] (training images to each other: 0.560 [0.550, 0.570]), and 6.00 % "
+        "[5.00, 7.00] lie above 0.5. Images duplicated in training come back more often "
+        "(95.0 % [93.0, 97.0]) than others (50.0 % [48.0, 52.0])."
     )
 
 
