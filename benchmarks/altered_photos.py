@@ -1,6 +1,6 @@
 """Photos and altered copies of some of them, embedded once and kept in a folder.
 
-Archives of photos enter; features, small pixels and names leave.
+Archives of photos enter; features and names leave.
 """
 
 import tarfile
@@ -28,7 +28,6 @@ ALTERED_BY = (
     "perspective",
     "rotation by 5 degrees",
 )
-SMALL_PX = 64
 _BLOCK = 250  # photos a file
 _BATCH = 25
 
@@ -39,15 +38,12 @@ class Photos(NamedTuple):
     Attributes:
       names: in their archive.
       unit: features, of length one.
-      small: pixels at 64 px.
-      altered_unit, altered_small: the same of the first photos, each altered twice.
+      altered_unit: the same of the first photos, each altered twice.
     """
 
     names: list[str]
     unit: np.ndarray
-    small: np.ndarray
     altered_unit: np.ndarray
-    altered_small: np.ndarray
 
 
 def load_photos(
@@ -72,10 +68,10 @@ def load_photos(
                 np.savez(path, **made)
                 print(path.name, flush=True)
             with np.load(path, allow_pickle=False) as kept:
-                blocks.append((kept["unit"], kept["small"]))
-        unit, small = (np.concatenate(side) for side in zip(*blocks, strict=True))
-        parts += [unit[:total], small[:total]]
-    return Photos(names[:count], *parts[2:], *parts[:2])
+                blocks.append(kept["unit"])
+        parts.append(np.concatenate(blocks)[:total])
+    altered_unit, unit = parts
+    return Photos(names[:count], unit, altered_unit)
 
 
 def alter(pixels: np.ndarray, transform: str, seed: int) -> np.ndarray:
@@ -109,10 +105,4 @@ def _embed_block(
         unit_rows(embed_arrays(network, np.stack(version), _BATCH))
         for version in versions
     ]
-    small = [
-        np.stack([resize_and_crop(Image.fromarray(i), SMALL_PX) for i in version])
-        for version in versions
-    ]
-    if not altered:
-        return {"unit": unit[0], "small": small[0]}
-    return {"unit": np.stack(unit, 1), "small": np.stack(small, 1)}
+    return {"unit": np.stack(unit, 1) if altered else unit[0]}

@@ -6,8 +6,6 @@ near pairs is one group. Memory beyond the vectors: a few numbers for each near 
 
 import functools
 import logging
-import math
-import statistics
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from copymit.embedding.store import Embeddings, unit_rows
+from copymit.scores.nearness import calibrate_threshold
 from copymit.search.nearest import Backend, search
 from copymit.search.vectors import Vectors, rows_at
 
@@ -25,14 +24,8 @@ logger = logging.getLogger(__name__)
 # Among few images, families of similar ones stand out as copies do: of 60 random draws
 # of 300 emoji 5 had a false pair above the calibrated threshold, of 500 emoji none.
 MIN_CALIBRATION = 500
-# Images that calibration lets pass by chance, expected over the whole data set.
-# Under a fit whose tail is too light: at 0.05, 2,000 Flickr8k photos had 3 false pairs,
-# at 0.001 none. Chosen on these photos and the emoji, so no error rate of other sets.
-_EXPECTED_CHANCE = 0.001
 _FIRST_K = 16
 _MAX_K = 1024
-_LEAST_DISTANCE = 1e-6  # float32's rounding of a cosine of one
-_LEAST_SPREAD = 0.1
 
 
 class Near(NamedTuple):
@@ -113,27 +106,6 @@ def find_near(
         "with_more_neighbours_than_searched": len(rows) if k < count - 1 else 0,
     }
     return Near(groups, nearest, threshold, facts)
-
-
-def calibrate_threshold(nearest: Float[np.ndarray, " N"]) -> float:
-    """Finds the cosine that different images hardly ever reach.
-
-    Logarithms of the distance (1 - cosine) to the nearest other image are taken as
-    normal, with their median, and the wider of the spreads of the two middle quarters:
-    families of similar images widen the lower one. Duplicates do not disturb it as long
-    as less than a quarter of the images have one; beyond, the threshold becomes too
-    high. It lies where chance would bring 0.001 images of the whole data set.
-
-    Args:
-      nearest: cosine of each distinct image to its nearest other.
-    """
-    distances = np.log(np.maximum(1 - nearest.astype(np.float64), _LEAST_DISTANCE))
-    lower, median, upper = np.percentile(distances, [25, 50, 75])
-    normal = statistics.NormalDist()
-    quarter = max(upper - median, median - lower)
-    spread = max(quarter / normal.inv_cdf(0.75), _LEAST_SPREAD)
-    deviations = normal.inv_cdf(1 - _EXPECTED_CHANCE / len(nearest))
-    return 1 - math.exp(median - deviations * spread)
 
 
 def mean_similarity(

@@ -30,6 +30,7 @@ from copymit.scores.nearness import (
     SamePicture,
     duplicate_threshold,
     measure_nearness,
+    published_threshold,
 )
 from copymit.scores.provenance import Provenance
 from copymit.scores.repeats import UNIQUE, group_repeats, summarise_repeats
@@ -84,7 +85,9 @@ def decide_generations(
     background = first.neighbours.get("background")
     threshold = 2.0
     if background:
-        threshold = duplicate_threshold(background.neighbours, own, pictures)
+        threshold = duplicate_threshold(
+            first.embedder, background.neighbours, own, pictures
+        )
     same = SamePicture(pictures, threshold)
     nearness = _nearness(subject, first, "generations", same)
     null, about = _null(subject, first, same, own, digests)
@@ -100,6 +103,11 @@ def decide_generations(
         nearness, null, decisions, rate
     )
     scores |= summarise(decisions, pictures, provenance.clusters)
+    published = published_threshold(first.embedder)
+    if published is not None:
+        scores["published_threshold"] = published
+        above = nearness.similarity >= published
+        scores["num_above_published_threshold"] = int((above & ~blank).sum())
     groups = _repeats(subject, first, threshold, digests["generations"])
     prompts = _prompts(subject, first.embeddings["generations"].ids)
     scores |= summarise_repeats(groups, prompts)

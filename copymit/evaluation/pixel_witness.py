@@ -18,8 +18,6 @@ from copymit.scores.grades import PixelWitness
 from copymit.scores.nearness import Nearness
 from copymit.scores.tiled import EXTRACTED_BELOW, GRID, tiled_l2
 
-NOBODY = -1
-
 
 class _Seen(NamedTuple):
     reference: int
@@ -77,5 +75,11 @@ def look_at_pixels(
 
     with ThreadPoolExecutor() as pool:
         seen = list(pool.map(measure, range(len(ids))))
-    best, least, to_nearest, ratio = map(np.array, zip(*seen, strict=True))
-    return PixelWitness(equal, best, least, to_nearest, ratio, blank)
+    return PixelWitness(
+        equal,
+        np.array([one.reference for one in seen]),
+        np.array([one.distance for one in seen]),
+        np.array([one.to_nearest for one in seen]),
+        np.array([one.ratio for one in seen]),
+        blank,
+    )

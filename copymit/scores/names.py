@@ -184,6 +184,12 @@ SCORES = (
     ),
     Score(
         "generations",
+        "{,num_above_}published_threshold",
+        "the descriptor's own: SSCD's 0.75, where its precision on DISC is 90 %; and how "
+        "many generations are as similar to a training image",
+    ),
+    Score(
+        "generations",
         "num_repeated_generations",
         "generations that are the same picture as another generation",
         "Generations that repeat another",

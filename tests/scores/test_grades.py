@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from copymit.scores.conformal import fit_null
+from copymit.scores.grades import (
+    EXACT_BELOW,
+    PixelWitness,
+    decide,
+    needed_similarity,
+    summarise,
+)
+from copymit.scores.nearness import Nearness, log_distances
+
+RATE = 0.01
+FAR = {"equal": -1, "distance": 0.6, "to_nearest": 0.6, "ratio": 0.9, "blank": False}
+
+
+@pytest.fixture
+def null(rng):
+    return fit_null(0.05 * rng.exponential(size=1000))
+
+
+def decisions(null, generations):
+    """Each generation: its nearness, and what pixels say that is not `FAR`."""
+    near = np.array([g.get("nearness", 0.02) for g in generations])
+    rows = [FAR | {k: v for k, v in g.items() if k != "nearness"} for g in generations]
+    columns = {key: np.array([row[key] for row in rows]) for key in FAR}
+    count = len(generations)
+    scale = np.zeros(count)
+    witness = PixelWitness(
+        columns["equal"],
+        100 + np.arange(count),
+        columns["distance"],
+        columns["to_nearest"],
+        columns["ratio"],
+        columns["blank"],
+    )
+    nearness = Nearness(
+        np.arange(count), np.full(count, 0.4), scale, near, np.ones((count, 5), bool)
+    )
+    return decide(nearness, null, witness, RATE), nearness
+
+
+def test_each_grade_has_its_witnesses(null):
+    generations = [
+        {"equal": 7, "distance": 0.0, "to_nearest": 0.0},
+        {"distance": EXACT_BELOW / 2, "to_nearest": EXACT_BELOW / 2, "ratio": 0.01},
+        {"nearness": 1.5, "distance": 0.1, "to_nearest": 0.1, "ratio": 0.2},
+        {"nearness": 1.5, "distance": 0.1, "to_nearest": 0.1, "ratio": 0.9},
+        {"nearness": 1.5},
+        {"distance": 0.1},
+        {"distance": 0.0, "blank": True, "nearness": 9.0},
+        {},
+    ]
+    found, _ = decisions(null, generations)
+    assert found.grades.tolist() == [
+        "exact",
+        "exact",
+        "near copy",
+        "likely copy",  # any other picture is as near in pixels
+        "likely copy",
+        "pixels alone",
+        "none",
+        "none",
+    ]
+    assert found.copy_of.tolist() == [7, 101, 2, 3, 4, 105, -1, -1]
+    tested = ~np.isnan(found.p)
+    assert tested.tolist() == [False, False, True, True, True, True, False, True]
+
+
+def test_exact_copies_lend_no_weight_to_others(null):
+    """Sure ones would let pass more of those that are not."""
+    borderline = [{"nearness": 0.38}] + [{}] * 100
+    exact = [{"equal": 1, "distance": 0.0}] * 100
+    alone, _ = decisions(null, borderline)
+    among, _ = decisions(null, exact + borderline)
+    np.testing.assert_allclose(among.q[100:], alone.q)
+
+
+def test_without_a_null_pixels_alone_decide():
+    found, _ = decisions(None, [{"equal": 0, "distance": 0.0}, {"nearness": 9.0}])
+    assert found.grades.tolist() == ["exact", "none"]
+    assert np.isnan(found.q).all()
+
+
+def test_a_copy_of_the_needed_similarity_is_just_called(null):
+    quiet = [{}] * 200
+    found, nearness = decisions(null, quiet)
+    needed = needed_similarity(nearness, null, found, RATE)
+    for margin, grade in ((0.001, "likely copy"), (-0.001, "none")):
+        value = -log_distances(np.array(needed + margin))
+        again, _ = decisions(null, [*quiet[:-1], {"nearness": float(value)}])
+        assert again.grades[-1] == grade
+    few = fit_null(np.linspace(0, 0.1, 20))
+    found, nearness = decisions(few, quiet)
+    assert needed_similarity(nearness, few, found, RATE) is None
+
+
+def test_copies_are_counted_with_their_images_and_an_exact_interval(null):
+    generations = [{"equal": 3}, {"equal": 3}, {"nearness": 1.5}, {"distance": 0.1}]
+    found, _ = decisions(null, generations + [{}] * 196)
+    scores = summarise(found, np.arange(400), None)
+    assert scores["num_copies"] == 3
+    assert scores["num_exact_copies"] == 2
+    assert scores["num_likely_copies"] == 1
+    assert scores["num_pixels_alone"] == 1
+    assert scores["copied_images"] == 2
+    assert scores["copied_share"] == 0.015
+    # R: binom.test(3, 200)
+    assert scores["copied_share_ci95"] == pytest.approx([0.00310, 0.04320], abs=2e-5)
+    assert scores["missed_share_upper"] is None
+    nothing, _ = decisions(null, [{}] * 210)
+    assert summarise(nothing, np.arange(400), None)["missed_share_upper"] == (
+        pytest.approx(0.01416, abs=1e-5)
+    )
+    prompts = np.arange(210) // 10
+    assert summarise(nothing, np.arange(400), prompts)["missed_share_upper"] == (
+        pytest.approx(1 - 0.05 ** (1 / 21))
+    )
