@@ -21,11 +21,14 @@ from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
+    keep_compiled_programs,
     parse_flags,
     set_up_logging,
 )
 from copymit.storage import check_buckets
 from copymit.training.loop import train
+
+logger = logging.getLogger("copymit.train")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings of the run, such as configs/demo.py[:argument]."
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     set_up_logging(_DEBUG.value)
+    keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
@@ -52,17 +56,12 @@ def main(argv: list[str]) -> None:
 
 def _warn_of_missing_weights(config: ConfigDict) -> None:
     """Says before a day of training what its evaluation will lack."""
-    from copymit.embedding.registry import check_weights
+    from copymit.embedding.registry import check_embedders, missing_weights
 
-    for name in dict.fromkeys([*config.eval.embedders, *config.eval.quality_embedders]):
-        try:
-            check_weights([name], config.eval.weights)
-        except (ValueError, OSError) as error:
-            logging.getLogger("copymit").warning(
-                "the evaluation of this run will need %s: %s", name, error
-            )
-        except KeyError:
-            pass  # an unknown name is refused by the evaluation, with those that exist
+    names = [*config.eval.embedders, *config.eval.quality_embedders]
+    check_embedders(names)
+    for what in missing_weights(names, config.eval.weights):
+        logger.warning("the evaluation of this run will need %s", what)
 
 
 def _make_monitor(config: ConfigDict, *rest: Any):

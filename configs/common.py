@@ -39,6 +39,9 @@ def get_config() -> ConfigDict:
     data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # and every caption, where the text encoder is frozen
+    data.cache_dir = (
+        ""  # of both; "" = cache, in WORKDIR; ../cache is shared by a sweep
+    )
     data.num_threads = 2  # Grain reader threads per process
     data.num_workers = 0  # Grain worker processes per process; 0 = threads only
 

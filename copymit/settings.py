@@ -66,12 +66,17 @@ def evaluation_settings() -> ConfigDict:
     evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
     evaluation.resolution = 0  # pixels at which images are compared; 0 = as generated
     evaluation.on_corrupt = "stop"  # stop | skip: what an unreadable image does
-    # The first gives the headline; embedding/registry.py lists them all.
-    evaluation.embedders = ("efficientnet_lite0", "pixels")
-    evaluation.quality_embedders = ()  # of FID and its kin; () = the headline's
+    # The first gives the headline; embedding/registry.py lists them all. () = by the size
+    # of the images: sscd_288_int8 (sscd_288 where its weights are given) from 64 px on,
+    # else efficientnet_lite0; and pixels.
+    evaluation.embedders = ()
+    # Of FID and its kin; () = the headline's, or efficientnet_lite0 with embedders=().
+    evaluation.quality_embedders = ()
     evaluation.clip_score = ""  # clip_vit_b16, clip_vit_b16_dcr, ...; "" = none
     evaluation.tiles = 0  # also compare 2x2, 3x3 ... tiles, each at its place; 0 = not
     evaluation.tile_l2_candidates = 3  # neighbours compared tile by tile; 0 = none
+    evaluation.false_discovery_rate = 0.01  # of what is called a likely or near copy
+    evaluation.copy_pictures = 2_000  # pairs of copies pictured in copies/
     evaluation.search = "auto"  # auto | exact | scann | approx
     evaluation.recall_target = 0.99  # of scann and approx
     evaluation.num_neighbors = 11  # kept per image; at least 11

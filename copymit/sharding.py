@@ -40,8 +40,18 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
       ValueError: if the axes do not multiply to the number of devices.
     """
+    return jax.make_mesh(
+        mesh_sizes(jax.device_count(), data, fsdp, tensor),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+    )
+
+
+def mesh_sizes(
+    count: int, data: int = -1, fsdp: int = 1, tensor: int = 1
+) -> tuple[int, int, int]:
+    """Returns how many devices of `count` lie along each axis; see `make_mesh`."""
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
     if sizes.count(-1) == 1:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = count // known if known > 0 else 0
@@ -50,9 +60,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count} "
             "devices: the sizes must multiply to that number (one of them may be -1)"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
-    )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def wait_for_all(name: str) -> None:

@@ -14,6 +14,7 @@ MAX_LINES = 500
 
 _FOUNDATION = (
     "types",
+    "chips",
     "console",
     "config",
     "settings",
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.pretrained": _MIDDLE,
     "copymit.generator": _MIDDLE | {"copymit.mitigation"},
     "copymit.training": _COMPOSED,
+    "copymit.plan": _COMPOSED | {"copymit.training"},
     "copymit.embedding": _MIDDLE | {"copymit.pretrained"},
     "copymit.search": {"copymit"},
     "copymit.scores": {"copymit", "copymit.embedding", "copymit.search"},

@@ -8,7 +8,6 @@ OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
 OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
 """
 
-import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,24 +40,29 @@ from copymit.analysis.page import Findings, write_page
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
 from copymit.embedding.embed import embed, embed_texts
+from copymit.embedding.headline import choose_embedder
 from copymit.embedding.image_set import ImageSet, open_images
-from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
-from copymit.embedding.sscd import PROTOCOLS, find_sscd
+from copymit.embedding.registry import (
+    WEIGHTS,
+    check_embedders,
+    check_weights,
+    make_embedder,
+)
+from copymit.embedding.sscd import PROTOCOLS
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.search.nearest import Backend
 
 logger = logging.getLogger(__name__)
 
-_SSCD_FOR_FEW = "sscd_288_int8"
 _MANY = 100_000  # images from which the time of one process is worth a word
-_CPU_SECS = 0.035  # an image: 1,852 emoji at 224 px by EfficientNet-Lite0, two cores
+_CPU_SECS = 0.12  # an image by SSCD at 288 px, its decoding left out
 
 
 class Settings(NamedTuple):
     """How duplicates are looked for.
 
     Attributes:
-      embedder: that compares images.
+      embedder: that compares images; "" is chosen by their size, as in an evaluation.
       weights: paths or hub ids by name, as `eval.weights`.
       resolution: pixels to which images are resized and cropped to be compared.
       threshold: least cosine of near duplicates; None calibrates it.
@@ -72,7 +76,7 @@ class Settings(NamedTuple):
       gallery_size: clusters of each kind that are pictured in the page.
     """
 
-    embedder: str = "efficientnet_lite0"
+    embedder: str = ""
     weights: Mapping[str, str] = {}
     resolution: int = 224
     threshold: float | None = None
@@ -107,7 +111,9 @@ def check_settings(settings: Settings) -> None:
     Raises:
       ValueError: names the setting and what it may be.
     """
-    check_embedders([settings.embedder], "embedder")
+    if settings.embedder:
+        check_embedders([settings.embedder], "embedder")
+        check_weights([settings.embedder], settings.weights)
     choose_caption_embedder(settings.caption_embedder, settings.weights)
     unknown = sorted(set(settings.weights) - set(WEIGHTS))
     if unknown:
@@ -140,16 +146,11 @@ def check_settings(settings: Settings) -> None:
 def settings_for_few(settings: Settings, num_images: int) -> Settings:
     """Fixes the threshold where there are too few images to calibrate one.
 
-    It is SSCD's published one: of the embedder that was chosen, or of the SSCD that is
-    installed, in place of the default embedder. Else only equal pixels are duplicates.
+    It is SSCD's published one. By another embedder only equal pixels are duplicates.
     """
     if settings.threshold is not None or num_images >= MIN_CALIBRATION:
         return settings
     found = settings.embedder
-    if found not in PROTOCOLS and found == Settings().embedder:
-        with contextlib.suppress(OSError, ValueError):
-            find_sscd(_SSCD_FOR_FEW)
-            found = _SSCD_FOR_FEW
     few = f"{num_images} different images are too few to calibrate a threshold"
     if found not in PROTOCOLS:
         logger.warning(
@@ -160,7 +161,18 @@ def settings_for_few(settings: Settings, num_images: int) -> Settings:
         return settings._replace(threshold=1.0)
     published = PROTOCOLS[found].thresholds[-1]
     logger.info("%s: %s at %g (%s)", few, found, *published)
-    return settings._replace(embedder=found, threshold=published[0])
+    return settings._replace(threshold=published[0])
+
+
+def _with_embedder(settings: Settings, table: pd.DataFrame) -> Settings:
+    """Chooses the embedder by the usual size of the images, if none is named."""
+    if settings.embedder:
+        return settings
+    side = int(np.median(table[["width", "height"]].min(axis=1)))
+    choice = choose_embedder(min(side, settings.resolution), settings.weights)
+    level = logging.WARNING if choice.stand_in else logging.INFO
+    logger.log(level, choice.reason)
+    return settings._replace(embedder=choice.embedder)
 
 
 def analyze(
@@ -192,6 +204,7 @@ def analyze(
             f"{title} has {len(table)} images that can be read: duplicates need at "
             "least two"
         )
+    settings = _with_embedder(settings, table)
     settings = settings_for_few(settings, table["pixel_digest"].nunique())
     rows = table.index.to_numpy()  # in the source
     table = table.reset_index(drop=True)
@@ -241,13 +254,13 @@ def _say_what_it_takes(num_examples: int, settings: Settings) -> None:
     if num_examples < MIN_CALIBRATION and settings.threshold is None:
         logger.info(
             "%d images: a threshold is calibrated from %d different ones or more, so the "
-            "published one of SSCD is used if it is there, else equal pixels alone",
+            "published one of SSCD is used if it is the embedder, else equal pixels alone",
             *(num_examples, MIN_CALIBRATION),
         )
     if num_examples > _MANY:
         logger.warning(
             "%d images are read and embedded by this one process: about %.0f CPU hours "
-            "with the default embedder, besides what photos take longer to decode",
+            "with SSCD, besides what photos take longer to decode",
             *(num_examples, num_examples * _CPU_SECS / 3600),
         )
 

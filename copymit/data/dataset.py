@@ -44,6 +44,7 @@ from copymit.storage import absolute, write_whole
 logger = logging.getLogger(__name__)
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
+_CAPTIONS_SHA256 = "captions_sha256"
 _CAPTIONS_LOOKED_AT = 1000  # images: a second, where each must be read for its captions
 _CHECKED = "checked_images"  # beside the directories of runs, which share it
 
@@ -153,6 +154,7 @@ def claim_examples(
     elif writer:
         counts = dataset.source.caption_counts[dataset.indices]
         table = duplication_table(dataset.example_ids, dataset.duplication, counts)
+        table = table.replace_schema_metadata({_CAPTIONS_SHA256: _hash_of(dataset)})
         names = pa.table({"example_id": list(dataset.source.example_ids)})
         for name, rows in ((_EXAMPLES, names), (_DUPLICATION, table)):
             file = io.BytesIO()
@@ -181,7 +183,18 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
     )
     if not same:
         raise ValueError(_describe_change(workdir, table, dataset))
+    before = (table.schema.metadata or {}).get(_CAPTIONS_SHA256.encode(), b"").decode()
+    if before and before != _hash_of(dataset):
+        raise ValueError(
+            f"the captions beside the images are no longer those that {workdir} was "
+            "trained on: put them back as they were, or train into another --workdir"
+        )
     return table
+
+
+def _hash_of(dataset: Dataset) -> str:
+    """Hashes captions that lie beside images; "" for those that a config names."""
+    return getattr(dataset.source, "captions_sha256", "")
 
 
 def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:

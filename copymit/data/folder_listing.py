@@ -175,7 +175,7 @@ def _scan(folder: str, root: str) -> _Found:
             elif is_folder:
                 found.folders.append(entry.name)
             elif is_file:
-                head = functools.partial(_read_head, entry.path)
+                head = functools.partial(read_head, entry.path)
                 is_picture = is_image_file(entry.name, head)
                 (found.images if is_picture else found.others).append(entry.name)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -191,6 +191,7 @@ def _scan(folder: str, root: str) -> _Found:
     return _Found(*map(sorted, found))
 
 
-def _read_head(path: str) -> bytes:
+def read_head(path: str | os.PathLike) -> bytes:
+    """Reads of a file what `is_image_file` looks at."""
     with open(path, "rb") as file:
         return file.read(HEAD_BYTES)

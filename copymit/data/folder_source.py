@@ -5,6 +5,8 @@ its captions are from and which files were left out.
 """
 
 import functools
+import hashlib
+import json
 import operator
 import os
 import re
@@ -118,6 +120,11 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    @property
+    def captions_sha256(self) -> str:
+        """A hash of all captions: they lie outside of what a run's config names."""
+        return hashlib.sha256(json.dumps(self._captions).encode()).hexdigest()
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         index = operator.index(index)

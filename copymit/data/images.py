@@ -45,6 +45,7 @@ _NO_IMAGE_SUFFIXES = (
     ),
     *(".parquet", ".arrow", ".tar", ".zip", ".npz", ".npy", ".md", ".html", ".mp4"),
 )
+_SIZE_IN_HEADER = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF")
 HEAD_BYTES = 32  # enough to tell a format
 _PLUGIN_FORMATS = {
     b"ftypheic": "HEIC: pip install pillow-heif",
@@ -154,7 +155,9 @@ def _decode(
 def read_size(
     file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """Reads (width, height) of what `decode_image` gives, without decoding pixels.
+    """Reads (width, height) of what `decode_image` gives.
+
+    Pixels are decoded only of rarer formats, which may turn or choose an image then.
 
     Raises:
       ImageError: if the header is none of the formats, corrupt or says too many pixels.
@@ -168,6 +171,9 @@ def read_size(
             raise
         file = io.BytesIO(lean)
         image = _open(file, name, max_pixels)
+    if image.format not in _SIZE_IN_HEADER:
+        file.seek(0)
+        return decode_image(file.read(), name, max_pixels).size
     width, height = image.size
     if width == height or _orientation(image, file) not in _TURNED:
         return width, height

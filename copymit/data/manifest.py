@@ -166,6 +166,7 @@ class VariedSource:
         self.caption_counts = source.caption_counts
         self.class_names: Sequence[str] = source.class_names
         self.captions_from = getattr(source, "captions_from", "")
+        self.captions_sha256 = getattr(source, "captions_sha256", "")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -171,6 +171,8 @@ def _describe_measures(run: EvaluatedRun) -> list[str]:
     for key in ("dataset_similarity", "template_similarity_mean", "tile_l2_mean"):
         if key in scores:
             sentences.append(_define(key))
+    if choice := scores.get("embedder_choice"):
+        sentences.append(f"The headline's was chosen by rule: {choice}")
     if "background_similarity_mean" in scores:
         sentences.append(f"The background: {SETS['background'].replace('*', '')}.")
     if "clip_score" in scores:

@@ -1,7 +1,11 @@
 """What a training refuses before it begins."""
 
+import logging
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
@@ -60,4 +64,22 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
             f"train.batch_size={config.batch_size} in train.accumulate_steps={parts} "
             f"parts does not divide among the {shards} devices of mesh.data and "
             f"mesh.fsdp: make it a multiple of {shards * parts}"
+        )
+
+
+def warn_of_whole_heads(unet: ConfigDict, mesh: Mesh) -> None:
+    """Warns if attention's heads do not divide among the devices of `mesh.tensor`.
+
+    Their kernels do, in the middle of a head, and are put together again at every layer.
+    """
+    tensor, heads = mesh.shape["tensor"], unet.num_attention_heads
+    if isinstance(heads, int):
+        heads = (heads,) * len(unet.cross_attention)
+    crossed = [n for n, used in zip(heads, unet.cross_attention, strict=False) if used]
+    if whole := [n for n in crossed if n % tensor]:
+        logger.warning(
+            "mesh.tensor=%d does not divide %s attention heads: these levels send their "
+            "queries, keys and values among devices. Use mesh.fsdp, or a divisor",
+            tensor,
+            ", ".join(map(str, whole)),
         )

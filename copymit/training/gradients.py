@@ -172,5 +172,5 @@ def hidden_states_of(
 ) -> jax.Array:
     """Takes the text embeddings from the cache, or encodes the captions."""
     if "encoder_hidden_states" in batch:
-        return batch["encoder_hidden_states"].astype(jnp.float32)
+        return batch["encoder_hidden_states"]
     return model.encode_text(networks, batch["input_ids"])

@@ -35,10 +35,22 @@ from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.settings import training_settings
 from copymit.sharding import batch_sharding, make_mesh
-from copymit.training.cache import cache_embeddings, cache_moments, every_caption
-from copymit.training.checks import check_settings
-from copymit.training.compilation import compile_step
+from copymit.training.cache import (
+    cache_embeddings,
+    cache_folder,
+    cache_moments,
+    embeddings_pay,
+    every_caption,
+)
+from copymit.training.checks import check_settings, warn_of_whole_heads
+from copymit.training.compilation import (
+    abstract_batch,
+    compile_step,
+    model_flops,
+    utilisation,
+)
 from copymit.training.preview import make_preview
+from copymit.training.profile import Profile
 from copymit.training.saved import (
     keep_frozen,
     make_networks,
@@ -51,7 +63,7 @@ from copymit.training.state import (
     init_state,
     make_optimizer,
 )
-from copymit.training.step import make_train_step, seed_key
+from copymit.training.step import make_train_step, seed_key, without_unused
 from copymit.training.watch import HangWatch
 
 logger = logging.getLogger(__name__)
@@ -93,6 +105,7 @@ def train(
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
     check_settings(config.train, mesh)
+    warn_of_whole_heads(config.model.unet, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
     optimizer = make_optimizer(config.train)
@@ -127,7 +140,10 @@ def train(
     _add_caches(draws, workdir, config, model, state, dataset, mesh)
     monitor = make_monitor(config, model, noise_scheduler, dataset, workdir)
     networks = make_networks(workdir, abstract.frozen)
-    abstract, state = (_without_unused(x, draws, config) for x in (abstract, state))
+    has_caches = (draws.moments is not None, draws.embeddings is not None)
+    abstract, state = (
+        without_unused(x, config, *has_caches) for x in (abstract, state)
+    )
 
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -143,6 +159,8 @@ def train(
     seed = seed_key(config.seed)
     train_step = compile_step(train_step, abstract, draws, seed, mesh)
 
+    flops = model_flops(model, abstract_batch(draws, mesh), config)
+
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
     progress = Progress(config.train.steps, first_step, config.train.batch_size)
@@ -155,7 +173,9 @@ def train(
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
     )
+    profile = Profile(workdir, config.train.profile_steps, first_step)
     with (
+        contextlib.closing(profile),
         contextlib.closing(writer),
         contextlib.closing(checkpoints),
         HangWatch(config.train.hang_timeout_seconds) as watch,
@@ -166,7 +186,9 @@ def train(
             started = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - started)
+            profile.before(step)
             state, scalars = train_step(state, _to_devices(batch, mesh), seed)
+            profile.after(step, scalars)
             recent.append(scalars)
 
             last = step == config.train.steps
@@ -178,7 +200,7 @@ def train(
                 measured = monitor(networks(state), step)
             if step % config.train.log_every_steps == 0 or saving or measured:
                 fetched = _fetch(recent, step, watch)
-                _report(step, fetched, progress, writer, checkpoints, measured)
+                _report(step, fetched, flops, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
                 watch.expect(f"the checkpoint of step {step}")
@@ -241,20 +263,11 @@ def _add_caches(
         )
         caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
         texts = every_caption(config, dataset, caption)
+        if not embeddings_pay(config, len(texts), cache_folder(workdir, config)):
+            return
         draws.embeddings = cache_embeddings(
             workdir, config, model, state, tokenizer.encode(texts), mesh
         )
-
-
-def _without_unused(state: TrainState, draws: Draws, config: ConfigDict) -> TrainState:
-    """Leaves out the networks that do not train and that the step does not compute."""
-    unused = set()
-    if draws.moments is not None:
-        unused.add("vae")
-    if draws.embeddings is not None and not config.mitigation.train.skip_above:
-        unused.add("text_encoder")
-    kept = {k: v for k, v in state.frozen.items() if k not in unused}
-    return state._replace(frozen=kept)
 
 
 def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:
@@ -288,6 +301,7 @@ def _fetch(
 def _report(
     step: int,
     fetched: list[dict[str, np.ndarray]],
+    flops: int,
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
@@ -297,6 +311,7 @@ def _report(
 
     Args:
       fetched: the scalars of the steps since then.
+      flops: that a step needs.
       measured: by the monitor.
     """
     values = {name: float(value) for name, value in fetched[-1].items()}
@@ -320,6 +335,8 @@ def _report(
     values |= progress.report(step) | measured
     if (memory := device_memory_gib()) is not None:
         values["device_memory_gib"] = memory
+    if (share := utilisation(flops, values["steps_per_second"])) is not None:
+        values["model_flop_utilisation"] = share
     writer.write(step, values)
     logger.info("%s", progress.line(step, values))
 

@@ -26,6 +26,21 @@ def seed_key(seed: int) -> SeedKey:
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
+def without_unused(
+    state: TrainState, config: ConfigDict, has_moments: bool, has_embeddings: bool
+) -> TrainState:
+    """Leaves out the networks that do not train and that the step does not compute.
+
+    Args:
+      has_moments, has_embeddings: whether batches hold what caches know.
+    """
+    unused = {"vae"} if has_moments else set()
+    if has_embeddings and not config.mitigation.train.skip_above:
+        unused.add("text_encoder")
+    kept = {k: v for k, v in state.frozen.items() if k not in unused}
+    return state._replace(frozen=kept)
+
+
 def make_train_step(
     model: DiffusionModel,
     noise_scheduler: NoiseScheduler,

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from copymit.analysis import analyze as analyze_module
 from copymit.analysis.__main__ import main
 from copymit.analysis.analyze import (
     Settings,
@@ -14,6 +16,7 @@ from copymit.analysis.analyze import (
 from copymit.analysis.opening import open_data
 from copymit.data.examples import Example
 from copymit.data.sources import load_source
+from copymit.embedding.registry import make_embedder
 from tests.analysis.planted import (
     BOTH,
     CAPTION_ONLY,
@@ -208,27 +211,36 @@ def test_among_few_images_equal_pixels_are_duplicates_and_it_is_said_before(
     [
         (Settings(embedder="sscd_288"), ("sscd_288", 0.75)),
         (Settings(embedder="sscd_dcr"), ("sscd_dcr", 0.5)),
-        (Settings(), ("sscd_288_int8", 0.75)),
+        (Settings(embedder="sscd_288_int8"), ("sscd_288_int8", 0.75)),
         (Settings(embedder="pixels"), ("pixels", 1.0)),
-        (Settings(threshold=0.9), ("efficientnet_lite0", 0.9)),
+        (Settings(embedder="sscd_288", threshold=0.9), ("sscd_288", 0.9)),
     ],
 )
-def test_few_images_are_compared_at_a_published_threshold(
-    settings, expected, monkeypatch
-):
-    monkeypatch.setattr("copymit.analysis.analyze.find_sscd", lambda protocol: None)
+def test_few_images_are_compared_at_a_published_threshold(settings, expected):
     few = settings_for_few(settings, 499)
     assert (few.embedder, few.threshold) == expected
     assert settings_for_few(settings, 500) == settings
 
 
-def test_few_images_without_sscd_keep_the_default_embedder(monkeypatch):
-    def absent(protocol):
-        raise FileNotFoundError
-
-    monkeypatch.setattr("copymit.analysis.analyze.find_sscd", absent)
-    few = settings_for_few(Settings(), 10)
-    assert (few.embedder, few.threshold) == ("efficientnet_lite0", 1.0)
+@pytest.mark.parametrize(
+    ("side", "expected"), [(63, "efficientnet_lite0"), (64, "sscd_288_int8")]
+)
+def test_the_embedder_goes_by_the_size_of_most_images_unless_it_is_named(
+    side, expected, tmp_path, monkeypatch
+):
+    chosen = []
+    monkeypatch.setattr(
+        analyze_module,
+        "make_embedder",
+        lambda name, weights: chosen.append(name) or make_embedder("pixels"),
+    )
+    for i, shape in enumerate([(side, 200), (200, side), (300, 300), (20, 20)]):
+        picture = Image.fromarray(np.full((*shape, 3), 40 * i, np.uint8))
+        picture.save(tmp_path / f"{i}.png")
+    source, _ = open_data(str(tmp_path))
+    for settings in (Settings(threshold=0.9), Settings("pixels", threshold=0.9)):
+        analyze(source, tmp_path / f"out{len(chosen)}", settings)
+    assert chosen == [expected, "pixels"]
 
 
 def test_images_without_captions_have_no_caption_in_common(tmp_path):

@@ -135,11 +135,14 @@ def with_late_exif(data: bytes, orientation: int) -> bytes:
     return data[:-12] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
 
 
+_TAGGED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+
+
 def turned_files() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 8
     image, tag = noise(6, 4), exif.tobytes()
-    files = {kind: encode(image, kind, exif=tag) for kind in ("JPEG", "PNG", "WEBP")}
+    files = {kind: encode(image, kind, exif=tag) for kind in _TAGGED}
     files["PNG, late"] = with_late_exif(encode(image), 6)
     files["PNG, upright, late"] = with_late_exif(encode(image), 3)
     text = PngImagePlugin.PngInfo()

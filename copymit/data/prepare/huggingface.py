@@ -100,33 +100,21 @@ class HuggingfaceSource:
             schema, caption_column, {self._image, id_column, label}, where
         )
         self.captions_from = ", ".join(f"column {name}" for name in self._captions)
-        # Read by columns: images are left where they are.
         is_download = {*_DOWNLOAD_COLUMNS} <= {*schema.names}
+        # Read by columns: images are left where they are.
         wanted = [name for name in (id_column, label, *self._captions) if name]
         wanted += ["status"] * is_download
         _check_columns(self._groups, [self._image, *wanted])
         light = _read_light(self._groups, wanted)
-        ids = (
-            [str(value) for value in light[id_column].to_pylist()]
-            if id_column
-            else [f"{row:08d}" for row in range(self._starts[-1])]
-        )
-        self.left_out: Sequence[str] = ()
-        rows = list(range(len(ids)))
-        if is_download:
-            # As in img2dataset's other formats: the shard comes before the key.
-            ids = [
-                f"{group.path.stem}/{ids[start + i]}"
-                for group, start in zip(self._groups, self._starts, strict=False)
-                for i in range(len(group))
-            ]
-            status = light["status"].to_pylist()
-            rows = [row for row in rows if status[row] == "success"]
-            kept = set(rows)
-            self.left_out = [name for row, name in enumerate(ids) if row not in kept]
+        ids = _name_rows(light, self._groups, id_column, with_shards=is_download)
+        status = light["status"].to_pylist() if is_download else ["success"] * len(ids)
+        self.left_out: Sequence[str] = [
+            name for name, what in zip(ids, status, strict=True) if what != "success"
+        ]
         self._rows_of: dict[str, list[int]] = {}
-        for row in rows:
-            self._rows_of.setdefault(ids[row], []).append(row)
+        for row, name in enumerate(ids):
+            if status[row] == "success":
+                self._rows_of.setdefault(name, []).append(row)
         self.example_ids: Sequence[str] = list(self._rows_of)
         firsts = [rows[0] for rows in self._rows_of.values()]
         self.labels = np.full(len(firsts), -1, np.int32)
@@ -336,6 +324,33 @@ def _labels(column: pa.ChunkedArray, num_classes: int) -> np.ndarray:
             f"such as {wrong[0]}"
         )
     return labels.astype(np.int32)
+
+
+def _name_rows(
+    light: pa.Table,
+    groups: Sequence[_Group],
+    id_column: str | None,
+    *,
+    with_shards: bool,
+) -> list[str]:
+    """Returns the id of each row, which several may share.
+
+    Args:
+      with_shards: puts the file's name before it, as in img2dataset's other formats.
+    """
+    if not id_column:
+        return [f"{row:08d}" for row in range(sum(map(len, groups)))]
+    column = light[id_column]
+    if column.null_count:
+        raise ValueError(
+            f"column {id_column} has {column.null_count} empty cells, which name no image: "
+            "give another --id_column, or number the rows with --id_column=row"
+        )
+    ids = [str(value) for value in column.to_pylist()]
+    if not with_shards:
+        return ids
+    shards = [group.path.stem for group in groups for _ in range(len(group))]
+    return [f"{shard}/{name}" for shard, name in zip(shards, ids, strict=True)]
 
 
 def _id_column(schema: pa.Schema, asked: str | None, where: str) -> str | None:

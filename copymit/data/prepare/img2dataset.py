@@ -22,8 +22,8 @@ from copymit.data.captions_beside import (
 )
 from copymit.data.captions_file import refuse
 from copymit.data.examples import Example
-from copymit.data.folder_listing import is_junk, warn_of_missing
-from copymit.data.images import HEAD_BYTES, is_image_file
+from copymit.data.folder_listing import is_junk, read_head, warn_of_missing
+from copymit.data.images import is_image_file
 from copymit.data.tar_source import TarSource
 
 _MAX_IMAGE_BYTES = 2**28
@@ -121,7 +121,7 @@ class _FilesShard:
                 continue
             if path.is_symlink() or not path.is_file():
                 leaving.append(str(path))
-            elif not is_image_file(path.name, functools.partial(_read_head, path)):
+            elif not is_image_file(path.name, functools.partial(read_head, path)):
                 others.append(path.name)
             elif path.stem in images:
                 twice.append(str(path))
@@ -203,8 +203,3 @@ def _read(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return data
-
-
-def _read_head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)

@@ -14,6 +14,7 @@ from copymit.config import flatten
 from copymit.data.dataset import Dataset
 from copymit.data.examples import ExampleSource
 from copymit.data.texts import split_lines
+from copymit.embedding.headline import Choice
 from copymit.embedding.image_set import ImageSet, examples_as_images, open_images
 from copymit.embedding.store import listing_digest
 from copymit.evaluation.stages import data_digest
@@ -132,6 +133,7 @@ class Subject:
       made: the generations.
       run: what makes the generations, or None if they were given.
       duplication: the run's table, or None.
+      choice: of the headline embedder, where nobody named one.
     """
 
     title: str
@@ -147,6 +149,7 @@ class Subject:
     made: Given | Generated
     run: Run | None = None
     duplication: pd.DataFrame | None = None
+    choice: Choice | None = None
 
     @property
     def generations_folder(self) -> epath.Path:

@@ -256,3 +256,13 @@ def test_missing_parts_are_told(tmp_path, noise, caplog):
     save(table(noise, range(2)), tmp_path / "train-00001-of-00003.parquet")
     HuggingfaceSource(tmp_path)
     assert "1 of its 3 files are there" in caplog.text
+
+
+def test_an_id_that_is_empty_names_no_image(tmp_path, noise):
+    made = pa.table({"image": [noise(0), noise(1)], "id": ["a", None]})
+    save(made, tmp_path / "train.parquet")
+    with pytest.raises(
+        ValueError, match=r"column id has 1 empty cells.*--id_column=row"
+    ):
+        HuggingfaceSource(tmp_path)
+    assert len(HuggingfaceSource(tmp_path, id_column="row", caption_column="none")) == 2
