@@ -27,7 +27,7 @@ from configs.sweeps_types import (
     draws,
 )
 from copymit.mitigation.detectors import all_detectors
-from copymit.mitigation.registry import MITIGATIONS
+from copymit.mitigation.registry import MITIGATIONS, resolve
 
 _Changes = Mapping[str, Any]
 _NOTHING: _Changes = {}
@@ -310,8 +310,12 @@ def _mitigations(preset: str, once: bool) -> Iterator[tuple[str, str, _Changes]]
     yield "half of the steps", "training", _HALF[preset]
     for m in MITIGATIONS.values():
         when = "training" if m.switch.section == "train" else "inference"
-        strengths = m.tried_small if preset == "small" and m.tried_small else m.tried
+        strengths = m.tried
+        if preset == "small" and m.tried_small is not None:
+            strengths = m.tried_small
         for strength in strengths[:1] if once else strengths:
-            shown = m.label if strength is True else f"{m.label} {strength:g}"
-            yield shown, when, {f"mitigation.{m.switch.path}": strength}
+            setting, value = resolve(f"{m.name}={strength}")
+            number = strength if isinstance(strength, str) else f"{strength:g}"
+            shown = m.label if strength is True else f"{m.label} {number}"
+            yield shown, when, {f"mitigation.{setting.path}": value}
     yield "opposite guidance", "inference", _OPPOSITE

@@ -144,8 +144,8 @@ class Mitigation(NamedTuple):
       changed: what is different here, and why; "" for nothing.
       source: paper and code.
       label: in tables of sweeps, where the strength follows it.
-      tried: strengths in sweeps, of which the first is tried alone where time is short;
-        () leaves it out.
+      tried: strengths in sweeps, as numbers or quantiles ("q0.9"); where time is short the
+        first one alone, and () leaves it out.
       tried_small: the same for the small preset, where others fit it.
       needs: what it cannot do without.
       beside: names of mitigations of which one must be on, too.
@@ -180,8 +180,8 @@ class Mitigation(NamedTuple):
     changed: str
     source: str
     label: str = ""
-    tried: tuple[Value, ...] = ()
-    tried_small: tuple[Value, ...] = ()
+    tried: tuple[Value | str, ...] = ()
+    tried_small: tuple[Value | str, ...] | None = None
     needs: frozenset[Need] = frozenset()
     beside: tuple[str, ...] = ()
     order: int = 0

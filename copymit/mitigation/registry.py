@@ -105,7 +105,7 @@ def with_mitigations(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     resolved: dict[str, str] = {}
     for asked in map(str, config.mitigation.apply):
-        setting, value = _resolve(asked)
+        setting, value = resolve(asked)
         if setting.path in resolved:
             raise ValueError(
                 f"mitigation.apply: {resolved[setting.path]!r} and {asked!r} are the same "
@@ -127,8 +127,12 @@ def with_mitigations(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _resolve(asked: str) -> tuple[Setting, Value]:
-    """Reads `NAME`, `NAME=STRENGTH` or `NAME=qQUANTILE`."""
+def resolve(asked: str) -> tuple[Setting, Value]:
+    """Reads `NAME`, `NAME=STRENGTH` or `NAME=qQUANTILE` as a setting and its value.
+
+    Raises:
+      ValueError: for an unknown name, or a strength that is not a number.
+    """
     name, given, strength = asked.partition("=")
     mitigation = _find(name)
     if not given:
@@ -143,6 +147,7 @@ def _resolve(asked: str) -> tuple[Setting, Value]:
 
 
 def _read_strength(asked: str, text: str, kind: type) -> Any:
+    text = {"True": "1", "False": "0"}.get(text, text)
     expected = {bool: "0 or 1", int: "a whole number"}.get(kind, "a number")
     try:
         number = float(text)

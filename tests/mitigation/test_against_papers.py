@@ -4,6 +4,7 @@ At 32x32x4 and 64x64x4, for networks that predict noise and velocity. Thresholds
 papers' unit, norms of 64x64x4 noise: at 64x64x4 they are the authors' own.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,12 +12,21 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.diffusion.sampler import transitions
 from copymit.diffusion.trajectory import ddim_trajectory
-from copymit.mitigation.registry import MITIGATIONS, strengths, values_of
+from copymit.mitigation import detector
+from copymit.mitigation.observation import Observation
+from copymit.mitigation.registry import (
+    MITIGATIONS,
+    active,
+    defaults,
+    strengths,
+    values_of,
+)
 from copymit.mitigation.sampling import sample_with_mitigations
 from copymit.mitigation.scene import Scene, Text
 from copymit.mitigation.training import kept_examples
-from tests.mitigation.small_unet import SIZES, TYPES, D, L, in_torch, predict
+from tests.mitigation.small_unet import SIZES, TYPES, UNET, D, L, in_torch, predict
 
 B = 2
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -203,8 +213,6 @@ def test_examples_are_skipped_as_wen_s_code_does(size, prediction_type):
 
 
 def values_of_training(**given):
-    from copymit.mitigation.registry import defaults
-
     return defaults("train") | given
 
 
@@ -283,3 +291,85 @@ def test_a_dynamic_transition_guides_as_jain_s_code_does(size, prediction_type):
     assert {1.0, 7.5} == set(scales.ravel())
     latents = sampled(size, trajectory, dynamic_transition=True)
     np.testing.assert_allclose(latents, expected, rtol=1e-3, atol=1e-3)
+
+
+@BOTH
+@EACH_SIZE
+def test_text_conditional_noise_is_measured_as_wen_s_code_does(size, prediction_type):
+    scheduler, trajectory = scheduler_of(prediction_type, STEPS)
+    steps = transitions(trajectory)
+    found, expected = [], []
+    for i in (0, STEPS - 1):
+        t, x = scheduler.timesteps[i], torch.from_numpy(noise_of(size))
+        conditional, unconditional = (
+            in_torch(x, t, torch.from_numpy(h)) for h in (HIDDEN, NEGATIVE)
+        )
+        unit = 1.0
+        if prediction_type == "v_prediction":
+            unit = scheduler.alphas_cumprod[t] ** 0.5  # sigma x, on both sides, is gone
+        expected.append(norms(unit * (conditional - unconditional)).numpy())
+        both = [
+            predict(jnp.asarray(x), jnp.full(B, int(t)), jnp.asarray(h))
+            for h in (HIDDEN, NEGATIVE)
+        ]
+        taps = {"layer": jnp.ones((B, 1, 16, L)) / L}
+        observed = detector._Observed(both[0], both[0] - both[1], taps)
+        ends, signal = jnp.zeros(B, jnp.int32), steps.signal[i]
+        found.append(detector._summarise(trajectory, observed, ends, signal))
+    squares, attention, bright = (jnp.stack(x) for x in zip(*found, strict=True))
+    seen = Observation(ends, None, squares, attention, bright[-1])
+    # The mean over steps, of norms as of 64x64x4 latents.
+    measured = detector.DETECTORS["noise_norm_mean"].measure(seen, None)
+    np.testing.assert_allclose(
+        measured, papers_unit(size) * np.mean(expected, axis=0), rtol=1e-4
+    )
+
+
+@BOTH
+@EACH_SIZE
+def test_attention_is_changed_as_ren_s_code_does(size, prediction_type):
+    """Their processor, in diffusers' UNet; what is predicted plays no role in it."""
+    prompt = np.array([[49_406, 5, 6, 49_407, 0, 0]])
+    text = np.concatenate([NEGATIVE[:1], HIDDEN[:1]])
+    x = torch.from_numpy(noise_of(size)).permute(0, 3, 1, 2)[[0, 0]]
+    logits = {}
+
+    class Processor:
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, attn, states, encoder_hidden_states=None, **unused):
+            context = encoder_hidden_states
+            cross, context = context is not None, states if context is None else context
+            q, k, v = (
+                attn.head_to_batch_dim(y)
+                for y in (attn.to_q(states), attn.to_k(context), attn.to_v(context))
+            )
+            weight = q @ k.transpose(1, 2) * attn.scale
+            if cross:
+                weight = weight.unflatten(0, (2, -1))
+                logits[self.name] = weight.numpy().copy()
+                weight[..., 4:] = float("-inf")
+                weight[1::2, :, :, 0] = weight[1::2, :, :, 0] * 1.25
+                weight = weight.flatten(0, 1)
+            weight = weight.softmax(-1)
+            logits[self.name + " after"] = weight.numpy()
+            return attn.to_out[0](attn.batch_to_head_dim(weight @ v))
+
+    usual = dict(UNET.attn_processors)
+    UNET.set_attn_processor({name: Processor(name) for name in usual})
+    try:
+        t = torch.tensor([981 if prediction_type == "epsilon" else 401] * 2)
+        UNET(x, t, torch.from_numpy(text))
+    finally:
+        UNET.set_attn_processor(usual)
+    values = values_of(strengths(start_attention=1.25, mask_padding=True))
+    rows = jnp.asarray(np.tile(prompt, (2, 1))), jnp.array([False, True])
+    names = [name for name in logits if f"{name} after" in logits]
+    assert names
+    for name in names:
+        ours = jnp.asarray(logits[name])
+        for m in active("generate", values):
+            ours = m.attention(values, *rows)(name, ours)
+        expected = logits[f"{name} after"].reshape(ours.shape)
+        np.testing.assert_allclose(jax.nn.softmax(ours, -1), expected, atol=1e-6)

@@ -137,7 +137,7 @@ MITIGATIONS = (
         "YuxinWenRick/diffusion_memorization",
         label="prompt optimised to",
         tried=(1.5, 2.5),
-        tried_small=(6.0, 12.0),
+        tried_small=("q0.9", "q0.5"),
         calibration=Calibration(QUANTILE, TARGET, _norms),
         check=_check,
         embedding=_embedding,
