@@ -20,13 +20,16 @@ Which prompts are memorised, by eight detectors that look into the model:
     python evaluate.py --workdir=runs/demo --stages=detect,report
 
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
-Run again, finished stages whose inputs did not change are reused. Settings change with
+Run again, finished stages whose inputs did not change are reused. Similarity is by SSCD
+for images of at least 64 px, else by EfficientNet-Lite0, unless --eval.embedders names
+others. Settings change with
 --eval.NAME=VALUE (configs/common.py lists them, under `eval`). With --config, its sections
 `eval` and `mitigation.generate` take the place of those that the run started with. Several
 hosts share the work, started as train.py's; or n processes that share nothing but the
 directory embed a share each, with --stages=embed --shard=i/n, before one run does the rest.
 """
 
+import json
 from typing import Any
 
 from absl import app, flags
@@ -81,6 +84,11 @@ _REFERENCES = flags.DEFINE_string(
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "Prompts of --generations in the order of their names, one a line."
 )
+_HELDOUT = flags.DEFINE_string(
+    "heldout",
+    None,
+    "Images like --references that were never trained on: how near these come is no copy.",
+)
 _MODEL = flags.DEFINE_string(
     "model", None, "Base model's name, diffusers folder or hub id to generate with."
 )
@@ -105,6 +113,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _PROMPTS.value and not _GENERATIONS.value:
         raise app.UsageError("--prompts belongs to --generations")
+    if _HELDOUT.value and not _GENERATIONS.value:
+        raise app.UsageError("--heldout belongs to --generations")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         raise app.UsageError("--generations and --references belong together")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
@@ -119,6 +129,10 @@ def main(argv: list[str]) -> None:
         subject = _open_subject()
         compared = [open_finished(directory) for directory in _COMPARE.value]
         directory = run_stages(subject, _STAGES.value, compared, share)
+    if {"score", "report"} & set(_STAGES.value):
+        from copymit.report.verdict import answer  # the page's sentences, needed last
+
+        print(answer(json.loads((directory / "scores.json").read_text())))
     if "report" in _STAGES.value:
         print(absolute(directory / "report.html"))
 
@@ -126,6 +140,7 @@ def main(argv: list[str]) -> None:
 def _places() -> list[Any]:
     """Lists what is read besides the working directory, and may lie in a bucket."""
     named = [_GENERATIONS.value, _REFERENCES.value, _MODEL.value, _PROMPTS.value]
+    named.append(_HELDOUT.value)
     named += flatten(_EVAL.value.to_dict()).values()
     if _CONFIG.value is None:
         return named
@@ -152,6 +167,7 @@ def _open_subject() -> Subject:
         _EVAL.value if config is None else config.eval,
         _NAME.value,
         read_prompts(_PROMPTS.value) if _PROMPTS.value else None,
+        _HELDOUT.value,
     )
 
 

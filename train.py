@@ -10,6 +10,7 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 --coordinator, --num_processes and --process_id.
 """
 
+import logging
 from typing import Any
 
 from absl import app, flags
@@ -26,6 +27,8 @@ from copymit.console import (
 )
 from copymit.storage import check_buckets
 from copymit.training.loop import train
+
+logger = logging.getLogger("copymit.train")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings of the run, such as configs/demo.py[:argument]."
@@ -47,7 +50,18 @@ def main(argv: list[str]) -> None:
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
+        _warn_of_missing_weights(_CONFIG.value)
         train(_CONFIG.value, _WORKDIR.value, _make_monitor)
+
+
+def _warn_of_missing_weights(config: ConfigDict) -> None:
+    """Says before a day of training what its evaluation will lack."""
+    from copymit.embedding.registry import check_embedders, missing_weights
+
+    names = [*config.eval.embedders, *config.eval.quality_embedders]
+    check_embedders(names)
+    for what in missing_weights(names, config.eval.weights):
+        logger.warning("the evaluation of this run will need %s", what)
 
 
 def _make_monitor(config: ConfigDict, *rest: Any):

@@ -16,17 +16,16 @@ from benchmarks.unet import GUIDANCE_SCALE, SIZES
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.trajectory import SAMPLERS
-from copymit.mitigation.at_generation import (
-    GenerationMitigations,
-    Text,
+from copymit.mitigation.references import References, make_references
+from copymit.mitigation.registry import mitigation_settings, strengths
+from copymit.mitigation.sampling import (
+    changed_text,
+    generation_rewrite,
     sample_with_mitigations,
 )
-from copymit.mitigation.compose import generation_rewrite
-from copymit.mitigation.embeddings import add_gaussian_noise
-from copymit.mitigation.repulsion import References, make_references
+from copymit.mitigation.scene import Text
 from copymit.models.functional import init_params, make_apply
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
-from copymit.settings import mitigation_settings
 
 STEPS, IMAGES, REPEATS = 50, 2, 2
 SHAPE = (32, 32, 4)
@@ -46,6 +45,7 @@ STRENGTHS: dict[str, dict[str, Any]] = {
     "noise optimisation, 10 iterations": {"noise_target": _UNREACHED},
     f"repulsion from {REFERENCE_COUNT:,} images": {"repulsion": 1.0},
     "repulsion and despecification": {"repulsion": 1.0, "despecification": 13.0},
+    "noise on the text": {"gaussian_noise": 0.1},
 }
 # On the host, before the prompt is tokenised.
 REWRITES = ("random_tokens", "word_repetition", "random_numbers")
@@ -60,16 +60,16 @@ def run(steps: int = STEPS) -> list[Row]:
     text, make_noise, references = _inputs()
     params, predict = _network()
 
-    def seconds(strengths: dict[str, Any], text_noise: float = 0.0) -> float:
+    def seconds(asked: dict[str, Any]) -> float:
+        given = strengths(**asked)
+
         @jax.jit
         def generate(params, text: Text, references: References):
-            prompt_key, negative_key = jax.random.split(jax.random.key(0))
+            keys = jax.random.split(jax.random.key(0), (2, IMAGES))
             text = text._replace(
-                hidden_states=add_gaussian_noise(
-                    text.hidden_states, prompt_key, text_noise
-                ),
-                negative_hidden_states=add_gaussian_noise(
-                    text.negative_hidden_states, negative_key, text_noise
+                hidden_states=changed_text(given, text.hidden_states, keys[0]),
+                negative_hidden_states=changed_text(
+                    given, text.negative_hidden_states, keys[1]
                 ),
             )
             return sample_with_mitigations(
@@ -77,7 +77,7 @@ def run(steps: int = STEPS) -> list[Row]:
                 SAMPLERS["ddim"](make_noise_scheduler(), steps),
                 text,
                 make_noise,
-                GenerationMitigations(**strengths),
+                given,
                 guidance_scale=GUIDANCE_SCALE,
                 num_train_timesteps=1000,
                 references=references,
@@ -87,8 +87,7 @@ def run(steps: int = STEPS) -> list[Row]:
 
     plain = seconds({})
     shape = f"{steps} steps, {IMAGES}x{'x'.join(map(str, SHAPE))}"
-    times = {name: seconds(strengths) for name, strengths in STRENGTHS.items()}
-    times["noise on the text"] = seconds({}, 0.1)
+    times = {name: seconds(asked) for name, asked in STRENGTHS.items()}
     times |= {name: plain + _seconds_of_rewrite(name) for name in REWRITES}
     return [
         Row(f"{name}, {shape}", mitigated, "no mitigation", plain)
@@ -100,7 +99,7 @@ def _seconds_of_rewrite(name: str) -> float:
     """Times two insertions into the prompts of a batch."""
     mitigation = mitigation_settings()
     mitigation.generate[name] = 2
-    rewrite = generation_rewrite(mitigation, make_tokenizer(77, 49_407).decode)
+    rewrite = generation_rewrite(mitigation.generate, make_tokenizer(77, 49_407).decode)
     rngs = [np.random.default_rng(i) for i in range(IMAGES)]
     return best_of(lambda: [rewrite(PROMPT, rng) for rng in rngs])
 

@@ -1,7 +1,8 @@
 """Every setting there is, with its default and meaning; the other configs change some.
 
-Those of the training, of mitigations and of the evaluation are in copymit/settings.py,
-since checkpoints, the Python API and the report know them too.
+Those of the training and of the evaluation are in copymit/settings.py, those of
+mitigations in copymit/mitigation/methods/, since checkpoints, the Python API and the
+report know them too.
 
 Not a run by itself. A config file calls `get_config()` here, changes what it needs and
 returns the result; single values change on the command line, as in
@@ -10,11 +11,8 @@ returns the result; single values change on the command line, as in
 
 from ml_collections import ConfigDict
 
-from copymit.settings import (
-    evaluation_settings,
-    mitigation_settings,
-    training_settings,
-)
+from copymit.mitigation.registry import mitigation_settings
+from copymit.settings import evaluation_settings, training_settings
 
 
 def get_config() -> ConfigDict:
@@ -38,7 +36,7 @@ def get_config() -> ConfigDict:
     data.duplication_factor = 5  # how many times likelier those are drawn
     data.manifest = ""  # CSV or parquet: example_id, factor[, captions]; "" = none
     data.duplication_mode = "weights"  # as sampling says | counts: exact, or refused
-    data.sampling = "epochs"  # epochs (without replacement) | replacement
+    data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # and every caption, where the text encoder is frozen
     data.cache_dir = (
@@ -115,7 +113,9 @@ def get_config() -> ConfigDict:
     diffusion.num_train_timesteps = 1000
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
     diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only
-    diffusion.timestep_spacing = "leading"  # leading | linspace | trailing; see eval
+    # leading | linspace | trailing; "" = as usual for eval.sampler: leading for ddim,
+    # linspace for dpmsolver++ and euler
+    diffusion.timestep_spacing = ""
     diffusion.steps_offset = 1  # added to every leading timestep
     diffusion.set_alpha_to_one = True  # False: ddim ends at timestep 0's noise level
 

@@ -1,12 +1,7 @@
-"""The settings of a training, of mitigations and of an evaluation, with their defaults and
-meanings: one home for the programs' configs, the Python API and the report."""
-
-from collections.abc import Mapping
-from typing import Any
+"""The settings of a training and of an evaluation, with their defaults and meanings: one
+home for the programs' configs, the Python API and the report."""
 
 from ml_collections import ConfigDict
-
-from copymit.config import flatten
 
 
 def training_settings() -> ConfigDict:
@@ -50,60 +45,6 @@ def training_settings() -> ConfigDict:
     return train.lock()
 
 
-def mitigation_settings() -> ConfigDict:
-    """Returns the `mitigation` section with its defaults: nothing is done."""
-    mitigation = ConfigDict()
-    # Names, or the paper's and the original code's, each with its strength there or one
-    # given: ("GN", "RT=0.2"). They are resolved into the settings below.
-    mitigation.apply = ()
-    mitigation.train = train = ConfigDict()
-    train.multiple_captions = False  # MC: any caption of the image
-    train.gaussian_noise = 0.0  # GN: deviation of noise on the embedding
-    train.random_caption = 0.0  # RC: share of captions made random
-    train.random_tokens = 0.0  # RT: share with random tokens inserted
-    train.word_repetition = 0.0  # CWR: share with words repeated
-    train.num_insertions = 2  # of RT and CWR
-    train.embedding_mixup = 0.0  # Beta(this, 1) mixes embeddings of a batch
-    train.skip_above = 0.0  # examples whose text changes the prediction by a norm above
-    mitigation.generate = generate = ConfigDict()
-    generate.gaussian_noise = 0.0  # GNI: as GN
-    generate.random_tokens = 0  # RT: tokens inserted into the prompt
-    generate.word_repetition = 0  # CWR: words of the prompt repeated
-    generate.random_numbers = 0  # RNA: random numbers inserted
-    # From here on see mitigation/at_generation.py for sources and meanings.
-    generate.guidance_transition = 0  # timestep below which guidance begins
-    generate.dynamic_transition = False  # it begins when its magnitude stops falling
-    generate.guidance_before = 0.0  # scale before either; below 0: opposite guidance
-    generate.prompt_target = 0.0  # embeddings are optimised to this magnitude
-    generate.prompt_learning_rate = 0.05
-    generate.prompt_iterations = 10
-    generate.start_attention = 0.0  # factor of attention to the start token; 1.25 usual
-    generate.mask_padding = False  # no attention to what follows the prompt
-    generate.noise_candidates = 0  # initial noises of which the least sharp is taken
-    generate.noise_target = 0.0  # the noise is optimised to this sharpness loss
-    generate.noise_norm_weight = 0.05
-    generate.noise_learning_rate = 0.05
-    generate.noise_iterations = 10
-    generate.repulsion = 0.0  # turn away from the nearest training image
-    generate.despecification = 0.0  # guidance taken off near a training image
-    generate.clean_threshold = 0.4  # similarity above which both act, at the end
-    generate.noisy_threshold = 0.3  # and at the beginning
-    return mitigation.lock()
-
-
-def changed_mitigations(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keeps, of flat settings, those of mitigations that are not at their defaults.
-
-    So what is on, and of what says how strongly and how, what is not as usual.
-    """
-    defaults = flatten({"mitigation": mitigation_settings().to_dict()})
-    return {
-        name: value
-        for name, value in settings.items()
-        if name.startswith("mitigation.") and value != defaults.get(name, 0)
-    }
-
-
 def evaluation_settings() -> ConfigDict:
     """Returns the `eval` section with its defaults."""
     evaluation = ConfigDict()
@@ -125,12 +66,17 @@ def evaluation_settings() -> ConfigDict:
     evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
     evaluation.resolution = 0  # pixels at which images are compared; 0 = as generated
     evaluation.on_corrupt = "stop"  # stop | skip: what an unreadable image does
-    # The first gives the headline; embedding/registry.py lists them all.
-    evaluation.embedders = ("efficientnet_lite0", "pixels")
-    evaluation.quality_embedders = ()  # of FID and its kin; () = the headline's
+    # The first gives the headline; embedding/registry.py lists them all. () = by the size
+    # of the images: sscd_288_int8 (sscd_288 where its weights are given) from 64 px on,
+    # else efficientnet_lite0; and pixels.
+    evaluation.embedders = ()
+    # Of FID and its kin; () = the headline's, or efficientnet_lite0 with embedders=().
+    evaluation.quality_embedders = ()
     evaluation.clip_score = ""  # clip_vit_b16, clip_vit_b16_dcr, ...; "" = none
     evaluation.tiles = 0  # also compare 2x2, 3x3 ... tiles, each at its place; 0 = not
     evaluation.tile_l2_candidates = 3  # neighbours compared tile by tile; 0 = none
+    evaluation.false_discovery_rate = 0.01  # of what is called a likely or near copy
+    evaluation.copy_pictures = 2_000  # pairs of copies pictured in copies/
     evaluation.search = "auto"  # auto | exact | scann | approx
     evaluation.recall_target = 0.99  # of scann and approx
     evaluation.num_neighbors = 11  # kept per image; at least 11

@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Iterable
@@ -43,7 +44,8 @@ def write_whole(path: epath.Path, data: bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    writer = f"{socket.gethostname()}-{os.getpid()}"  # of several on one file system
+    partial = path.with_name(f"{path.name}.{writer}.partial")
     partial.write_bytes(data)
     partial.replace(path)
 

@@ -15,7 +15,7 @@ from copymit.generator import (
     make_trajectory,
     sampling_options,
 )
-from copymit.mitigation.at_generation import GenerationMitigations
+from copymit.mitigation.registry import strengths
 from copymit.models.assembly import for_inference, make_model
 from copymit.sharding import make_mesh
 
@@ -129,19 +129,17 @@ def test_another_id_seed_or_caption_gives_another_image(make_images, batch):
 
 
 @pytest.mark.parametrize(
-    "strengths",
+    "asked",
     [
         {"start_attention": 1.25, "mask_padding": True},
         {"prompt_target": 1e-3, "prompt_iterations": 2},
     ],
 )
-def test_a_real_network_can_be_controlled_and_differentiated(strengths, make_images):
+def test_a_real_network_can_be_controlled_and_differentiated(asked, make_images):
     captions = CAPTIONS.copy()
     captions[:, 2:] = 49_407
     plain = make_images(captions, IDS)
-    mitigated = make_images(
-        captions, IDS, mitigations=GenerationMitigations(**strengths)
-    )
+    mitigated = make_images(captions, IDS, mitigations=strengths(**asked))
     # Rounding moves a pixel by 1 at most; of attention this network makes little.
     assert np.abs(mitigated - plain).max() > 1
     assert mitigated.std(axis=(1, 2, 3)).min() > 10

@@ -106,6 +106,9 @@ def choose_caption_columns(names: Sequence[str], asked: str, where: str) -> list
         raise MissingColumnError(
             f"{there}, but none of {', '.join(_CAPTION_COLUMNS)}: {_WAY_OUT}"
         )
+    if len(usual) > 1:
+        # img2dataset writes its caption twice, once as the text of the .txt.
+        usual = [name for name in usual if name != "txt"]
     if len(usual) + bool(numbered) > 1:
         raise ValueError(
             f"{there}, of which {', '.join([*usual, *numbered])} may be captions: "

@@ -7,15 +7,18 @@ are never opened. And the other way: captions in, a file out, JSON or parquet.
 
 import itertools
 import json
+import operator
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, SupportsIndex
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from copymit.data.caption_tables import CaptionTable, read_caption_table
+from copymit.data.examples import Example, ExampleSource
 
 CAPTIONS_FORMATS = ("auto", "relative", "dcr")
 _NUM_LISTED = 10
@@ -93,6 +96,43 @@ def fit_captions(
             "entry and every entry one image: correct the file or the folder"
         )
     return [tuple(entries[found[example_id][0]]) for example_id in example_ids]
+
+
+class CaptionedSource:
+    """A source whose captions are those of a file.
+
+    Args:
+      captions_file, captions_format, caption_column: see `read_captions`.
+    """
+
+    def __init__(
+        self,
+        source: ExampleSource,
+        captions_file: Path,
+        captions_format: str = "auto",
+        caption_column: str = "",
+    ):
+        self.source = source
+        self._captions = read_captions(
+            captions_file, source.example_ids, captions_format, caption_column
+        )
+        self.captions_from = captions_file.name
+        self.left_out: Sequence[str] = getattr(source, "left_out", ())
+        self.example_ids: Sequence[str] = source.example_ids
+        self.labels = source.labels
+        self.class_names: Sequence[str] = source.class_names
+        self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        index = operator.index(index)
+        return self.source[index]._replace(captions=self._captions[index])
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        """Returns what else the source knows of an image."""
+        return getattr(self.source, "metadata", lambda index: {})(index)
 
 
 def write_captions(

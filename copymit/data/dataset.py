@@ -20,7 +20,7 @@ from copymit.data.captions import (
     check_captions,
     make_caption_function,
 )
-from copymit.data.captions_file import listed
+from copymit.data.captions_file import CaptionedSource, listed
 from copymit.data.checking import check_images
 from copymit.data.duplication import (
     Duplication,
@@ -37,13 +37,15 @@ from copymit.data.manifest import (
     select_listed,
 )
 from copymit.data.schedule import check_duplication_mode
-from copymit.data.sources import load_source, select_examples
+from copymit.data.sources import EmbeddedSource, load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
 from copymit.storage import absolute, write_whole
 
 logger = logging.getLogger(__name__)
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
+_CAPTIONS_SHA256 = "captions_sha256"
+_CAPTIONS_LOOKED_AT = 1000  # images: a second, where each must be read for its captions
 _CHECKED = "checked_images"  # beside the directories of runs, which share it
 
 
@@ -90,7 +92,7 @@ def load_dataset(
     """
     check_duplication_mode(config.duplication_mode, config.sampling)
     source = load_source(config.source, captions=config.captions or None)
-    files = source
+    files = source.source if isinstance(source, CaptionedSource) else source
     manifest = _open_manifest(config, source) if config.manifest else None
     if manifest is None:
         selection = select_examples(
@@ -117,11 +119,12 @@ def load_dataset(
         duplication = listed_duplication(manifest, train)
         return Dataset(source, train, heldout, duplication, skipped)
     duplication = assign_duplication(
-        len(train),
+        [source.example_ids[int(i)] for i in train],
         config.duplication,
         config.duplicated_fraction,
         config.duplication_factor,
         seed,
+        by_position=isinstance(source, EmbeddedSource),
     )
     dataset = Dataset(source, train, heldout, duplication, skipped)
     check_captions(
@@ -151,6 +154,7 @@ def claim_examples(
     elif writer:
         counts = dataset.source.caption_counts[dataset.indices]
         table = duplication_table(dataset.example_ids, dataset.duplication, counts)
+        table = table.replace_schema_metadata({_CAPTIONS_SHA256: _hash_of(dataset)})
         names = pa.table({"example_id": list(dataset.source.example_ids)})
         for name, rows in ((_EXAMPLES, names), (_DUPLICATION, table)):
             file = io.BytesIO()
@@ -179,7 +183,18 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
     )
     if not same:
         raise ValueError(_describe_change(workdir, table, dataset))
+    before = (table.schema.metadata or {}).get(_CAPTIONS_SHA256.encode(), b"").decode()
+    if before and before != _hash_of(dataset):
+        raise ValueError(
+            f"the captions beside the images are no longer those that {workdir} was "
+            "trained on: put them back as they were, or train into another --workdir"
+        )
     return table
+
+
+def _hash_of(dataset: Dataset) -> str:
+    """Hashes captions that lie beside images; "" for those that a config names."""
+    return getattr(dataset.source, "captions_sha256", "")
 
 
 def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:
@@ -247,4 +262,23 @@ def make_captions(
         source.class_names,
         decode=tokenizer.decode,
         seed=seed,
+    )
+
+
+def describe_truncated(
+    config: ConfigDict, dataset: Dataset, tokenizer: Tokenizer
+) -> str:
+    """Counts captions that lose their end, among those of the first images; "" if none."""
+    if config.caption_style != "instance":
+        return ""
+    looked_at = dataset.indices[:_CAPTIONS_LOOKED_AT]
+    examples = [dataset.source[int(i)] for i in looked_at]
+    captions = [(e.example_id, text) for e in examples for text in e.captions]
+    cut = [example_id for example_id, text in captions if tokenizer.truncated(text)]
+    if not cut:
+        return ""
+    return (
+        f"{len(cut)} of the {len(captions)} captions of the first {len(examples)} images "
+        f"have more than {tokenizer.max_length} tokens and lose their end, such as that of "
+        f"{cut[0]!r}"
     )

@@ -6,12 +6,16 @@ the folder are refused, and what systems leave everywhere (hidden files, `__MACO
 """
 
 import functools
+import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from copymit.data.captions_file import listed, refuse
 from copymit.data.images import HEAD_BYTES, IMAGE_SUFFIXES, is_image_file
+
+logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test")
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
@@ -101,6 +105,31 @@ def list_folder(folder: str) -> Listing:
     )
 
 
+def missing_numbers(names: Sequence[str]) -> list[str]:
+    """Lists the numbers that are missing between the names `00000.tar`, `00001.tar`, ..."""
+    stems = [name.partition(".")[0] for name in names]
+    matches = [re.fullmatch(r"(.*?)(\d+)", stem) for stem in stems]
+    if (
+        len({match and (match[1], len(match[2])) for match in matches}) != 1
+        or not names
+    ):
+        return []
+    numbers = {int(match[2]) for match in matches if match}
+    width = max((len(match[2]) for match in matches if match), default=0)
+    return [
+        f"{i:0{width}d}" for i in range(max(numbers, default=0)) if i not in numbers
+    ]
+
+
+def warn_of_missing(names: Sequence[str], where: str) -> None:
+    """Tells which files of a numbered set are missing, as a download leaves it."""
+    if missing := missing_numbers(names):
+        logger.warning(
+            "%s: %d of the numbered files are missing: %s",
+            *(where, len(missing), listed(missing)),
+        )
+
+
 def open_split(folder: str, split: str | None) -> tuple[str, str]:
     """Finds the folder of one split, where the folders are splits and no classes.
 
@@ -146,7 +175,7 @@ def _scan(folder: str, root: str) -> _Found:
             elif is_folder:
                 found.folders.append(entry.name)
             elif is_file:
-                head = functools.partial(_read_head, entry.path)
+                head = functools.partial(read_head, entry.path)
                 is_picture = is_image_file(entry.name, head)
                 (found.images if is_picture else found.others).append(entry.name)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -162,6 +191,7 @@ def _scan(folder: str, root: str) -> _Found:
     return _Found(*map(sorted, found))
 
 
-def _read_head(path: str) -> bytes:
+def read_head(path: str | os.PathLike) -> bytes:
+    """Reads of a file what `is_image_file` looks at."""
     with open(path, "rb") as file:
         return file.read(HEAD_BYTES)

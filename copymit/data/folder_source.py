@@ -5,6 +5,8 @@ its captions are from and which files were left out.
 """
 
 import functools
+import hashlib
+import json
 import operator
 import os
 import re
@@ -71,6 +73,7 @@ class FolderSource:
       captions_from: where the captions are from, in words.
       caption_fault: why texts that are there could not be read, or "".
       left_out: files that are neither images nor their captions.
+      caption_files: paths of the files that captions were read from.
     Raises:
       FileNotFoundError: if the folder or the captions file is absent.
       ValueError: if there are no images, images lie both in the folder and in class
@@ -107,6 +110,7 @@ class FolderSource:
         self.captions_from = found.origin
         self.caption_fault = found.fault
         self.left_out: Sequence[str] = found.left_out
+        self.caption_files: Sequence[str] = found.files
         self.class_names: Sequence[str] = _name_classes(listing.classes, class_names)
         label_by_folder = {name: label for label, name in enumerate(listing.classes)}
         self.labels = np.array(
@@ -116,6 +120,11 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self.example_ids)
+
+    @property
+    def captions_sha256(self) -> str:
+        """A hash of all captions: they lie outside of what a run's config names."""
+        return hashlib.sha256(json.dumps(self._captions).encode()).hexdigest()
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         index = operator.index(index)
@@ -144,6 +153,7 @@ class _Found(NamedTuple):
     origin: str
     fault: str
     left_out: Sequence[str]
+    files: Sequence[str]
 
 
 def _find_captions(
@@ -166,7 +176,7 @@ def _find_captions(
         table = read_caption_table(captions_file, column)
         table, ids = _choose_rows(table, ids, captions_format, split, captions_file)
         captions = fit_captions(table, ids, captions_format, str(captions_file))
-        return _Found(ids, captions, captions_file.name, "", rest)
+        return _Found(ids, captions, captions_file.name, "", rest, [str(captions_file)])
     try:
         if len(tables) > 1 or (
             tables and any(set(s) != {"json"} for s in beside.values())
@@ -180,7 +190,7 @@ def _find_captions(
             table = _below(read_caption_table(tables[0], column), place, tables[0])
             table, ids = _choose_rows(table, ids, "auto", split, tables[0])
             captions = fit_captions(table, ids, "auto", str(tables[0]))
-            return _Found(ids, captions, tables[0].name, "", rest)
+            return _Found(ids, captions, tables[0].name, "", rest, [str(tables[0])])
         if split is not None:
             raise SplitError(place.top, [], split)
         read = functools.partial(_read_text, place.folder)
@@ -189,12 +199,14 @@ def _find_captions(
             for i in ids
         ]
         origin = describe_suffixes(beside) if any(captions) else ""
-        return _Found(ids, captions, origin, "", rest)
+        names = [name for texts in beside.values() for name in texts.values()]
+        files = [os.path.join(place.folder, name) for name in names]
+        return _Found(ids, captions, origin, "", rest, files)
     except SplitError:
         raise
     except ValueError as error:
         # Whoever needs the captions stops here; an audit can do without.
-        return _Found(ids, [()] * len(ids), "", str(error), rest)
+        return _Found(ids, [()] * len(ids), "", str(error), rest, ())
 
 
 def _choose_rows(

@@ -45,6 +45,7 @@ _NO_IMAGE_SUFFIXES = (
     ),
     *(".parquet", ".arrow", ".tar", ".zip", ".npz", ".npy", ".md", ".html", ".mp4"),
 )
+_SIZE_IN_HEADER = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF")
 HEAD_BYTES = 32  # enough to tell a format
 _PLUGIN_FORMATS = {
     b"ftypheic": "HEIC: pip install pillow-heif",
@@ -52,6 +53,7 @@ _PLUGIN_FORMATS = {
     b"ftypmif1": "HEIF: pip install pillow-heif",
     b"ftypavif": "AVIF, and this Pillow was built without: pip install pillow again",
     b"JXL ": "JPEG XL: pip install pillow-jxl-plugin",
+    b"version https://": "a pointer of git-lfs and not the file: run git lfs pull",
 }
 # Chunks of a PNG that hold no pixels; Pillow refuses a file whose are large.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -153,7 +155,9 @@ def _decode(
 def read_size(
     file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """Reads (width, height) of what `decode_image` gives, without decoding pixels.
+    """Reads (width, height) of what `decode_image` gives.
+
+    Pixels are decoded only of rarer formats, which may turn or choose an image then.
 
     Raises:
       ImageError: if the header is none of the formats, corrupt or says too many pixels.
@@ -167,6 +171,9 @@ def read_size(
             raise
         file = io.BytesIO(lean)
         image = _open(file, name, max_pixels)
+    if image.format not in _SIZE_IN_HEADER:
+        file.seek(0)
+        return decode_image(file.read(), name, max_pixels).size
     width, height = image.size
     if width == height or _orientation(image, file) not in _TURNED:
         return width, height
@@ -185,7 +192,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _plugin_for(head: bytes) -> str | None:
-    signs = (what for sign, what in _PLUGIN_FORMATS.items() if sign in head[:16])
+    signs = (what for sign, what in _PLUGIN_FORMATS.items() if sign in head[:20])
     return next(signs, None)
 
 

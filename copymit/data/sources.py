@@ -17,8 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from copymit.data.captions_beside import TABLE_NAMES
+from copymit.data.captions_file import CaptionedSource
+from copymit.data.draw import draw_order
 from copymit.data.examples import Example, ExampleSource
+from copymit.data.folder_listing import is_junk
 from copymit.data.folder_source import FolderSource
+from copymit.data.images import IMAGE_SUFFIXES
+from copymit.data.prepare.huggingface import HuggingfaceSource
+from copymit.data.prepare.img2dataset import Img2datasetSource
 from copymit.data.record_source import RecordSource, is_begun
 
 FLUENT_EMOJI_FILE = Path(__file__).parent / "embedded" / "fluent_emoji_64.parquet"
@@ -45,20 +52,26 @@ def load_source(
     case it may also be a `gs://` one.
 
     Args:
-      captions: a captions file for a folder, see `FolderSource`.
+      captions: a captions file, see `read_captions`; it goes before the captions that
+        the set has itself.
     Raises:
       FileNotFoundError: if it is neither a known name nor a folder.
+      ValueError: for what must be prepared first; has the command.
       ValueError: if a set that has captions and class names is given others, or if the
         folder or its captions file is not in order.
     """
     if name_or_path != "fluent_emoji" and is_begun(name_or_path):
-        if captions is not None or class_names is not None:
+        if class_names is not None:
             raise ValueError(
-                f"the prepared data set {name_or_path!r} has captions and class names "
-                "of its own: give none, or prepare it with others"
+                f"the prepared data set {name_or_path!r} has class names of its own: "
+                "give none, or prepare it with others"
             )
-        return RecordSource(name_or_path)
+        source = RecordSource(name_or_path)
+        if captions is None:
+            return source
+        return CaptionedSource(source, Path(captions), captions_format)
     if name_or_path != "fluent_emoji":
+        _refuse_unprepared(name_or_path)
         return FolderSource(
             name_or_path,
             captions,
@@ -71,6 +84,63 @@ def load_source(
             "or give ./fluent_emoji if you mean a folder of that name"
         )
     return EmbeddedSource()
+
+
+def open_folder(folder: str | os.PathLike) -> ExampleSource:
+    """Opens a folder of any kind to look at its images: for training, see `load_source`.
+
+    Raises:
+      FileNotFoundError, ValueError: as the source of its kind.
+    """
+    if is_begun(folder):
+        return RecordSource(folder)
+    match kind_of(folder):
+        case "img2dataset":
+            return Img2datasetSource(folder)
+        case "huggingface":
+            return HuggingfaceSource(folder)
+    return FolderSource(folder)
+
+
+def kind_of(folder: str | os.PathLike) -> str:
+    """Tells who wrote a folder, by the names of its files.
+
+    Returns:
+      `img2dataset` (or another program that writes tar files), `huggingface` or `images`.
+    """
+    if not os.path.isdir(folder):
+        return "images"
+    names = sorted(name for name in os.listdir(folder) if not is_junk(name))
+    shards = [n for n in names if n.endswith(".tar") or re.fullmatch(r"\d{5,}", n)]
+    if shards and any(name.endswith("_stats.json") for name in names):
+        return "img2dataset"
+    has_tables = bool({"state.json", "dataset_dict.json"} & set(names))
+    folders = [n for n in names if os.path.isdir(os.path.join(folder, n))]
+    for inside in (names, *(os.listdir(os.path.join(folder, n)) for n in folders)):
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside):
+            return "images"
+        has_tables |= any(
+            name.endswith((".arrow", ".parquet")) and name.lower() not in TABLE_NAMES
+            for name in inside
+        )
+    if any(name.endswith(".tar") for name in names):
+        return "img2dataset"
+    return "huggingface" if has_tables else "images"
+
+
+def _refuse_unprepared(path: str) -> None:
+    """Says which command makes a data set to train on of what cannot be read at random."""
+    folder = os.path.dirname(path) if path.endswith(".tar") else path
+    kind = "img2dataset" if path.endswith(".tar") else kind_of(path)
+    if kind != "images":
+        what = {"img2dataset": "tar files or what img2dataset wrote"}.get(
+            kind, "tables of Hugging Face"
+        )
+        raise ValueError(
+            f"data.source={path!r} is {what}: prepare it once, and train from there:\n"
+            f"  python -m copymit.data.prepare {kind} {folder or '.'} --output=DIR\n"
+            "  python train.py ... --config.data.source=DIR"
+        )
 
 
 class EmbeddedSource:
@@ -123,6 +193,19 @@ class EmbeddedSource:
         )
 
 
+def _draw(
+    source: ExampleSource, candidates: Int[np.ndarray, " N"], seed: int
+) -> Int[np.ndarray, " N"]:
+    """Returns the candidates in the order of the draw."""
+    if isinstance(source, EmbeddedSource):
+        # Its order is its own, and published numbers are of this draw.
+        generator = np.random.Generator(np.random.PCG64(seed))
+        return generator.permutation(candidates).astype(np.int64)
+    return candidates[
+        draw_order(seed, [source.example_ids[int(i)] for i in candidates])
+    ]
+
+
 def parse_token_ids(caption: str) -> list[int] | None:
     """Reads a caption that is the text of a list of token ids; None if it is not.
 
@@ -142,6 +225,8 @@ def select_examples(
     seed: int,
 ) -> Selection:
     """Draws training and held-out examples, at random but the same for the same seed.
+
+    Which are drawn depends on their ids, not on the order in which they are listed.
 
     More training examples contain the fewer, and neither number changes what the other
     draws.
@@ -178,8 +263,7 @@ def select_examples(
             + (f" in {', '.join(classes)}" if classes else "")
             + ": ask for fewer or add images"
         )
-    generator = np.random.Generator(np.random.PCG64(seed))
-    order = generator.permutation(candidates).astype(np.int64)
+    order = _draw(source, candidates, seed)
     return Selection(
         train=np.sort(order[: num_examples or available]),
         heldout=np.sort(order[len(order) - num_heldout :]),

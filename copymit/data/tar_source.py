@@ -24,7 +24,7 @@ from copymit.data.captions_beside import (
 )
 from copymit.data.captions_file import is_text, listed, refuse
 from copymit.data.examples import Example
-from copymit.data.folder_listing import is_junk
+from copymit.data.folder_listing import is_junk, warn_of_missing
 from copymit.data.images import HEAD_BYTES, is_image_file
 
 _MAX_IMAGE_BYTES = 2**28
@@ -64,6 +64,9 @@ class TarSource:
 
     def __init__(self, paths: Sequence[str | os.PathLike]):
         self._paths = [Path(path) for path in paths]
+        if len(paths) > 1:
+            names = [path.name for path in self._paths]
+            warn_of_missing(names, str(self._paths[0].parent))
         self._members: list[dict[str, _Member]] = []
         self._samples: list[_Sample] = []
         ids: list[str] = []

@@ -17,6 +17,21 @@ from copymit.diffusion.noise_scheduler import (
 Predict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(noisy_latents, timesteps, encoder_hidden_states) -> model_pred."""
 
+
+class Noised(NamedTuple):
+    """What the network is to be trained on.
+
+    Attributes:
+      noisy_latents: what it sees.
+      scales: of each example, of its prediction.
+      target: of the scaled prediction.
+    """
+
+    noisy_latents: Float[Array, "B h w c"]
+    scales: Float[Array, " B"]
+    target: Float[Array, "B h w c"]
+
+
 Keep = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """(model_pred, noisy_latents, timesteps) -> which examples count, bool (B,)."""
 
@@ -28,11 +43,13 @@ class Draw(NamedTuple):
       timesteps: uniform.
       noise: what the network is to find.
       added: what the latents are mixed with; the same unless the input is perturbed.
+      noised: what is trained on in the place of the latents mixed with it; None, these.
     """
 
     timesteps: Int[Array, " B"]
     noise: Float[Array, "B h w c"]
     added: Float[Array, "B h w c"]
+    noised: Noised | None = None
 
 
 def draw_noise(
@@ -90,10 +107,15 @@ def denoising_loss(
     same unweighted loss on the noise or the velocity.
     """
     timesteps = draw.timesteps
-    noisy_latents = add_noise(noise_scheduler, latents, draw.added, timesteps)
-    target = training_target(noise_scheduler, latents, draw.noise, timesteps)
-    model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
-    losses = jnp.mean((model_pred - target) ** 2, axis=(1, 2, 3))
+    if draw.noised is None:
+        noisy_latents = add_noise(noise_scheduler, latents, draw.added, timesteps)
+        target = training_target(noise_scheduler, latents, draw.noise, timesteps)
+        model_pred = scaled = predict(noisy_latents, timesteps, encoder_hidden_states)
+    else:
+        noisy_latents, scales, target = draw.noised
+        model_pred = predict(noisy_latents, timesteps, encoder_hidden_states)
+        scaled = scales[:, None, None, None] * model_pred
+    losses = jnp.mean((scaled - target) ** 2, axis=(1, 2, 3))
     if min_snr_gamma is not None:
         weights = min_snr_weights(noise_scheduler, min_snr_gamma)
         losses *= jnp.asarray(weights)[timesteps]

@@ -6,8 +6,10 @@ no other one for it. An image whose pixels were embedded before, in this store o
 is not embedded again.
 """
 
+import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from copymit.data.images import ImageError
 from copymit.embedding.embedder import Embedder
@@ -28,11 +30,15 @@ from copymit.embedding.store import (
     Skipped,
     plan_shards,
 )
+from copymit.models.backend import target_backend
 from copymit.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 _BLANK = b"\x02"
+_ROWS, _EVERYWHERE = PartitionSpec("data"), PartitionSpec()
+# Images that a network on a CPU sees at a time; 1, 4 and 8 are slower.
+_MAX_PART = 2
 
 
 def embed(
@@ -129,14 +135,13 @@ class _Network:
     """The embedder on all local devices, with counts of what it did."""
 
     def __init__(self, embedder: Embedder, batch_size: int):
-        devices = jax.local_devices()
-        mesh = Mesh(np.array(devices), ("data",))
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self._rows = NamedSharding(mesh, _ROWS)
+        everywhere = NamedSharding(mesh, _EVERYWHERE)
         self._params = jax.device_put(embedder.params, everywhere)
-        self._apply = jax.jit(embedder.apply, out_shardings=self._rows)
+        self._apply = _spread(embedder.apply, mesh, target_backend())
         self.embedder = embedder
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.num_reused = 0
 
     def __call__(self, prepared: Sequence[np.ndarray]) -> Float[np.ndarray, "B D"]:
@@ -145,6 +150,29 @@ class _Network:
         batch = np.resize(batch, (self.batch_size, *batch.shape[1:]))
         features = self._apply(self._params, jax.device_put(batch, self._rows))
         return np.asarray(features, np.float32)[: len(prepared)]
+
+
+@functools.lru_cache(maxsize=4)
+def _spread(apply: Callable[[Any, Array], Array], mesh: Mesh, backend: str) -> Callable:
+    """Compiles a network once for all sets; every device has rows of its own."""
+    if backend == "cpu":
+        apply = functools.partial(_apply_in_parts, apply)
+    return jax.jit(
+        jax.shard_map(apply, mesh=mesh, in_specs=(_EVERYWHERE, _ROWS), out_specs=_ROWS)
+    )
+
+
+def _apply_in_parts(apply: Callable[[Any, Array], Array], params: Any, images: Array):
+    """Applies a network to a few images at a time, whose feature maps fit the caches.
+
+    One program for all of them, so that they also share its memory: what each run of a
+    program allocates, the kernel fills with zeros first.
+    """
+    B, *shape = images.shape
+    part = math.gcd(B, _MAX_PART)
+    parts = images.reshape(B // part, part, *shape)
+    features = jax.lax.map(functools.partial(apply, params), parts)
+    return features.reshape(B, -1)
 
 
 class _Read(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import glob
 import io
+import logging
 import os
 import zipfile
 from collections import Counter
@@ -19,17 +20,21 @@ from PIL import Image
 
 from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
-from copymit.data.folder_listing import LayoutError
+from copymit.data.folder_listing import LayoutError, read_head
 from copymit.data.folder_source import FolderSource
 from copymit.data.images import (
     IMAGE_SUFFIXES,
     ImageError,
     decode_image,
+    is_image_file,
     read_size,
     resize_and_crop,
 )
+from copymit.data.sources import open_folder
 from copymit.data.tar_source import TarSource
 from copymit.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 # Number of images by (width, height).
 Sizes = Mapping[tuple[int, int], int]
@@ -69,7 +74,7 @@ def reader_by_id(
 
 
 def open_source(images: Any) -> ExampleSource | None:
-    """Opens what lies in files: a folder, a tar file or a pattern of several.
+    """Opens what lies in files: a folder of any kind, a tar file or a pattern of several.
 
     Returns:
       None for anything else, which `open_images` may know.
@@ -88,7 +93,7 @@ def open_source(images: Any) -> ExampleSource | None:
             raise FileNotFoundError(f"no tar file matches {str(images)!r}")
         return TarSource(paths)
     try:
-        return FolderSource(images)
+        return open_folder(images)
     except LayoutError as error:
         raise ValueError(
             f"{error}. Or give a pattern: {os.path.join(str(images), '**', '*.png')!r}"
@@ -186,10 +191,10 @@ def count_sizes(images: ImageSet, skip_corrupt: bool = False) -> Sizes:
         height, width = images.read(position).shape[:2]
         return width, height
 
-    def sizes_of(positions: range) -> Iterator[tuple[int, int]]:
+    def sizes_of(positions: range) -> Iterator[tuple[str, tuple[int, int]]]:
         for position in positions:
             try:
-                yield size_of(position)
+                yield images.ids[position], size_of(position)
             except ImageError as error:
                 if not skip_corrupt:
                     reason = f"{error.reason}; {SKIP}"
@@ -200,11 +205,17 @@ def count_sizes(images: ImageSet, skip_corrupt: bool = False) -> Sizes:
     tasks = [range(i, min(i + _HEADERS_PER_TASK, count)) for i in starts]
     progress = Progress(f"sizes of the {images.name} read", count)
     sizes: Counter[tuple[int, int]] = Counter()
+    examples: dict[tuple[int, int], str] = {}
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda task: Counter(sizes_of(task)), tasks)
-        for task, counts in zip(tasks, found, strict=True):
-            sizes += counts
+        found = pool.map(lambda task: list(sizes_of(task)), tasks)
+        for task, named in zip(tasks, found, strict=True):
+            sizes.update(size for _, size in named)
+            examples |= {size: name for name, size in named if size not in examples}
             progress.add(len(task))
+    if len({min(size) for size in sizes}) > 1:
+        rarest = sizes.most_common()[:0:-1]
+        odd = [f"{examples[size]} {size[0]} x {size[1]}" for size, _ in rarest]
+        logger.warning("%s of other sizes than most: %s", images.name, listed(odd))
     return sizes
 
 
@@ -296,7 +307,16 @@ def _of_pattern(name: str, pattern: str) -> ImageSet:
     """Lists the image files that match, by their paths below what has no wildcard."""
     start = Path(pattern.partition("*")[0] + "x").parent
     found = sorted(glob.glob(pattern, recursive=True))
-    paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in found if os.path.isfile(path)]
+    paths = [p for p in files if is_image_file(p, functools.partial(read_head, p))]
+    if len(paths) < len(files):
+        others = [path for path in files if path not in set(paths)]
+        logger.warning(
+            "%d files that match %r are no images: %s",
+            len(others),
+            pattern,
+            listed(others),
+        )
     if not paths:
         raise FileNotFoundError(
             f"no image matches {pattern!r}; known suffixes: {' '.join(IMAGE_SUFFIXES)}"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from copymit.embedding.store import DIGEST_BYTES, EmbeddingStore, StoredRows
+from copymit.embedding.store import EmbeddingStore, StoredRows
 
 
 class KnownFeatures:
@@ -16,19 +16,27 @@ class KnownFeatures:
     """
 
     def __init__(self, stores: Iterable[EmbeddingStore], protocol: str):
-        found = [part for store in stores for part in store.known(protocol)]
-        self._features = StoredRows([path for path, _ in found])
-        self._ends = np.cumsum([len(digests) for _, digests in found], dtype=np.int64)
-        digests = [np.empty((0, DIGEST_BYTES), np.uint8)]
-        digests += [digests for _, digests in found]
-        del found
-        halves = np.concatenate(digests).view(np.uint64)
-        del digests
-        # Images whose digests share a half are one, as far as looking them up goes: the
-        # other half tells, and one that is not found is embedded.
-        self._heads, first = np.unique(halves[:, 0], return_index=True)
-        self._tails = halves[first, 1]
-        self._places = first.astype(np.uint32)
+        paths, counts = [], []
+        heads, tails = ([np.empty(0, np.uint64)] for _ in range(2))
+        for path, digests in (
+            part for store in stores for part in store.known(protocol)
+        ):
+            paths.append(path)
+            counts.append(len(digests))
+            head, tail = digests.view(np.uint64).T
+            heads.append(head.copy())
+            tails.append(tail.copy())
+        self._features = StoredRows(paths)
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        head = np.concatenate(heads)
+        heads.clear()  # of ten million images, every copy is 80 MB
+        order = np.argsort(head, kind="stable")
+        head = head[order]
+        # Images whose digests share a half are looked up as one: the other half tells
+        # them apart, and one that is not found is embedded.
+        first = np.append(True, head[1:] != head[:-1])[: len(head)]
+        self._heads, self._places = head[first], order[first].astype(np.uint32)
+        self._tails = np.concatenate(tails)[self._places]
 
     def find(self, digest: bytes) -> int | None:
         """Says at which place the features of an image are, or None if nowhere."""
@@ -46,7 +54,8 @@ class KnownFeatures:
           None for those whose file has been removed since.
         """
         rows: list[np.ndarray | None] = [None] * len(places)
-        files = np.searchsorted(self._ends, places, side="right")
+        wanted = np.asarray(places, np.int64)
+        files = np.searchsorted(self._ends, wanted, side="right")
         for file in np.unique(files):
             try:
                 features = self._features[file]
@@ -54,5 +63,5 @@ class KnownFeatures:
                 continue
             start = self._ends[file] - len(features)
             for i in np.flatnonzero(files == file):
-                rows[i] = np.array(features[places[i] - start])
+                rows[i] = np.array(features[wanted[i] - start])
         return rows

@@ -50,6 +50,7 @@ def evaluate(
     *,
     workdir: epath.PathLike,
     prompts: Sequence[str] | None = None,
+    heldout: Any = None,
     name: str | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -61,17 +62,20 @@ def evaluate(
     Args:
       generations, references: each a folder; tar files in webdataset's layout (a path or
         a pattern); an `.npz` or `.npy` file; an array (N, H, W, 3), uint8; a list of
-        paths, PIL images or arrays; or a copymit data source. References are resized
-        and cropped to the size of the generations.
+        paths, PIL images or arrays; or a copymit data source. Networks see each as their
+        protocols say; where pixels are compared, all are resized and cropped to the short
+        side of the generations.
       workdir: receives the results, in `eval/NAME`.
       name: by default after where the images lie, so that other images have a directory
         of their own. A name that images elsewhere have is refused.
       prompts: of each generation, for the CLIP score and the page.
+      heldout: images like the references that the model was never trained on, as any of
+        these: how near they come says how near is no copy.
       settings: of the `eval` section, see copymit/settings.py, such as
         `embedders=("sscd_288",), weights={"sscd_disc_mixup": PATH}`.
     Raises:
       ValueError, FileNotFoundError: for an unknown setting, or images that are missing,
-        empty, corrupt or of several sizes; names the culprit and the way out.
+        empty, corrupt or of several short sides; names the culprit and the way out.
     """
     config = evaluation_settings()
     unknown = sorted(settings.keys() - config.keys())
@@ -94,7 +98,9 @@ def evaluate(
                 f"{setting}={value!r} is a {type(value).__name__}: give a "
                 f"{type(config[setting]).__name__}, as {config[setting]!r}"
             ) from error
-    subject = open_pair(generations, references, workdir, config, name, prompts)
+    subject = open_pair(
+        generations, references, workdir, config, name, prompts, heldout
+    )
     directory = run_stages(subject)
     return Evaluation(
         json.loads((directory / "scores.json").read_text()),

@@ -8,6 +8,7 @@ OUT/matches.parquet                   nearest references by the headline embedde
 OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
 OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
+OUT/copies/                           the pairs, as pictures and a table
 OUT/report.html, figures/ ...         what people look at
 
 Every artefact that a later stage reads carries the digest of its inputs, written in the
@@ -117,6 +118,11 @@ class Artefacts(NamedTuple):
         return self.out / "measured.parquet"
 
     @property
+    def copies(self) -> epath.Path:
+        """Is the folder of pairs; it is there only with the numbers that it shows."""
+        return self.out / "copies"
+
+    @property
     def detection(self) -> epath.Path:
         """Is the table of prompts and their detectors."""
         return self.out / "detection.parquet"
@@ -184,6 +190,12 @@ class Artefacts(NamedTuple):
         write_whole(self.scores, data)
         self.write_table("score", self.measured, measured, vouches_for=data)
 
+    def remove_scores(self) -> None:
+        """Removes all numbers, and the pictures of copies with them."""
+        self.scores.unlink(missing_ok=True)
+        if self.copies.exists():
+            self.copies.rmtree()
+
     def read_scores(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """Reads all numbers, and those of single generations; errors as `read_table`."""
         if not self.is_scored():
@@ -230,7 +242,10 @@ def open_artefacts(subject: Subject) -> Artefacts:
     # Every other stage depends on all images and on the stages before it.
     digest = compute_digest([stages["generate"], identity])
     for stage in STAGES[1:]:
-        stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
+        inputs = [digest, stage, stage_settings(settings, stage)]
+        if stage == "score" and subject.choice:
+            inputs.append(subject.choice)  # the scores say it
+        stages[stage] = compute_digest(inputs)
         if stage not in OPTIONAL_STAGES:
             digest = stages[stage]
     as_they_are = subject.references.read_original is not None
@@ -240,7 +255,7 @@ def open_artefacts(subject: Subject) -> Artefacts:
     sets = {
         "generations": [made, shown],
         "references": references,
-        "heldout": references,
+        "heldout": [identity.get("heldout", identity["references"]), shown],
         "few_references": [references, few],
         "prompts": [made, identity["prompts"]],
         "captions": [references, few],

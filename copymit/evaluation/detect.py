@@ -24,8 +24,13 @@ from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.prompts import Prompt
 from copymit.generator import make_trajectory, sampling_options
-from copymit.mitigation.detection import DETECTORS, end_positions
-from copymit.mitigation.detector import Detect, DetectionOptions, make_detector
+from copymit.mitigation.detector import (
+    DETECTORS,
+    Detect,
+    DetectionOptions,
+    make_detector,
+)
+from copymit.mitigation.observation import end_positions
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
 from copymit.progress import Progress
 from copymit.scores.detection import detection_summary

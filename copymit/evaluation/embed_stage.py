@@ -12,6 +12,7 @@ from copymit.embedding.clip import (
     make_clip_captions,
 )
 from copymit.embedding.embed import embed, embed_texts
+from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet
 from copymit.embedding.registry import make_embedder
 from copymit.embedding.store import EmbeddingStore, load_embeddings
@@ -37,12 +38,17 @@ def run_embed(
         "heldout": subject.heldout,
         "few_references": _subset(subject.references, rows),
     }
+
+    @functools.lru_cache(maxsize=1)  # sets of one embedder follow each other
+    def load(embedder: str) -> Embedder:
+        return make_embedder(embedder, subject.eval.weights)
+
     for place in list_embedded(subject):
         embedder, name, tile = place
         images = sets[name]
         assert images is not None
         embed(
-            make_embedder(embedder, subject.eval.weights),
+            load(embedder),
             tile_set(images, tile) if tile else images,
             artefacts.store(*place),
             batch_size=subject.eval.batch_size,
@@ -50,7 +56,7 @@ def run_embed(
             skip_corrupt=subject.eval.on_corrupt == "skip",
             share=share or (0, 1),
         )
-    first = jax.process_index() == 0 and not (share and share.index)
+    first = jax.process_index() == 0 and not (share and share.number)
     if subject.eval.clip_score and first:
         _embed_captions(subject, artefacts)
 

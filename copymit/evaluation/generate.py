@@ -26,11 +26,14 @@ from copymit.data.dataset import Dataset
 from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.batch_size import device_memory_limit, fit_batch_size
+from copymit.evaluation.calibration import calibrate, calibration_prompts
 from copymit.evaluation.notes import write_notes
 from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
 from copymit.generator import Generate, Generated, make_generate, sampling_options
-from copymit.mitigation.repulsion import References
+from copymit.mitigation.references import References
+from copymit.mitigation.registry import needed
+from copymit.mitigation.sampling import asked_quantiles
 from copymit.models.assembly import (
     DiffusionModel,
     ModelParams,
@@ -65,11 +68,13 @@ def generate(
     mesh = make_mesh()
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     options = sampling_options(config.eval, config.mitigation.generate)
-    make_images = make_generate(
-        model,
-        make_noise_scheduler(**config.diffusion),
-        options,
-        tokenizer.encode([config.eval.negative_prompt])[0],
+    noise_scheduler = make_noise_scheduler(**config.diffusion)
+    (negative_ids,) = tokenizer.encode([config.eval.negative_prompt])
+    make_images = make_generate(model, noise_scheduler, options, negative_ids)
+    others = (
+        calibration_prompts(config, dataset, tokenizer)
+        if asked_quantiles(options.mitigations)
+        else []
     )
     for prompt in prompts:
         if tokenizer.truncated(prompt.prompt_used):
@@ -88,7 +93,11 @@ def generate(
     params = jax.jit(for_inference, static_argnums=1, donate_argnums=0)(
         load_params(model, mesh), config.train.dtype
     )
-    if options.mitigations.repels:
+    if others:
+        common = model, noise_scheduler, tokenizer, negative_ids
+        options = calibrate(options, others, *common, params, mesh)
+        make_images = make_generate(model, noise_scheduler, options, negative_ids)
+    if needed("generate", config.mitigation.generate, "training images"):
         references = encode_references(config, dataset, model, params, mesh)
     else:
         references = None

@@ -23,6 +23,7 @@ from copymit.embedding.image_set import examples_as_images
 from copymit.embedding.registry import make_embedder, weights_name
 from copymit.embedding.store import EmbeddingStore, load_embeddings, unit_rows
 from copymit.evaluation.search_stage import unit_vectors
+from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import compute_digest, content_digest, data_digest
 from copymit.generator import generate_on, make_generate, sampling_options
 from copymit.models.assembly import DiffusionModel, ModelParams
@@ -61,8 +62,11 @@ def make_copy_monitor(
         model, noise_scheduler, sampling_options(config.eval), tokenizer.encode([""])[0]
     )
     mesh = make_mesh(**config.mesh)
-    embedder = make_embedder(config.eval.embedders[0], config.eval.weights)
     size = config.data.resolution
+    evaluation, choice = resolve_embedders(config.eval, lambda: size)
+    if choice:
+        logger.info(choice.reason)
+    embedder = make_embedder(evaluation.embedders[0], config.eval.weights)
     images = examples_as_images("references", dataset.source, dataset.indices, size)
     weights = config.eval.weights.get(weights_name(embedder.name), "")
     of = [

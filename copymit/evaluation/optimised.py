@@ -8,13 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from copymit.mitigation.registry import active
 from copymit.scores.similarity import Scores
-
-# What is optimised to each target, and the setting of how many steps it may take.
-_OPTIMISED = {
-    "prompt_target": ("prompts", "prompt_iterations"),
-    "noise_target": ("noises", "noise_iterations"),
-}
 
 
 def score_optimisations(
@@ -30,17 +25,21 @@ def score_optimisations(
       `warnings`; nothing of pictures without notes.
     """
     scores: Scores = {"warnings": []}
-    targets = [name for name in _OPTIMISED if mitigation[name]]
-    for name in targets:
-        if not all(name in note for note in notes):
+    for m in active("generate", mitigation):
+        if m.calibration is None:
             continue
-        what, limit = _OPTIMISED[name]
-        steps = [int(note[name]) for note in notes]
+        target, quantile = m.calibration.target, m.calibration.quantile
+        if not all(target.name in note for note in notes):
+            continue
+        (limit,) = (s.name for s in m.settings if s.name.endswith("_iterations"))
+        what = target.name.removesuffix("_target") + "s"
+        steps = [int(note[target.name]) for note in notes]
         above = sum(count > 0 for count in steps)
         still = sum(count >= mitigation[limit] for count in steps)
         scores[f"num_{what}_optimised"] = above
         scores[f"num_{what}_still_above_target"] = still
-        setting = f"mitigation.generate.{name}={mitigation[name]:g}"
+        asked = target if mitigation[target.name] else quantile
+        setting = f"mitigation.{asked.path}={mitigation[asked.name]:g}"
         if not above:
             scores["warnings"].append(
                 f"{setting} changed nothing: no generation was above it"

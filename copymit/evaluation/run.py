@@ -14,7 +14,13 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from copymit.evaluation.artefacts import Artefacts, is_finished, open_artefacts
+from copymit.embedding.registry import check_weights
+from copymit.evaluation.artefacts import (
+    Artefacts,
+    embedder_names,
+    is_finished,
+    open_artefacts,
+)
 from copymit.evaluation.lock import sole_evaluation
 from copymit.evaluation.settings import check_settings
 from copymit.evaluation.stages import (
@@ -56,12 +62,17 @@ def run_stages(
     """
     check_stages(list(stages), share)
     check_settings(subject.eval)
+    if "embed" in stages:
+        check_weights(embedder_names(subject), subject.eval.weights)
     artefacts = open_artefacts(subject)
     if compared and "report" in stages:
         from copymit.evaluation.comparable import check_comparable  # embedders, figures
 
         check_comparable(subject, compared)
     first = jax.process_index() == 0
+    if subject.choice and first:
+        level = logging.WARNING if subject.choice.stand_in else logging.INFO
+        logger.log(level, subject.choice.reason)
     subject.out.mkdir(parents=True, exist_ok=True)
     with sole_evaluation(subject.out, share) if first else contextlib.nullcontext():
         if first and share:
@@ -131,7 +142,7 @@ def _begin(
     if not share:  # all of them have one, written before
         write_record(subject, artefacts.stages["embed"])
     if stage in ("embed", "search", "score"):
-        artefacts.scores.unlink(missing_ok=True)
+        artefacts.remove_scores()
     if subject.run is None:
         path, prompts = subject.out / "prompts.jsonl", subject.prompts()
         if prompts is None:

@@ -1,9 +1,10 @@
-"""The score stage: what the stages before made in, numbers out.
+"""The score stage: what the stages before made in, numbers and decisions out.
 
 `scores.json` has those of all generations together, `measured.parquet` a row for each:
-generation, nearest_entropy, nearest_jpeg_bytes and nearest_total_variation (complexity of
-its nearest training image), and where asked for template_similarity, tile_l2 and
-clip_score.
+generation; grade, copy_of, p, q, nearness and repeats (scores/grades.py); nearest_entropy,
+nearest_jpeg_bytes and nearest_total_variation (complexity of its nearest training image);
+and where asked for tile_l2, tile_l2_ratio, template_similarity and clip_score. `copies/`
+has the pairs.
 """
 
 import logging
@@ -21,7 +22,9 @@ from copymit.evaluation.artefacts import (
     image_sets,
     list_texts,
 )
+from copymit.evaluation.decide import decide_generations
 from copymit.evaluation.embed_stage import list_skipped
+from copymit.evaluation.evidence import write_copies
 from copymit.evaluation.notes import NOT_FINITE, read_notes
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
@@ -33,7 +36,6 @@ from copymit.scores.compute import View, compute_scores, score_parts
 from copymit.scores.provenance import Provenance
 from copymit.scores.quality import score_quality
 from copymit.scores.similarity import Scores
-from copymit.scores.tiled import GRID, tiled_l2
 from copymit.search.exact import Neighbours, SearchResult
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,11 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores["warnings"] += made.pop("warnings")
         scores["alarms"] += made.pop("alarms")
         scores |= made
+    decided = decide_generations(subject, artefacts, views, provenance)
+    scores |= decided.scores
     measured = _measure_parts(subject, artefacts, views)
+    if "tile_l2" in decided.columns:
+        measured["tile_l2"] = decided.columns["tile_l2"]
     background = _template_similarity(subject, artefacts, "background")
     if background is not None:
         measured_background = {"background_template_similarity": background.to_numpy()}
@@ -78,6 +84,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores |= found
     for alarm in scores["alarms"]:
         logger.warning(alarm)
+    if choice := subject.choice:
+        scores["embedder_choice"] = choice.reason
+        if choice.stand_in:  # which the log has said at the start
+            scores["alarms"].insert(0, choice.reason)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
@@ -85,7 +95,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     scores["image_size_px"] = subject.size
     scores["image_preparation"] = _describe_preparation(subject)
     scores["settings"] = dict(subject.settings)
+    others = measured.drop(columns="tile_l2", errors="ignore")
+    measured = pd.concat([decided.columns, others], axis=1)
     measured.insert(0, "generation", generations)
+    write_copies(subject, artefacts.copies, _with_matches(subject, views[0], measured))
     artefacts.write_scores(scores, measured)
 
 
@@ -165,8 +178,6 @@ def _measure_parts(
     similarity = _template_similarity(subject, artefacts, "generations")
     if similarity is not None:
         measured["template_similarity"] = similarity.to_numpy()
-    if subject.eval.tile_l2_candidates and subject.size >= GRID:
-        measured["tile_l2"] = _tile_l2(subject, views)
     return measured
 
 
@@ -183,28 +194,26 @@ def _template_similarity(
     return table.groupby(column, sort=False)["similarity"].max()
 
 
-def _tile_l2(subject: Subject, views: list[View]) -> np.ndarray:
-    """Is the least tiled distance of each generation to its nearest by any embedder."""
-    read_generation = reader_by_id(subject.generations())
-    read_reference = reader_by_id(subject.references)
-    references = views[0].embeddings["references"].ids
-    nearest = [
-        view.neighbours["generations"].neighbours.indices[
-            :, : subject.eval.tile_l2_candidates
-        ]
-        for view in views
+def _with_matches(subject: Subject, view: View, measured: pd.DataFrame) -> pd.DataFrame:
+    """Adds similarity and prompt, which other files of the evaluation have."""
+    top1 = view.neighbours["generations"].neighbours.similarities[:, 0]
+    table = measured.assign(similarity=top1)
+    prompts = subject.prompts()
+    if prompts is not None:
+        texts = prompts.set_index("id")["prompt"]
+        table["prompt"] = texts.loc[table["generation"]].to_numpy()
+    wanted = [
+        "generation",
+        "grade",
+        "copy_of",
+        "p",
+        "q",
+        "similarity",
+        "tile_l2",
+        "prompt",
+        "repeats",
     ]
-    candidates = np.concatenate(nearest, axis=1)
-
-    def measure(row: int) -> float:
-        image = read_generation(views[0].embeddings["generations"].ids[row])
-        return min(
-            tiled_l2(image, read_reference(references[i]))
-            for i in set(candidates[row].tolist())
-        )
-
-    with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(measure, range(len(candidates)))))
+    return table[[name for name in wanted if name in table]]
 
 
 def _clip_scores(

@@ -70,7 +70,7 @@ def _search_set(
     R = len(references.ids)
     exclude = None
     if queries == "background":
-        rows = _background(subject, references)
+        rows = background_of(subject, references)
         k = min(settings.num_neighbors, R - 1)
         ids = [references.ids[i] for i in rows]
         exclude = rows
@@ -103,7 +103,7 @@ def _index(artefacts: Artefacts, name: str) -> epath.Path | None:
     return None if "://" in str(path) else path
 
 
-def _background(subject: Subject, references: Embeddings) -> np.ndarray:
+def background_of(subject: Subject, references: Embeddings) -> np.ndarray:
     """Is the rows of the references that are themselves searched for."""
     chosen = background_rows(subject, subject.eval.background_queries)
     if len(chosen) == len(references.ids):
@@ -120,7 +120,7 @@ def _search_tiles(subject: Subject, artefacts: Artefacts, queries: str) -> pd.Da
         references = load_embeddings(artefacts.store(headline, "references", tile))
         exclude = None
         if queries == "background":
-            exclude = _background(subject, references)
+            exclude = background_of(subject, references)
             ids = [references.ids[i] for i in exclude]
             vectors = unit_rows(references.rows(exclude))
         else:

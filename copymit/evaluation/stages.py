@@ -104,17 +104,13 @@ def data_digest(data: ConfigDict) -> list[str]:
 
 
 class Share(NamedTuple):
-    """One of `count` processes that embed the same images and know nothing of each other.
+    """Share `number` (from 0) of `total` processes that know nothing of each other."""
 
-    Attributes:
-      index: from 0.
-    """
-
-    index: int
-    count: int
+    number: int
+    total: int
 
     def __str__(self) -> str:
-        return f"--shard={self.index}/{self.count}"
+        return f"--shard={self.number}/{self.total}"
 
 
 def parse_share(text: str) -> Share:

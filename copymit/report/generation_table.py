@@ -25,9 +25,11 @@ def tabulate_generations(
     Columns: generation, nearest_reference, similarity; where known prompt, prompt_used,
     seed, prompted_reference, nearest_is_prompted, nearest_is_duplicated,
     prompted_is_duplicated, nearest_l2_ratio, and the columns of `measured`: of an
-    evaluation nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the
-    complexity of the nearest reference (scores/complexity.py), and where asked for
-    template_similarity, tile_l2 and clip_score.
+    evaluation grade, copy_of (the training image), p, q, nearness (scores/grades.py),
+    repeats (the first generation that is the same picture), tile_l2 and tile_l2_ratio,
+    nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the complexity of the
+    nearest reference (scores/complexity.py), and where asked for template_similarity and
+    clip_score.
     """
     table = pd.DataFrame(
         {
@@ -71,12 +73,17 @@ def write_generation_table(directory: epath.Path, table: pd.DataFrame) -> None:
     apostrophe), so a program that wants the exact text reads the Parquet file. Numbers
     are left as they are, minus signs too.
     """
-    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     with (directory / "generations.parquet").open("wb") as file:
         table.to_parquet(file, index=False)
+    (directory / "generations.csv").write_bytes(encode_table(table))
+
+
+def encode_table(table: pd.DataFrame) -> bytes:
+    """Writes a table as CSV for spreadsheets, see `write_generation_table`."""
+    texts = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     safe = table.assign(**{name: table[name].map(_safe_cell) for name in texts})
     text = safe.to_csv(index=False, lineterminator="\n")
-    (directory / "generations.csv").write_bytes(text.encode())
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _add_measures(

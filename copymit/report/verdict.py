@@ -14,48 +14,11 @@ from copymit.scores.names import look_up
 Relation = Literal["above", "equal", "below"]
 Tone = Literal["copies", "partly", "unclear", "none"]
 
-_STATISTICS = {
-    "similarity_mean": "mean similarity",
-    "dataset_similarity": "95th percentile of similarity",
+_GRADES = {
+    "num_exact_copies": "exact (pixels agree)",
+    "num_near_copies": "near (descriptor and pixels agree)",
+    "num_likely_copies": "likely (the descriptor alone)",
 }
-
-# By how generations stand to training images: verdict, tone, sentence.
-_VERDICTS: Mapping[Relation, tuple[str, Tone, str]] = {
-    "above": (
-        "This model copies",
-        "copies",
-        "Its generations are closer to training images ({words} {ours}) than training "
-        "images are to each other ({baseline}).",
-    ),
-    "equal": (
-        "Whether this model copies is unclear",
-        "unclear",
-        "Its generations are about as close to training images ({words} {ours}) as "
-        "training images are to each other ({baseline}): the intervals overlap.",
-    ),
-    "below": (
-        "No sign of copying",
-        "none",
-        "Its generations are less close to training images ({words} {ours}) than "
-        "training images are to each other ({baseline}).",
-    ),
-}
-# One prompt, or one generation, tells no spread: its interval is known to be missing.
-_NO_SPREAD: tuple[str, Tone, str] = (
-    "Whether this model copies is unclear",
-    "unclear",
-    "For its generations the {words} to training images is {ours}, and {baseline} for "
-    "training images to each other; but generations of one prompt do not tell how others "
-    "would differ.",
-)
-# Only the most similar generations are above, the average is not.
-_SOME: tuple[str, Tone, str] = (
-    "This model copies some training images",
-    "copies",
-    "The closest 5 % of its generations are closer to training images ({words} {ours}) "
-    "than the closest 5 % of training images are to each other ({baseline}), though the "
-    "average generation is not (mean {mean} against {mean_baseline}).",
-)
 _DUPLICATION: Mapping[Relation, str] = {
     "above": "Images duplicated in training come back more often ({}) than others ({}).",
     "below": "Images duplicated in training come back less often ({}) than others ({}).",
@@ -94,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """The verdict in a few words, the sentences that give its numbers, and its tone."""
+    """The answer in one sentence, those that give its numbers, and its tone."""
 
     verdict: str
     sentences: list[str]
@@ -169,100 +132,143 @@ def format_score(key: str, estimate: Estimate) -> str:
     )
 
 
+def answer(scores: Mapping[str, Any]) -> str:
+    """Says in one sentence how many generations are copies, and how sure that is."""
+    count, images = scores.get("num_copies"), scores.get("num_generations")
+    if count is None or not images:
+        return "Copies were not looked for"
+    threshold = read_estimate(scores, "copy_threshold")
+    total = _number_of(images, "generation")
+    if count:
+        verb, noun = ("is", "a copy") if count == 1 else ("are", "copies")
+        exact = scores.get("num_exact_copies", 0)
+        text = (
+            f"{count:,} of {total} {verb} {noun} of "
+            f"{_number_of(scores['copied_images'], 'training image')} "
+            f"({exact or 'none'} exact)"
+        )
+        if threshold:
+            text += f"; false discovery rate {_percent(scores['false_discovery_rate'])}"
+    elif threshold:
+        text = (
+            f"None found above similarity {format_number(threshold.value)} in {total}; a "
+            f"share of up to {_percent(scores['missed_share_upper'])} would escape (95 %)"
+        )
+    else:
+        text = (
+            f"No exact copy found in {total}; there are too few training images to tell "
+            "others"
+        )
+    alone = scores.get("num_pixels_alone")
+    if alone:
+        pairs = _number_of(alone, "further pair")
+        text += f"; {pairs} agree{'s' * (alone == 1)} in pixels alone"
+    return text
+
+
 def make_headline(scores: Mapping[str, Any]) -> Headline:
-    """Says in plain words whether the model copies, with the numbers behind it."""
-    verdict, sentences, tone, statistic = _similarity_verdict(scores)
-    duplication, relation = _duplication_sentence(scores)
-    if duplication:
-        if relation == "above" and tone in ("none", "unclear"):
-            verdict, tone = "Signs of copying where images were duplicated", "partly"
-            duplication = "Yet " + duplication[0].lower() + duplication[1:]
-        sentences.append(duplication)
-    if statistic:
-        sentences += _second_opinion(scores, statistic)
-    return Headline(verdict, sentences, tone)
+    """Says in plain words what was found, with the numbers behind it."""
+    count = scores.get("num_copies")
+    tone: Tone = "unclear"
+    if count:
+        tone = "copies"
+    elif scores.get("num_pixels_alone"):
+        tone = "partly"
+    elif count is not None and read_estimate(scores, "copy_threshold"):
+        tone = "none"
+    sentences = [
+        *_grades(scores),
+        *_calibration(scores),
+        *_repeats(scores),
+        *_paper(scores),
+        _duplication_sentence(scores),
+    ]
+    return Headline(answer(scores), [s for s in sentences if s], tone)
 
 
-def _similarity_verdict(
-    scores: Mapping[str, Any],
-) -> tuple[str, list[str], Tone, str]:
-    """Compares generations with training images among themselves.
-
-    Returns also the statistic that decided, "" if there was nothing to compare: the
-    mean, unless only the most similar generations are above.
-    """
-    found = {}
-    for statistic in _STATISTICS:
-        ours = read_estimate(scores, statistic)
-        baseline = read_estimate(scores, f"background_{statistic}")
-        if ours and baseline:
-            found[statistic] = (ours, baseline, compare_estimates(ours, baseline))
-    if not found:
-        return "Copying cannot be judged", _without_baseline(scores), "unclear", ""
-    above = [s for s, (_, _, relation) in found.items() if relation == "above"]
-    statistic = above[0] if above else next(iter(found))
-    ours, baseline, relation = found[statistic]
-    verdict, tone, sentence = _VERDICTS[relation]
-    if f"{statistic}_ci95" in scores and scores[f"{statistic}_ci95"] is None:
-        verdict, tone, sentence = _NO_SPREAD
-        found = {}
-    compared = {"ours": ours, "baseline": baseline}
-    if statistic != "similarity_mean" and "similarity_mean" in found:
-        verdict, tone, sentence = _SOME
-        compared["mean"], compared["mean_baseline"], _ = found["similarity_mean"]
-    written = {name: format_score(statistic, e) for name, e in compared.items()}
-    sentence = sentence.format(words=_STATISTICS[statistic], **written)
-    return verdict, [sentence], tone, statistic
+def _grades(scores: Mapping[str, Any]) -> list[str]:
+    """Says how many copies there are of each grade, and the interval of their share."""
+    share = read_estimate(scores, "copied_share")
+    if not share or not share.value:
+        return []
+    counts = [
+        f"{scores[key]:,} {words}" for key, words in _GRADES.items() if scores.get(key)
+    ]
+    return [
+        f"{'; '.join(counts)}.",
+        f"That is {format_score('copied_share', share)} of the generations.",
+    ]
 
 
-def _without_baseline(scores: Mapping[str, Any]) -> list[str]:
-    for statistic, words in _STATISTICS.items():
-        ours = read_estimate(scores, statistic)
-        if ours:
-            return [
-                f"The {words} of its generations to their nearest training images is "
-                f"{format_score(statistic, ours)}, but nothing was measured to compare "
-                "that with."
-            ]
-    return ["The similarity to training images was not measured."]
+def _calibration(scores: Mapping[str, Any]) -> list[str]:
+    """Says what images that are no copies were."""
+    size = scores.get("copy_null_size")
+    if not size:
+        return []
+    if scores["copy_null"] == "heldout":
+        of = "images that were never trained on and their nearest training images"
+    else:
+        of = "training images and their nearest others"
+    text = f"How near comes what is no copy, {size:,} {of} tell"
+    left_out = scores.get("copy_null_duplicates")
+    if left_out:
+        text += f"; {_number_of(left_out, 'duplicate')} among them left out"
+    return [f"{text}."]
 
 
-def _duplication_sentence(scores: Mapping[str, Any]) -> tuple[str, Relation | None]:
+def _repeats(scores: Mapping[str, Any]) -> list[str]:
+    count = scores.get("num_repeated_generations")
+    if not count:
+        return []
+    groups = scores["num_repeat_groups"]
+    text = (
+        f"{count:,} generations are the same picture as another, in "
+        f"{_number_of(groups, 'group')} of up to {scores['largest_repeat_group']:,}"
+    )
+    across = scores.get("num_repeated_across_prompts")
+    if across:
+        text += f"; {across:,} of them for different prompts"
+    return [f"{text}."]
+
+
+def _paper(scores: Mapping[str, Any]) -> list[str]:
+    """Gives the paper's numbers, which summarise similarities and count no copies."""
+    ours = read_estimate(scores, "dataset_similarity")
+    if not ours:
+        return []
+    text = (
+        "In the paper's numbers, the 95th percentile of similarity is "
+        f"{format_score('dataset_similarity', ours)}"
+    )
+    others = read_estimate(scores, "background_dataset_similarity")
+    if others:
+        text += (
+            f" (training images to each other: "
+            f"{format_score('dataset_similarity', others)})"
+        )
+    above = read_estimate(scores, "similarity_above_0.5")
+    if above:
+        text += f", and {format_score('similarity_above_0.5', above)} lie above 0.5"
+    return [f"{text}."]
+
+
+def _number_of(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def _duplication_sentence(scores: Mapping[str, Any]) -> str:
     """Compares what duplicated images and others brought back."""
     key = "prompted_image_hits_duplicated"
     duplicated = read_estimate(scores, key)
     others = read_estimate(scores, "prompted_image_hits_unduplicated")
     if not duplicated or not others:
-        return "", None
+        return ""
     a, b = format_score(key, duplicated), format_score(key, others)
-    relation = compare_estimates(duplicated, others)
-    return _DUPLICATION[relation].format(a, b), relation
-
-
-def _second_opinion(scores: Mapping[str, Any], statistic: str) -> list[str]:
-    """Says whether pixels, which know no network, agree with the headline embedder."""
-    pairs = [
-        (
-            read_estimate(scores, prefix + statistic),
-            read_estimate(scores, f"{prefix}background_{statistic}"),
-        )
-        for prefix in ("", "pixels_")
-    ]
-    (ours, baseline), (pixels, pixel_baseline) = pairs
-    if not (ours and baseline and pixels and pixel_baseline):
-        return []
-    second = compare_estimates(pixels, pixel_baseline)
-    if second == "equal":
-        opinion = "sees no clear difference"
-    elif second == compare_estimates(ours, baseline):
-        opinion = "agrees"
-    else:
-        opinion = "disagrees"
-    return [
-        f"Plain correlation of pixels, a second measure without a neural network, "
-        f"{opinion}: {format_score(statistic, pixels)} against "
-        f"{format_score(statistic, pixel_baseline)}."
-    ]
+    return _DUPLICATION[compare_estimates(duplicated, others)].format(a, b)
 
 
 def make_tiles(scores: Mapping[str, Any]) -> list[Tile]:

@@ -42,7 +42,7 @@ class Score:
     label: str = ""
     higher: Literal["worse", "better", ""] = ""
     is_share: bool = False
-    interval: Literal["bootstrap", "jackknife", ""] = ""
+    interval: Literal["bootstrap", "jackknife", "exact", ""] = ""
 
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -111,6 +111,91 @@ def _similar(key: str, meaning: str, label: str = "", is_share: bool = False) ->
 
 
 SCORES = (
+    Score(
+        "generations",
+        "num_copies",
+        "generations that are copies of training images: exact, near and likely ones; "
+        "docs/decisions.md says how that is decided, and how often wrongly",
+        "Copies",
+        "worse",
+    ),
+    Score(
+        "generations",
+        "num_{exact,near,likely}_copies",
+        "those whose pixels agree, those that the descriptor and pixels see, and those "
+        "that the descriptor alone sees",
+        higher="worse",
+    ),
+    Score(
+        "generations",
+        "num_pixels_alone",
+        "further generations with a tiled distance below "
+        f"{EXTRACTED_BELOW} that the descriptor does not see; in no number of copies",
+        higher="worse",
+    ),
+    Score(
+        "generations",
+        "copied_share",
+        "share of generations that are copies",
+        "Share of copies",
+        "worse",
+        True,
+        "exact",
+    ),
+    Score(
+        "generations",
+        "copied_images",
+        "training images that they are copies of, equal pixels counted once",
+        "Training images that were copied",
+        "worse",
+    ),
+    Score(
+        "generations",
+        "missed_share_upper",
+        "where no copy was found: a model with a larger share of such copies would have "
+        "shown one among so many independent generations, with 95 % probability; copies "
+        "less similar than `copy_threshold` are not among them",
+        is_share=True,
+    ),
+    Score(
+        "generations",
+        "copy_threshold",
+        "similarity from which half of the generations would have been called a copy; a "
+        "dense neighbourhood asks for more; none where no similarity is enough",
+    ),
+    Score(
+        "generations",
+        "false_discovery_rate",
+        "the share of near and likely copies that are expected to be none, at most",
+        is_share=True,
+    ),
+    Score(
+        "generations",
+        "copy_null{,_size,_duplicates,_tail,_tail_shape}",
+        "images that tell how near comes what is no copy: which (`heldout`, or "
+        "`training images` to their nearest others), how many, duplicates that were left "
+        "out of them; how many lie in the fitted tail, and its shape (0 = exponential)",
+    ),
+    Score(
+        "generations",
+        "duplicate_threshold",
+        "similarity from which two training images, or two generations, count as one "
+        "picture; none where fewer than 100 training images tell it",
+    ),
+    Score(
+        "generations",
+        "num_repeated_generations",
+        "generations that are the same picture as another generation",
+        "Generations that repeat another",
+        "worse",
+    ),
+    Score(
+        "generations",
+        "num_{repeat_groups,repeated_across_prompts}",
+        "groups of them, and how many are in a group of several prompts",
+        higher="worse",
+    ),
+    Score("generations", "largest_repeat_group", "size of the largest group"),
     _similar(
         "dataset_similarity",
         "95th percentile, over generations, of the similarity to the nearest training "

@@ -17,8 +17,12 @@ from optax.microbatching import AccumulationType, microbatch
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.diffusion.objective import Draw, denoising_loss, draw_noise
-from copymit.mitigation.compose import training_embeddings
-from copymit.mitigation.skipping import keep_unremembered
+from copymit.mitigation.training import (
+    image_keys,
+    kept_examples,
+    training_noise,
+    training_text,
+)
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.models.lora import assemble
 
@@ -46,17 +50,19 @@ def make_batch_gradients(
     noise_scheduler: NoiseScheduler,
     config: ConfigDict,
     empty_ids: Int[np.ndarray, " L"],
-) -> Callable[[ModelParams, ModelParams, Batch, jax.Array], BatchGradients]:
-    """Returns (params, frozen, batch, step_key) -> gradients.
+) -> Callable[[ModelParams, ModelParams, Batch, jax.Array, jax.Array], BatchGradients]:
+    """Returns (params, frozen, batch, key of the step, key of the run) -> gradients.
 
     Args:
       empty_ids: token ids of the empty caption.
     """
     parts = config.train.accumulate_steps
-    perturb = training_embeddings(config.mitigation)
+    perturb = training_text(config.mitigation.train)
+    noise_rule = training_noise(config.mitigation.train, noise_scheduler)
+    skips = kept_examples(config.mitigation.train, noise_scheduler) is not None
     loss_fn = _make_loss(model, noise_scheduler, config, empty_ids)
 
-    def batch_gradients(params, frozen, batch, step_key) -> BatchGradients:
+    def batch_gradients(params, frozen, batch, step_key, run_key) -> BatchGradients:
         batch_size = len(jax.tree.leaves(batch)[0])
         # Parts are taken with a stride: each device has its share of every one.
         in_parts = functools.partial(
@@ -74,6 +80,10 @@ def make_batch_gradients(
             noise_offset=config.train.noise_offset,
             input_perturbation=config.train.input_perturbation,
         )
+        if noise_rule:
+            content = batch["moments"] if "moments" in batch else batch["pixel_values"]
+            noised = noise_rule(latents, draw, image_keys(content, run_key))
+            draw = draw._replace(noised=noised)
         encoder = {k: v for k, v in params.items() if k == "text_encoder"}
         others = {k: v for k, v in params.items() if k not in encoder}
 
@@ -108,7 +118,7 @@ def make_batch_gradients(
         )(hidden_states, latents, draw)
         if encoder:
             gradients |= pull(text_gradient)[0]
-        if config.mitigation.train.skip_above:
+        if skips:
             # From a mean over the batch to one over the examples that count.
             scale = 1 / jnp.maximum(kept, 1 / batch_size)
             loss, gradients = jax.tree.map(lambda x: x * scale, (loss, gradients))
@@ -119,7 +129,7 @@ def make_batch_gradients(
 
 def _make_loss(model, noise_scheduler, config, empty_ids):
     """Returns what a part of the batch adds to the loss, and to the share that counts."""
-    skip_above = config.mitigation.train.skip_above
+    keep_rule = kept_examples(config.mitigation.train, noise_scheduler)
 
     def loss_fn(params, hidden_states, latents, draw: Draw, others, share: float):
         networks = assemble(params, others)
@@ -133,7 +143,7 @@ def _make_loss(model, noise_scheduler, config, empty_ids):
             empty = model.encode_text(networks, jnp.asarray(empty_ids)[None])
             empty = jnp.broadcast_to(empty, hidden_states.shape)
             unconditional = predict(noisy_latents, timesteps, empty)
-            return keep_unremembered(model_pred, unconditional, skip_above)
+            return keep_rule(model_pred, unconditional, timesteps)
 
         losses, kept = denoising_loss(
             predict,
@@ -142,7 +152,7 @@ def _make_loss(model, noise_scheduler, config, empty_ids):
             hidden_states,
             draw,
             min_snr_gamma=config.train.min_snr_gamma or None,
-            keep=keep if skip_above else None,
+            keep=keep if keep_rule else None,
         )
         return jnp.sum(losses) * share, jnp.sum(kept) * share
 

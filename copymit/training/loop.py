@@ -16,17 +16,21 @@ from ml_collections import ConfigDict
 
 from copymit.checkpoint import open_checkpoints
 from copymit.config import claim_workdir, flatten
-from copymit.data.dataset import Dataset, claim_examples, load_dataset, make_captions
+from copymit.data.dataset import (
+    Dataset,
+    claim_examples,
+    describe_truncated,
+    load_dataset,
+    make_captions,
+)
 from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
-from copymit.mitigation.compose import (
-    check_captions_vary,
-    training_caption,
-    with_mitigations,
-)
+from copymit.mitigation.record import Words
+from copymit.mitigation.registry import check_captions_vary, with_mitigations
+from copymit.mitigation.training import training_caption
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
 from copymit.settings import training_settings
@@ -219,8 +223,11 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
     tokenizer = make_tokenizer(
         config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
     )
+    if cut := describe_truncated(config.data, dataset, tokenizer):
+        logger.warning("%s", cut)
     caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
-    caption = training_caption(caption, config.mitigation, tokenizer.decode)
+    words = Words(tokenizer.decode, dataset.source.class_names)
+    caption = training_caption(caption, config.mitigation.train, words)
     return Draws(
         load_images(dataset.source, dataset.indices, config.data.resolution),
         dataset.duplication.duplicated,

@@ -11,6 +11,7 @@ from jaxtyping import Int, UInt32
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
+from copymit.mitigation.training import kept_examples
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
 from copymit.training.gradients import make_batch_gradients
@@ -60,18 +61,22 @@ def make_train_step(
     """
     learning_rate = make_learning_rate(config.train)
     batch_gradients = make_batch_gradients(model, noise_scheduler, config, empty_ids)
-    skip_above = config.mitigation.train.skip_above
+    skips = kept_examples(config.mitigation.train, noise_scheduler) is not None
 
     def train_step(
         state: TrainState, batch, seed: SeedKey
     ) -> tuple[TrainState, Scalars]:
-        step_key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(seed)), state.step
+        run_key = jax.random.wrap_key_data(jnp.asarray(seed))
+        loss, kept, grads = batch_gradients(
+            state.params,
+            state.frozen,
+            batch,
+            jax.random.fold_in(run_key, state.step),
+            run_key,
         )
-        loss, kept, grads = batch_gradients(state.params, state.frozen, batch, step_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if skip_above:
+        if skips:
             params, opt_state = _unless_all(
                 kept == 0, (params, opt_state), (state.params, state.opt_state)
             )
@@ -87,7 +92,7 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
-        if skip_above:
+        if skips:
             scalars["skipped_share"] = 1 - kept
         return new_state, scalars
 

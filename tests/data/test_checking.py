@@ -139,6 +139,7 @@ def decoded(monkeypatch):
 def open_run(folder, workdir, seed=0, **changes):
     config = common.get_config().data
     config.update({"source": str(folder), "num_examples": 6, **changes})
+    config.caption_style = "fixed"
     return load_dataset(config, seed, workdir)
 
 

@@ -98,3 +98,16 @@ def test_an_evaluation_of_a_run_is_opened_with_the_settings_it_was_made_with(
     again = open_finished(made.out)
     assert (again.settings, again.identity) == (made.settings, made.identity)
     assert (again.title, again.settings["step"]) == (made.title, 3)
+
+
+def test_captions_that_changed_beside_the_images_are_told(config, folder, workdir):
+    for image in folder.glob("*.png"):
+        image.with_suffix(".txt").write_text("a photo")
+    run = workdir.parent / "captioned"
+    run.mkdir()
+    config.data.caption_style = "instance"
+    claim_examples(run, load_dataset(config.data, config.seed))
+    claim_examples(run, load_dataset(config.data, config.seed))
+    (folder / "03.txt").write_text("another photo")
+    with pytest.raises(ValueError, match=r"captions beside the images .*put them back"):
+        claim_examples(run, load_dataset(config.data, config.seed))

@@ -85,9 +85,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(
-        ValueError, match=r"no images .* holds 'notes.txt'; .*\.jpg"
-    ):
+    with pytest.raises(ValueError, match=r"no images .* holds 'notes.txt'; .*\.jpg"):
         FolderSource(tmp_path)
 
 

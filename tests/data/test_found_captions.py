@@ -296,3 +296,60 @@ def test_images_are_known_by_content_and_the_rest_is_left_out_by_name(tmp_path):
         assert "2 files (1" in describe_left_out(source)
     counts = np.array([len(c) for c in captions_of(folder)])
     assert not counts.any()
+
+
+def test_train_and_test_are_not_merged(tmp_path):
+    flat = write(tmp_path / "flat", {"train/a.png": png(), "test/a.png": png(1)})
+    with pytest.raises(ValueError, match=r"several splits .*'test', 'train'.*--split"):
+        FolderSource(flat)
+    with pytest.raises(ValueError, match=r"no split 'val' in .*'test', 'train'"):
+        FolderSource(flat, split="val")
+    test = FolderSource(flat, split="test")
+    assert (test.example_ids, test.class_names) == (("a.png",), ())
+    assert test[0].image == png(1)
+    deep = {"train/cat/a.png": png(), "val/cat/b.png": png(1)}
+    classes = FolderSource(write(tmp_path / "deep", deep), split="val")
+    assert (classes.example_ids, classes.class_names) == (("cat/b.png",), ("cat",))
+    alone = FolderSource(write(tmp_path / "alone", {"train/a.png": png()}))
+    assert alone.example_ids == ("a.png",)
+    toys = {"train/a.png": png(), "plane/a.png": png()}
+    assert FolderSource(write(tmp_path / "toys", toys)).class_names == (
+        "plane",
+        "train",
+    )
+
+
+def test_a_table_above_the_splits_or_with_a_column_of_them_is_read_by_split(tmp_path):
+    files = {"train/a.png": png(), "test/a.png": png(1)}
+    rows = [{"file_name": f"{s}/a.png", "text": f"of {s}"} for s in ("train", "test")]
+    table = "\n".join(map(json.dumps, rows))
+    folder = write(tmp_path / "above", files | {"metadata.jsonl": table})
+    assert captions_of(FolderSource(folder, split="test")) == [("of test",)]
+    rows = [r | {"split": s} for r, s in zip(ROWS, ("train", "test"), strict=True)]
+    table = "\n".join(map(json.dumps, rows))
+    folder = write(tmp_path / "column", IMAGES | {"metadata.jsonl": table})
+    with pytest.raises(ValueError, match=r"several splits.*'test', 'train'"):
+        FolderSource(folder)
+    source = FolderSource(folder, split="test")
+    assert source.example_ids == ("b.png",)
+    assert captions_of(source) == [("a dog, asleep",)]
+    with pytest.raises(ValueError, match=r"no split 'test'.* there are: none"):
+        FolderSource(write(tmp_path / "none", IMAGES), split="test")
+
+
+def test_what_systems_leave_is_passed_over(tmp_path):
+    junk = {"__MACOSX/._a.png": "x", "._a.png": "x", ".DS_Store": "x", "Thumbs.db": "x"}
+    folder = FolderSource(write(tmp_path / "f", IMAGES | junk))
+    tar = TarSource([write_tar(tmp_path / "x.tar", IMAGES | junk)])
+    for source in (folder, tar):
+        assert len(source) == 2
+        assert not source.left_out
+
+
+def test_names_from_macos_and_windows_are_equal_to_ours(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    files = {f"{two}/a.png": png(), f"{two}/b.png": png(1)}
+    table = json.dumps({f"{one}\\a.png": "x", f".\\{one}\\b.png": "y"})
+    source = FolderSource(write(tmp_path, files | {"captions.json": table}))
+    assert captions_of(source) == [("x",), ("y",)]
+    assert not source.caption_fault

@@ -2,6 +2,7 @@ import io
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from copymit.data.images import (
     ImageError,
+    _formats,
     decode_image,
     decode_resized,
     read_size,
@@ -133,11 +135,14 @@ def with_late_exif(data: bytes, orientation: int) -> bytes:
     return data[:-12] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
 
 
+_TAGGED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+
+
 def turned_files() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 8
     image, tag = noise(6, 4), exif.tobytes()
-    files = {kind: encode(image, kind, exif=tag) for kind in ("JPEG", "PNG", "WEBP")}
+    files = {kind: encode(image, kind, exif=tag) for kind in _TAGGED}
     files["PNG, late"] = with_late_exif(encode(image), 6)
     files["PNG, upright, late"] = with_late_exif(encode(image), 3)
     text = PngImagePlugin.PngInfo()
@@ -345,3 +350,56 @@ def test_the_resize_is_torchs_antialiased_bilinear(rng):
     # Pillow rounds to whole levels after each of the two directions.
     assert difference.mean() < 0.5
     assert difference.max() <= 1.5
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_png_with_large_texts_and_profile_is_a_good_image(where):
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", checksum)
+        )
+
+    large = zlib.compress(bytes(2**26), 9)  # 64 MiB in 64 kB
+    texts = chunk(b"zTXt", b"Comment\0\0" + large) + chunk(b"iCCP", b"p\0\0" + large)
+    image = noise(8, 8)
+    data = encode(image)
+    cut = 33 if where == "before" else len(data) - 12
+    data = data[:cut] + texts + data[cut:]
+    tracemalloc.start()
+    decoded = decode_image(data, "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+    assert peak < 2**24
+
+
+def test_modern_formats_and_sixteen_bits_are_decoded():
+    image = Image.new("RGB", (8, 8), (200, 40, 90))
+    for kind in ("AVIF", "TIFF", "JPEG2000"):
+        pixels = np.asarray(decode_image(encode(image, kind), "x"), np.int32)
+        assert np.abs(pixels - np.asarray(image)).max() < 5
+    deep = Image.new("I;16", (8, 8), 40_000)
+    assert np.asarray(decode_image(encode(deep, "TIFF"), "x")).max() == 40_000 >> 8
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("F", (4, 4), 0.5), "floats of unknown range"),
+        (Image.new("I", (4, 4), 2**20), "32 bits a pixel"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(image, message):
+    with pytest.raises(ImageError, match=message):
+        decode_image(encode(image, "TIFF"), "x")
+
+
+def test_a_photo_of_a_telephone_names_the_plug_in_it_needs():
+    if "HEIF" in _formats():
+        pytest.skip("the plug-in is installed")
+    with pytest.raises(ImageError, match="is HEIC: pip install pillow-heif"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(40), "x.heic")

@@ -1,21 +1,27 @@
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from copymit.data.folder_source import IMAGENETTE_CLASSES, FolderSource
 from copymit.data.images import decode_image
+from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.sources import (
     EmbeddedSource,
+    kind_of,
     load_source,
     parse_token_ids,
     select_examples,
 )
+from copymit.embedding.image_set import open_source
 
 SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -223,3 +229,64 @@ def test_real_flickr_captions_fit_their_images(tmp_path):
     write_captions(path, {f"/author/images/{k}": v for k, v in present.items()})
     rooted = load_source(str(images), captions=str(path))
     assert rooted[0] == source[0]
+
+
+@pytest.fixture
+def unprepared(tmp_path):
+    """What img2dataset and `datasets` leave, and tar files of anyone."""
+    row = {"image": [{"bytes": png(), "path": None}], "text": ["a cat"]}
+    for folder in ("repository/data", "saved"):
+        (tmp_path / folder).mkdir(parents=True)
+    pq.write_table(
+        pa.table(row), tmp_path / "repository/data/train-00000-of-00001.parquet"
+    )
+    with (
+        pa.OSFile(str(tmp_path / "saved/data-00000-of-00001.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, pa.table(row).schema) as out,
+    ):
+        out.write_table(pa.table(row))
+    (tmp_path / "saved/state.json").write_text("{}")
+    write_images(tmp_path / "files", "00000/000000000.png")
+    (tmp_path / "files/00000/000000000.txt").write_text("a cat")
+    (tmp_path / "files/00000_stats.json").write_text("{}")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/x.tar", "w") as tar:
+        for name in ("000000000.png", "000000000.txt"):
+            tar.add(tmp_path / "files/00000" / name, name)
+    return tmp_path
+
+
+KINDS = {
+    "repository": "huggingface",
+    "saved": "huggingface",
+    "files": "img2dataset",
+    "shards": "img2dataset",
+}
+
+
+def test_what_must_be_prepared_is_told_with_the_command(unprepared):
+    for folder, kind in KINDS.items():
+        path = str(unprepared / folder)
+        command = f"python -m copymit.data.prepare {kind} {path} --output=DIR"
+        with pytest.raises(ValueError, match=re.escape(command)):
+            load_source(path)
+    with pytest.raises(ValueError, match=r"prepare img2dataset .*shards --output"):
+        load_source(str(unprepared / "shards" / "*.tar"))
+
+
+def test_audits_open_folders_of_every_kind(unprepared):
+    for folder in KINDS:
+        source = open_source(str(unprepared / folder))
+        assert source[0][1:3] == (png(), ("a cat",))
+    write_data_set(source, unprepared / "prepared", Settings())
+    prepared = open_source(str(unprepared / "prepared"))
+    assert prepared[0] == source[0]
+
+
+def test_a_table_or_an_archive_among_images_does_not_change_what_a_folder_is(tmp_path):
+    folder = write_images(tmp_path / "d", "cat/1.png", "owl/1.png")
+    (folder / "metadata.parquet").write_bytes(b"x")
+    (folder / "features.parquet").write_bytes(b"x")
+    (folder / "backup.tar").write_bytes(b"x")
+    assert kind_of(folder) == "images"
+    assert len(load_source(str(folder))) == 2

@@ -11,11 +11,12 @@ from PIL import Image
 
 from copymit.data.images import ImageError
 from copymit.embedding import embed as embed_module
-from copymit.embedding.embed import embed, is_blank, pixel_digest
+from copymit.embedding.embed import embed, embed_arrays, is_blank, pixel_digest
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet, open_images
 from copymit.embedding.resizing import resize_to
 from copymit.embedding.store import EmbeddingStore, load_embeddings
+from copymit.models.backend import tracing_for
 
 SIZE_PX = 8
 
@@ -257,11 +258,29 @@ def test_a_batch_is_never_larger_than_a_shard(store):
     embedder = Embedder("fake", "mean colour", lambda image: image, (), apply)
     for batch_size in (1000, 7, 4):
         other = EmbeddingStore(store.directory, f"batches of {batch_size}")
-        embed(
-            embedder, images_of(range(20)), other, batch_size=batch_size, shard_rows=8
-        )
+        with tracing_for("tpu"):  # a CPU's network sees parts of batches
+            embed(
+                *(embedder, images_of(range(20)), other),
+                batch_size=batch_size,
+                shard_rows=8,
+            )
         embedder = embedder._replace(protocol=f"but {batch_size}")
     assert sizes == [8, 4]  # each shape is compiled once
+
+
+@pytest.mark.parametrize(("count", "part"), [(1, 1), (7, 1), (8, 2), (10, 2)])
+def test_a_network_on_a_cpu_sees_equal_parts_of_a_batch(count, part):
+    sizes = []
+
+    def apply(scale, batch):
+        sizes.append(len(batch))
+        return scale * batch.astype(jnp.float32).mean(axis=(1, 2))
+
+    images = flat(range(count))
+    embedder = Embedder("fake", "mean", lambda image: image, jnp.float32(2), apply)
+    features = embed_arrays(embedder, images, batch_size=64)
+    np.testing.assert_allclose(features, 2 * images.mean((1, 2)), rtol=1e-6)
+    assert set(sizes) == {part}
 
 
 def test_two_processes_write_the_shards_of_one(store, tmp_path, monkeypatch):

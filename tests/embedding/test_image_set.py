@@ -234,3 +234,21 @@ def test_a_list_whose_file_is_gone_names_it(pixels, tmp_path):
     paths[2].unlink()
     with pytest.raises(ImageError, match=r"2\.png' cannot be read"):
         images.read(2)
+
+
+def test_images_of_odd_sizes_are_named(tmp_path, caplog):
+    for name, size in (("a", (8, 8)), ("b", (8, 8)), ("c", (9, 8)), ("d", (7, 9))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="have 3 sizes"):
+        open_images("generations", tmp_path, None)
+    assert "of other sizes than most: 'd.png 7 x 9', 'c.png 9 x 8'" in caplog.text
+
+
+def test_a_pattern_finds_images_by_content_and_names_the_rest(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "photo").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "log.rst").write_text("words")
+    images = open_images("generations", str(tmp_path / "*"), 8)
+    assert sorted(images.ids) == ["a.png", "photo"]
+    assert "1 files that match" in caplog.text
+    assert "log.rst" in caplog.text

@@ -279,7 +279,7 @@ def test_what_optimisations_came_to_is_counted_even_after_an_interruption(
 
 
 def test_a_target_above_every_generation_is_told(run, config, flat_images):
-    config.mitigation.generate.prompt_target = 100.0
+    config.mitigation.generate.update(prompt_target=100.0)
     config.eval.num_generations = 1
     flat_images.optimised = ("prompt_target",)
     found = score_optimisations(notes_of(run()), config.mitigation.generate)
@@ -292,7 +292,7 @@ def test_pictures_without_optimisation_or_without_notes_are_not_counted(run, con
     notes = notes_of(run())
     nothing = {"warnings": []}
     assert score_optimisations(notes, config.mitigation.generate) == nothing
-    config.mitigation.generate.prompt_target = 3.0
+    config.mitigation.generate.update(prompt_target=3.0)
     assert score_optimisations(notes, config.mitigation.generate) == nothing
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from copymit.report.score_table import tabulate_scores
 from copymit.report.verdict import (
+    answer,
     format_number,
     format_value,
     make_headline,
@@ -37,84 +38,68 @@ def plain(headline):
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_generations_above_the_background_are_called_copies_with_the_numbers():
-    headline = make_headline(similarity(0.83, 0.62) | hits(0.95, 0.5))
-    assert headline.tone == "copies"
-    assert plain(headline) == (
-        "This model copies. Its generations are closer to training images (mean "
-        "similarity 0.830 [0.820, 0.840]) than training images are to each other "
-        "(0.620 [0.610, 0.630]). Images duplicated in training come back more often "
-        "(95.0 % [93.0, 97.0]) than others (50.0 % [48.0, 52.0])."
-    )
-
-
-def test_generations_below_the_background_show_no_copying():
-    headline = make_headline(similarity(0.5, 0.62) | hits(0.02, 0.02))
-    assert headline.tone == "none"
-    assert plain(headline).startswith("No sign of copying. Its generations are less ")
-    assert "come back about as often (2.00 % [0.00, 4.00])" in plain(headline)
-    assert plain(headline).endswith("the intervals overlap.")
-
-
-def test_overlapping_intervals_are_called_unclear():
-    headline = make_headline(similarity(0.64, 0.62, margin=0.03))
-    assert headline.tone == "unclear"
-    assert plain(headline).startswith("Whether this model copies is unclear.")
-    assert "the intervals overlap" in plain(headline)
-
-
-def test_generations_of_one_prompt_are_no_verdict():
-    scores = similarity(0.83, 0.62) | {"similarity_mean_ci95": None}
-    headline = make_headline(scores)
-    assert headline.tone == "unclear"
-    assert "mean similarity to training images is 0.830, and 0.620 [" in plain(headline)
-
-
-def test_touching_intervals_count_as_overlapping():
-    scores = {
-        "similarity_mean": 0.6,
-        "similarity_mean_ci95": [0.5, 0.7],
-        "background_similarity_mean": 0.5,
+def decided(copies, of=210, **others):
+    """What the score stage says of `copies` copies among `of` generations."""
+    return {
+        "num_copies": copies,
+        "num_exact_copies": 0,
+        "num_generations": of,
+        "copied_images": copies,
+        "copied_share": copies / of,
+        "copied_share_ci95": [0.03, 0.1],
+        "missed_share_upper": None if copies else 0.0142,
+        "copy_threshold": 0.61,
+        "false_discovery_rate": 0.01,
+        **others,
     }
-    assert make_headline(scores).tone == "unclear"
 
 
-def test_a_model_whose_closest_generations_alone_are_above_copies_some():
-    scores = similarity(0.5, 0.62)
-    scores |= with_interval("dataset_similarity", 0.99)
-    scores |= with_interval("background_dataset_similarity", 0.8)
-    headline = make_headline(scores)
-    assert headline.verdict == "This model copies some training images"
-    assert "0.990 [0.980, 1.00]" in plain(headline)
-    assert "(mean 0.500 [0.490, 0.510] against 0.620 [0.610, 0.630])" in plain(headline)
-
-
-def test_duplicated_images_that_come_back_are_a_sign_even_below_the_background():
-    headline = make_headline(similarity(0.5, 0.62) | hits(0.4, 0.1))
-    assert headline.tone == "partly"
-    assert headline.verdict == "Signs of copying where images were duplicated"
-    assert "Yet images duplicated in training come back more often" in plain(headline)
-
-
-def test_without_a_background_nothing_is_claimed():
-    headline = make_headline(with_interval("dataset_similarity", 0.99))
-    assert headline.tone == "unclear"
-    assert headline.verdict == "Copying cannot be judged"
-    assert "0.990 [0.980, 1.00]" in plain(headline)
-    assert make_headline({}).sentences == [
-        "The similarity to training images was not measured."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("pixels", "opinion"),
-    [(0.9, "agrees"), (0.3, "disagrees"), (0.5, "sees no clear difference")],
-)
-def test_pixels_give_a_second_opinion(pixels, opinion):
-    second = {f"pixels_{k}": v for k, v in similarity(pixels, 0.5).items()}
-    assert f"network, {opinion}: " in plain(
-        make_headline(similarity(0.83, 0.62) | second)
+def test_the_first_line_counts_copies_and_says_how_sure_that_is():
+    found = decided(12, copied_images=11, num_exact_copies=10)
+    assert answer(found) == (
+        "12 of 210 generations are copies of 11 training images (10 exact); "
+        "false discovery rate 1 %"
     )
+    assert make_headline(found).tone == "copies"
+    assert answer(decided(1)).startswith(
+        "1 of 210 generations is a copy of 1 training "
+    )
+
+
+def test_without_copies_it_says_what_would_have_escaped():
+    assert answer(decided(0)) == (
+        "None found above similarity 0.610 in 210 generations; a share of up to 1.4 % "
+        "would escape (95 %)"
+    )
+    assert make_headline(decided(0)).tone == "none"
+
+
+def test_where_nothing_can_be_calibrated_absence_is_not_claimed():
+    headline = make_headline(decided(0, copy_threshold=None))
+    assert headline.tone == "unclear"
+    assert "too few training images" in headline.verdict
+    assert make_headline({}).verdict == "Copies were not looked for"
+
+
+def test_a_pair_that_agrees_in_pixels_alone_is_never_silent():
+    headline = make_headline(decided(0, num_pixels_alone=1))
+    assert headline.tone == "partly"
+    assert headline.verdict.endswith("; 1 further pair agrees in pixels alone")
+
+
+def test_the_papers_numbers_are_named_as_such_and_decide_nothing():
+    near = similarity(0.83, 0.62) | with_interval("dataset_similarity", 0.99)
+    headline = make_headline(decided(0) | near)
+    assert headline.tone == "none"
+    assert "In the paper's numbers, the 95th percentile" in plain(headline)
+    assert "0.990 [0.980, 1.00]" in plain(headline)
+
+
+def test_duplicated_images_that_come_back_are_compared_with_others():
+    text = plain(make_headline(decided(3) | hits(0.95, 0.5)))
+    assert "(95.0 % [93.0, 97.0]) than others (50.0 % [48.0, 52.0])." in text
+    text = plain(make_headline(decided(3) | hits(0.02, 0.02)))
+    assert "come back about as often (2.00 % [0.00, 4.00])" in text
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,7 @@ def test_every_key_that_the_report_asks_for_is_a_score_with_a_label():
     ]
     assert all(verdict.score_label(key) for key in asked)
     assert f"tile_l2_below_{EXTRACTED_BELOW}" in comparison._ROWS
-    assert all(
-        look_up(key) for key in [*page._STATISTICS.values(), *verdict._STATISTICS]
-    )
+    assert all(look_up(key) for key in [*page._STATISTICS.values(), *verdict._GRADES])
 
 
 def test_a_score_without_a_label_is_refused_by_name():

@@ -4,6 +4,7 @@
     python -m copymit.data.prepare img2dataset FOLDER --output=DIR --num_examples=10000
     python -m copymit.data.prepare huggingface FOLDER --output=DIR
     python -m copymit.data.prepare imagenette --output=DIR --captions=FILE
+    python -m copymit.data.prepare prepared DIR --output=DIR2 --captions=FILE
 
 Then train with `--config.data.source=DIR`. DIR may be `gs://...`. Interrupted: run it
 again, it goes on. docs/data.md has the layouts and what becomes of bad input.
@@ -13,15 +14,17 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from copymit.console import explain_bad_input, set_up_logging
-from copymit.data.captions_file import CAPTIONS_FORMATS
+from copymit.data.captions_file import CAPTIONS_FORMATS, CaptionedSource
 from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
 from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.huggingface import HuggingfaceSource
 from copymit.data.prepare.imagenette import CONFIGS, SPLITS, open_imagenette
 from copymit.data.prepare.img2dataset import Img2datasetSource
 from copymit.data.prepare.write import Settings, write_data_set
+from copymit.data.record_source import RecordSource
 
 _logger = logging.getLogger("copymit.data.prepare")
 
@@ -38,14 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             min_side=arguments.min_side,
             shard_bytes=arguments.shard_mib * 2**20,
         )
-        source = _open(arguments, stack)
+        source = opened = _open(arguments, stack)
+        if arguments.captions and arguments.command not in ("folder", "imagenette"):
+            source = CaptionedSource(
+                opened, Path(arguments.captions), arguments.captions_format
+            )
         _logger.info("%s", describe_captions(source))
         if left_out := describe_left_out(source):
             _logger.warning("%s", left_out)
         if fault := getattr(source, "caption_fault", ""):
             raise ValueError(fault)
         summary = write_data_set(
-            source, arguments.output, settings, getattr(source, "skipped", ())
+            source, arguments.output, settings, getattr(opened, "skipped", ())
         )
         _logger.info(
             "%d examples in %s, %d skipped",
@@ -72,7 +79,10 @@ def _open(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> Example
                 split=arguments.split,
                 image_column=arguments.image_column,
                 caption_column=arguments.caption_column,
+                id_column=arguments.id_column,
             )
+        case "prepared":
+            return RecordSource(arguments.source)
     return stack.enter_context(
         open_imagenette(
             arguments.config,
@@ -110,13 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     folder.add_argument(
         "--caption_column", default="", help="of a table; or several: a,b"
     )
-    img2dataset = commands.add_parser("img2dataset", parents=[shared])
+    img2dataset = commands.add_parser("img2dataset", parents=[shared, captions])
     img2dataset.add_argument("source", help="its --output_folder")
-    huggingface = commands.add_parser("huggingface", parents=[shared])
+    huggingface = commands.add_parser("huggingface", parents=[shared, captions])
     huggingface.add_argument("source", help="a folder of .arrow or .parquet files")
     huggingface.add_argument("--split", help="if there are several")
     huggingface.add_argument("--image_column")
-    huggingface.add_argument("--caption_column")
+    huggingface.add_argument(
+        "--caption_column", default="", help="or several: a,b; none: without captions"
+    )
+    huggingface.add_argument("--id_column", help="of images; row: number the rows")
+    prepared = commands.add_parser("prepared", parents=[shared, captions])
+    prepared.add_argument("source", help="a folder that this program wrote")
     imagenette = commands.add_parser("imagenette", parents=[shared, captions])
     imagenette.add_argument("--config", choices=CONFIGS, default=CONFIGS[0])
     imagenette.add_argument("--split", choices=tuple(SPLITS), default="train")

@@ -22,8 +22,8 @@ from copymit.data.captions_beside import (
 )
 from copymit.data.captions_file import refuse
 from copymit.data.examples import Example
-from copymit.data.folder_listing import is_junk
-from copymit.data.images import HEAD_BYTES, is_image_file
+from copymit.data.folder_listing import is_junk, read_head, warn_of_missing
+from copymit.data.images import is_image_file
 from copymit.data.tar_source import TarSource
 
 _MAX_IMAGE_BYTES = 2**28
@@ -65,7 +65,9 @@ class Img2datasetSource:
         self._shards: list[_Shard] = []
         ids: list[str] = []
         starts = [0]
-        for path in _shard_paths(root):
+        paths = list(_shard_paths(root))
+        warn_of_missing([path.name for path in paths], str(root))
+        for path in paths:
             try:
                 shard = _open_shard(path)
             except ValueError as error:
@@ -79,7 +81,8 @@ class Img2datasetSource:
         if not ids:
             raise ValueError(
                 f"no images in {str(folder)!r}: give the --output_folder of img2dataset, "
-                "made with --output_format=webdataset or files"
+                "made with --output_format=webdataset or files (parquet: python -m "
+                "copymit.data.prepare huggingface)"
             )
         self._starts = np.array(starts)
         self.example_ids: Sequence[str] = ids
@@ -118,7 +121,7 @@ class _FilesShard:
                 continue
             if path.is_symlink() or not path.is_file():
                 leaving.append(str(path))
-            elif not is_image_file(path.name, functools.partial(_read_head, path)):
+            elif not is_image_file(path.name, functools.partial(read_head, path)):
                 others.append(path.name)
             elif path.stem in images:
                 twice.append(str(path))
@@ -200,8 +203,3 @@ def _read(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return data
-
-
-def _read_head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)

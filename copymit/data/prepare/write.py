@@ -114,7 +114,7 @@ def _write_rest(
     Returns:
       Where the selection ended, and what was passed over after the last shard.
     """
-    selector = Selector(len(source), settings.num_examples, settings.seed)
+    selector = Selector(source.example_ids, settings.num_examples, settings.seed)
     cursor = shards[-1].cursor if shards else selector.first
     if cursor.kept:
         _logger.info("going on after %d examples", cursor.kept)
@@ -183,6 +183,8 @@ def _begin(folder: epath.Path, source: ExampleSource, settings: Settings) -> Non
     identity = dataclasses.asdict(settings)
     # A run that stopped at a bad example may go on without it.
     del identity["on_corrupt"]
+    if settings.num_examples is not None:
+        identity["draw"] = "hash"  # until 2026-11 it was by the order of arrival
     layout.claim(folder, identity | {"source_sha256": _fingerprint(source)})
 
 

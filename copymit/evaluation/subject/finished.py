@@ -1,11 +1,13 @@
 """An evaluation that was made before, as its own record describes it."""
 
+import dataclasses
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from copymit.config import restore_types
+from copymit.embedding.headline import Choice
 from copymit.evaluation.subject.images import open_pair
 from copymit.evaluation.subject.published import open_model
 from copymit.evaluation.subject.record import read_record
@@ -32,6 +34,12 @@ def open_finished(directory: epath.PathLike) -> Subject:
             )
         newest = open_run(directory, None, None)
         return open_finished(newest.out) if read_record(newest.out) else newest
+    subject = _reopen(directory, record)
+    choice = record.get("choice")  # which no older copymit wrote
+    return dataclasses.replace(subject, choice=choice and Choice(*choice))
+
+
+def _reopen(directory: epath.Path, record: dict[str, Any]) -> Subject:
     workdir, name = directory.parent.parent, directory.name
     if record["kind"] == "trained":
         return reopen_run(workdir, record, name)
@@ -52,6 +60,7 @@ def open_finished(directory: epath.PathLike) -> Subject:
         _section(evaluation_settings(), record["eval"]),
         name,
         record["prompts"],
+        record["places"].get("heldout"),
     )
 
 

@@ -58,7 +58,7 @@ def read_record(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def _as_bytes(subject: Subject, embedded: str) -> bytes:
-    record = {**subject.record, "embedded": embedded}
+    record = {**subject.record, "choice": subject.choice, "embedded": embedded}
     return f"{json.dumps(record, indent=1)}\n".encode()
 
 

@@ -1,0 +1,69 @@
+"""`copies/`: every pair side by side as a picture, pages of them, and a table of all.
+
+They are removed whenever the scores are, so that no picture outlives its number.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from copymit.embedding.image_set import reader_by_id
+from copymit.evaluation.subject import Subject
+from copymit.report.generation_table import encode_table
+from copymit.report.pairs import write_pair_pages
+from copymit.scores.grades import GRADES
+
+_GAP_PX = 8
+_MAX_NAME = 60
+
+
+def write_copies(subject: Subject, folder: epath.Path, table: pd.DataFrame) -> None:
+    """Writes the pairs, the surest first.
+
+    Args:
+      table: columns generation, grade, copy_of and whatever else is known.
+    """
+    if folder.exists():  # of an attempt that was interrupted
+        folder.rmtree()
+    order = pd.Categorical(table["grade"], GRADES, ordered=True)
+    pairs = table.assign(rank=order).sort_values(
+        ["rank", "similarity"], ascending=[True, False], kind="stable"
+    )
+    pairs = pairs[pairs["grade"] != "none"].drop(columns="rank")
+    if pairs.empty:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    read_generation = reader_by_id(subject.generations())
+    read_reference = reader_by_id(subject.references)
+    names: list[str | None] = [None] * len(pairs)
+    for i, row in enumerate(pairs[: subject.eval.copy_pictures].to_dict("records")):
+        names[i] = _picture_name(i, row["grade"], row["generation"])
+        pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
+        (folder / names[i]).write_bytes(_side_by_side(pair))
+    pairs.insert(0, "picture", names)
+    known = ("prompt", "tile_l2", "q")
+    rows = pairs.assign(**{name: None for name in known if name not in pairs})
+    write_pair_pages(
+        folder, rows.astype(object).where(rows.notna(), None).to_dict("records")
+    )
+    (folder / "copies.csv").write_bytes(encode_table(pairs))
+
+
+def _picture_name(number: int, grade: str, generation: str) -> str:
+    """Names a picture; of a name from outside only letters and digits are kept."""
+    safe = re.sub(r"[^A-Za-z0-9]+", "-", generation).strip("-")[-_MAX_NAME:]
+    return f"{number + 1:04d}-{grade.replace(' ', '-')}-{safe}".strip("-") + ".png"
+
+
+def _side_by_side(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> bytes:
+    first, second = images
+    gap = np.full((len(first), _GAP_PX, 3), 255, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([first, gap, second], 1)).save(file, "PNG")
+    return file.getvalue()
