@@ -118,6 +118,7 @@ def train(
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
     defaults = flatten({"train": training_settings().to_dict()})
+    defaults["data.random_crop"] = False
     claim_workdir(workdir, config, defaults, writer=first)
     claim_examples(workdir, dataset, writer=first)
 
@@ -237,6 +238,7 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         batch_size=config.train.batch_size,
         caption_dropout=config.data.caption_dropout,
         random_flip=config.data.random_flip,
+        random_crop=config.data.random_crop,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -252,6 +254,11 @@ def _add_caches(
     mesh: Mesh,
 ) -> None:
     """Computes once, if asked to, what every visit of an image would compute again."""
+    if config.data.cache_latents and config.data.random_crop:
+        raise ValueError(
+            "data.random_crop shows another part of an image at every visit, so latents "
+            "cannot be kept: set data.cache_latents=False, or data.random_crop=False"
+        )
     if config.data.cache_latents:
         draws.moments = cache_moments(
             workdir, config, model, state, dataset, draws.images, mesh
