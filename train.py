@@ -59,6 +59,8 @@ def _warn_of_missing_weights(config: ConfigDict) -> None:
     from copymit.embedding.registry import check_embedders, missing_weights
 
     names = [*config.eval.embedders, *config.eval.quality_embedders]
+    if not names:
+        return  # They are chosen when the evaluation sees the images.
     check_embedders(names)
     for what in missing_weights(names, config.eval.weights):
         logger.warning("the evaluation of this run will need %s", what)

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     data.num_heldout = 0  # further images, never trained on, for comparison
     data.resolution = 64  # pixels: short side resized, then centre crop
     data.random_flip = True
+    data.random_crop = False  # another part of the long side at every visit
     data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
     data.caption_style = "instance"  # fixed | class | instance | random | unconditional
     data.caption_dropout = 0.1  # share trained without caption, for guidance

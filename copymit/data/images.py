@@ -211,11 +211,15 @@ def _without_texts(data: bytes) -> bytes | None:
     return lean if len(lean) < len(data) else None
 
 
-def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Resizes the short side to `size` (bilinear, antialiased) and crops the centre.
+def resize_and_crop(
+    image: Image.Image, size: int, place: float = 0.5
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Resizes the short side to `size` (bilinear, antialiased) and crops the long one.
 
     An RGB image that already has that size is returned as it is.
 
+    Args:
+      place: of the crop, 0 at the left or top, 0.5 in the centre, 1 at the other end.
     Raises:
       ValueError: if `size` is not positive or the image is not RGB.
     Source: torchvision's Resize and CenterCrop, as in DCR datasets.py; differs on
@@ -229,15 +233,15 @@ def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size si
             "decode it with decode_image"
         )
     longest = _MAX_ASPECT * min(image.size)
-    image = _centre_crop(image, min(image.width, longest), min(image.height, longest))
+    image = _crop(image, min(image.width, longest), min(image.height, longest))
     short = min(image.size)
     width, height = (size * side // short for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(_centre_crop(image, size, size))
+    return np.array(_crop(image, size, size, place))
 
 
 def decode_resized(
-    data: bytes, name: str, size: int
+    data: bytes, name: str, size: int, place: float = 0.5
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Is `resize_and_crop` of a file, with less of a large JPEG decoded.
 
@@ -248,7 +252,8 @@ def decode_resized(
       ImageError, ValueError: as `decode_image` and `resize_and_crop`.
     """
     least_side = -(-_LEAST_DECODED * size // 2)
-    return resize_and_crop(decode_image(data, name, least_side=least_side), size)
+    image = decode_image(data, name, least_side=least_side)
+    return resize_and_crop(image, size, place)
 
 
 def _open(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
@@ -325,7 +330,9 @@ def _ends_in_pixels(file: BinaryIO) -> bool:
     return head[4:] == b"IEND"
 
 
-def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    left = round((image.width - width) / 2)
-    top = round((image.height - height) / 2)
+def _crop(
+    image: Image.Image, width: int, height: int, place: float = 0.5
+) -> Image.Image:
+    left = round((image.width - width) * place)
+    top = round((image.height - height) * place)
     return image.crop((left, top, left + width, top + height))

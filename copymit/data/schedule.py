@@ -18,15 +18,16 @@ DuplicationMode = Literal["weights", "counts"]
 # Grain shuffles in 32 bits.
 _MAX_EPOCH_DRAWS = 2**32 - 1
 
-_PURPOSES = ("schedule", "example")
+_PURPOSES = ("schedule", "example", "crop")
 
 
 def draw_generator(
-    seed: int, draw: int, purpose: Literal["schedule", "example"]
+    seed: int, draw: int, purpose: Literal["schedule", "example", "crop"]
 ) -> np.random.Generator:
     """Makes the generator of one draw: random access to an independent stream.
 
-    `schedule` chooses the example, `example` everything that happens to it.
+    `schedule` chooses the example, `example` everything that happens to it but `crop`,
+    the part that is seen.
     """
     key = np.array([seed, _PURPOSES.index(purpose)], np.uint64)
     # The lowest word of the counter moves with the numbers taken from the stream.

@@ -148,7 +148,7 @@ def trained_and_frozen(
     trained = {k: v for k, v in model.parameters.items() if k not in still}
     frozen = {k: v for k, v in model.parameters.items() if k in still}
     # Runs of an older copymit do not say.
-    rank = config.train.get("lora_rank", 0)
+    rank = config.train.lora_rank if "lora_rank" in config.train else 0
     if not rank:
         return trained, frozen
     targets = config.train.lora_targets

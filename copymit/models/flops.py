@@ -26,8 +26,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
 def _count(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        shapes = [getattr(x.aval, "shape", ()) for x in equation.invars]
-        outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        shapes = [_shape(x) for x in equation.invars]
+        outputs = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
@@ -42,6 +42,10 @@ def _count(jaxpr: Jaxpr) -> int:
             times = params["length"] if name == "scan" else 1
             total += times * sum(map(_count, jaxprs_in(params)))
     return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())
 
 
 def jaxprs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:

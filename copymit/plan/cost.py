@@ -93,10 +93,10 @@ def describe(
 ) -> Iterator[str]:
     """Yields the lines of a report, all numbers of one device."""
     gib = 2**30
-    kinds = ", ".join(f"{k} {v / gib:.2f}" for k, v in cost.arguments.items())
     yield f"{name}, per device"
-    yield f"  memory         {cost.total_bytes / gib:.2f} GiB: {kinds}, temporary "
-    yield f"                 {cost.temporary / gib:.2f}"
+    yield f"  memory         {cost.total_bytes / gib:.3f} GiB"
+    for kind, size in [*cost.arguments.items(), ("temporary", cost.temporary)]:
+        yield f"    {kind:16} {size / gib:8.3f}"
     yield f"  operations     {cost.flops / 1e12:.3f} TFLOP"
     yield f"  bytes          {cost.accessed / 1e9:.2f} GB read and written"
     for kind, (count, size) in sorted(cost.collectives.items()):

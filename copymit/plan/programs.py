@@ -72,8 +72,9 @@ def plan_step(config: ConfigDict, devices: Sequence[Any]) -> Step:
         np.zeros(text.max_length, np.int32),
     )
     batch = _abstract_batch(config, model, mesh)
+    seed = seed_key(config.seed)
     with tracing_for(devices[0].platform), jax.set_mesh(mesh):
-        compiled = step.lower(state, batch, seed_key(config.seed)).compile()
+        compiled = step.lower(state, batch, seed).compile()  # type: ignore[attr-defined]
     arguments = {
         "parameters": _bytes(state.params),
         "optimizer": _bytes(state.opt_state),

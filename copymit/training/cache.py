@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _IMAGES_PER_DEVICE = 8
 
+# Embeddings that take less are kept whatever that saves.
+_SMALL_BYTES = 2**30
+
 
 def cache_moments(
     workdir: epath.Path,
@@ -121,7 +124,7 @@ def embeddings_pay(config: ConfigDict, count: int, folder: epath.Path) -> bool:
     draws = config.train.steps * config.train.batch_size
     size = count * row_size(*_embedding(config))
     free = None if is_remote(folder) else _free_bytes(Path(folder))
-    if count >= draws:
+    if count >= draws and size > _SMALL_BYTES:
         reason = f"the run draws only {draws}"
     elif free is not None and size > free / 2:
         reason = f"{folder} has {free / 1e9:.1f} GB left"

@@ -104,12 +104,15 @@ def model_flops(
     return flops
 
 
-def utilisation(flops: int, steps_per_second: float) -> float | None:
-    """Returns the share of the devices' peak in bfloat16, where that is known.
+def seconds_at_peak(
+    model: DiffusionModel, batch: Mapping[str, Any], config: ConfigDict
+) -> float | None:
+    """Returns how long a step would take at the devices' peak in bfloat16, if it is known.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B, model FLOPs utilisation.
+    Times the steps a second it is the model FLOPs utilisation.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     chip = find_chip(jax.devices()[0].device_kind)
     if chip is None:
         return None
-    return flops * steps_per_second / (chip.bf16_flops * jax.device_count())
+    return model_flops(model, batch, config) / (chip.bf16_flops * jax.device_count())

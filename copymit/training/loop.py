@@ -46,8 +46,7 @@ from copymit.training.checks import check_settings, warn_of_whole_heads
 from copymit.training.compilation import (
     abstract_batch,
     compile_step,
-    model_flops,
-    utilisation,
+    seconds_at_peak,
 )
 from copymit.training.preview import make_preview
 from copymit.training.profile import Profile
@@ -119,6 +118,7 @@ def train(
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
     defaults = flatten({"train": training_settings().to_dict()})
+    defaults["data.random_crop"] = False
     claim_workdir(workdir, config, defaults, writer=first)
     claim_examples(workdir, dataset, writer=first)
 
@@ -159,7 +159,7 @@ def train(
     seed = seed_key(config.seed)
     train_step = compile_step(train_step, abstract, draws, seed, mesh)
 
-    flops = model_flops(model, abstract_batch(draws, mesh), config)
+    at_peak = seconds_at_peak(model, abstract_batch(draws, mesh), config)
 
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
@@ -200,7 +200,7 @@ def train(
                 measured = monitor(networks(state), step)
             if step % config.train.log_every_steps == 0 or saving or measured:
                 fetched = _fetch(recent, step, watch)
-                _report(step, fetched, flops, progress, writer, checkpoints, measured)
+                _report(step, fetched, at_peak, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
                 watch.expect(f"the checkpoint of step {step}")
@@ -238,6 +238,7 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         batch_size=config.train.batch_size,
         caption_dropout=config.data.caption_dropout,
         random_flip=config.data.random_flip,
+        random_crop=config.data.random_crop,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -253,6 +254,11 @@ def _add_caches(
     mesh: Mesh,
 ) -> None:
     """Computes once, if asked to, what every visit of an image would compute again."""
+    if config.data.cache_latents and config.data.random_crop:
+        raise ValueError(
+            "data.random_crop shows another part of an image at every visit, so latents "
+            "cannot be kept: set data.cache_latents=False, or data.random_crop=False"
+        )
     if config.data.cache_latents:
         draws.moments = cache_moments(
             workdir, config, model, state, dataset, draws.images, mesh
@@ -301,7 +307,7 @@ def _fetch(
 def _report(
     step: int,
     fetched: list[dict[str, np.ndarray]],
-    flops: int,
+    at_peak: float | None,
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
@@ -311,7 +317,7 @@ def _report(
 
     Args:
       fetched: the scalars of the steps since then.
-      flops: that a step needs.
+      at_peak: seconds that a step takes at the devices' peak.
       measured: by the monitor.
     """
     values = {name: float(value) for name, value in fetched[-1].items()}
@@ -335,8 +341,8 @@ def _report(
     values |= progress.report(step) | measured
     if (memory := device_memory_gib()) is not None:
         values["device_memory_gib"] = memory
-    if (share := utilisation(flops, values["steps_per_second"])) is not None:
-        values["model_flop_utilisation"] = share
+    if at_peak is not None:
+        values["model_flop_utilisation"] = at_peak * values["steps_per_second"]
     writer.write(step, values)
     logger.info("%s", progress.line(step, values))
 

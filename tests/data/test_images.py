@@ -270,6 +270,15 @@ def test_resize_and_crop_follows_the_recipe(size):
     np.testing.assert_array_equal(cropped, expected)
 
 
+@pytest.mark.parametrize("size", [(40, 16), (16, 40)])
+def test_a_crop_lies_where_it_is_placed_along_the_long_side(size):
+    image = noise(*size)
+    axis = 1 if size[0] > 16 else 0
+    for place, first in ((0.0, 0), (0.25, 6), (0.5, 12), (1.0, 24)):
+        expected = np.take(np.asarray(image), range(first, first + 16), axis)
+        np.testing.assert_array_equal(resize_and_crop(image, 16, place), expected)
+
+
 def test_resize_and_crop_keeps_an_image_of_that_size():
     image = noise(24, 24)
     np.testing.assert_array_equal(resize_and_crop(image, 24), np.asarray(image))

@@ -163,3 +163,51 @@ def test_every_caption_that_a_run_draws_is_listed(run):
         rng.random(2)
         example = dataset.source[int(dataset.indices[draw % len(dataset.indices)])]
         assert draws.caption(example, True, rng) in listed
+
+
+def test_trainings_share_a_directory_of_caches_when_told_to(config):
+    config = config.copy_and_resolve_references()
+    workdir = epath.Path("gs://bucket/sweep/trial")
+    for named, found in {
+        "": "gs://bucket/sweep/trial/cache",
+        "../cache": "gs://bucket/sweep/cache",
+        "../../all": "gs://bucket/all",
+    }.items():
+        config.data.cache_dir = named
+        assert str(cache.cache_folder(workdir, config)) == found
+
+
+def test_embeddings_are_counted_before_they_are_computed(config, tmp_path, monkeypatch):
+    config = config.copy_and_resolve_references()
+    config.train.update(steps=1000, batch_size=8)
+    config.model.text_encoder.update(max_length=77, hidden_size=1024)
+    folder = epath.Path(tmp_path) / "cache"
+    taken = 7000 * 77 * 1024 * 4
+    monkeypatch.setattr(cache, "_free_bytes", lambda folder: 2 * taken)
+    assert cache.embeddings_pay(config, 7000, folder)
+    assert not cache.embeddings_pay(config, 7001, folder)
+    config.train.dtype = "bfloat16"
+    assert cache.embeddings_pay(config, 7999, folder)
+    # As many as are drawn: hardly one would be met twice.
+    assert not cache.embeddings_pay(config, 8000, folder)
+    config.model.text_encoder.hidden_size = 32
+    assert cache.embeddings_pay(config, 8000, folder)  # but it is little
+
+
+def test_embeddings_of_a_bfloat16_run_are_kept_as_they_are(run, tmp_path):
+    config, _, _, dataset, mesh = run
+    config = config.copy_and_resolve_references()
+    config.train.dtype = "bfloat16"
+    config.data.cache_latents = False
+    model = make_model(config.model, config.data.resolution, "bfloat16")
+    state = init_state(model, make_optimizer(config.train), config, mesh)
+    draws, uncached = _make_draws(config, dataset), _make_draws(config, dataset)
+    _add_caches(draws, epath.Path(tmp_path), config, model, state, dataset, mesh)
+    kept = draws.record(0)["encoder_hidden_states"]
+    ids = uncached.record(0)["input_ids"][None]
+    expected = jax.jit(lambda ids: model.encode_text(state.frozen, ids))(ids)[0]
+    assert kept.dtype == expected.dtype == jax.numpy.bfloat16
+    # The cache encodes eight captions at a time: roundings of bfloat16, 2^-8 each.
+    np.testing.assert_allclose(
+        kept.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02
+    )

@@ -8,7 +8,7 @@ from configs import tiny
 from copymit.chips import CHIPS
 from copymit.models.assembly import make_model
 from copymit.training import compilation
-from copymit.training.compilation import count_equations, model_flops, utilisation
+from copymit.training.compilation import count_equations, model_flops, seconds_at_peak
 
 
 def test_equations_are_counted_inside_calls_and_loops():
@@ -35,9 +35,15 @@ def test_what_trains_counts_three_times_and_what_is_cached_not_at_all():
     assert trained - cached == 3 * (frozen - cached)
 
 
-def test_utilisation_is_of_all_devices_where_their_peak_is_known(monkeypatch):
-    assert utilisation(10**12, 2.0) is None
+def test_the_time_at_the_peak_is_that_of_all_devices_where_they_are_known(monkeypatch):
+    config = tiny.get_config()
+    model = make_model(config.model, config.data.resolution, "float32")
+    batch = {
+        "moments": jax.ShapeDtypeStruct((8, 8, 8, 12), jnp.float32),
+        "encoder_hidden_states": jax.ShapeDtypeStruct((8, 8, 32), jnp.float32),
+    }
+    assert seconds_at_peak(model, batch, config) is None
     monkeypatch.setattr(compilation, "find_chip", lambda kind: CHIPS[0])
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    expected = 2e12 / (4 * CHIPS[0].bf16_flops)
-    assert utilisation(10**12, 2.0) == pytest.approx(expected)
+    expected = model_flops(model, batch, config) / (4 * CHIPS[0].bf16_flops)
+    assert seconds_at_peak(model, batch, config) == pytest.approx(expected)
