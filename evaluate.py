@@ -30,6 +30,7 @@ directory embed a share each, with --stages=embed --shard=i/n, before one run do
 """
 
 import json
+import sys
 from typing import Any
 
 from absl import app, flags
@@ -58,6 +59,8 @@ from copymit.evaluation.subject import (
 )
 from copymit.settings import evaluation_settings
 from copymit.storage import absolute, check_buckets
+
+TOO_MANY_COPIES = 3  # the exit code of --fail_above; 1 is a mistake of any other kind
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, of which `eval` and `mitigation.generate` are used."
@@ -97,6 +100,13 @@ _COMPARE = flags.DEFINE_list(
     [],
     "Evaluated runs (WORKDIR) or evaluations (WORKDIR/eval/NAME) to show beside this one.",
 )
+_FAIL_ABOVE = flags.DEFINE_float(
+    "fail_above",
+    None,
+    "Ends with exit code 3 if a larger share of the generations are copies; 0 allows none.",
+    lower_bound=0,
+    upper_bound=1,
+)
 _SHARD = flags.DEFINE_string(
     "shard",
     None,
@@ -115,6 +125,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--prompts belongs to --generations")
     if _HELDOUT.value and not _GENERATIONS.value:
         raise app.UsageError("--heldout belongs to --generations")
+    if _FAIL_ABOVE.value is not None and not {"score", "report"} & set(_STAGES.value):
+        raise app.UsageError("--fail_above needs the stage score or report")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         raise app.UsageError("--generations and --references belong together")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
@@ -132,9 +144,12 @@ def main(argv: list[str]) -> None:
     if {"score", "report"} & set(_STAGES.value):
         from copymit.report.verdict import answer  # the page's sentences, needed last
 
-        print(answer(json.loads((directory / "scores.json").read_text())))
+        scores = json.loads((directory / "scores.json").read_text())
+        print(answer(scores))
     if "report" in _STAGES.value:
         print(absolute(directory / "report.html"))
+    if _FAIL_ABOVE.value is not None and scores["copied_share"] > _FAIL_ABOVE.value:
+        sys.exit(TOO_MANY_COPIES)
 
 
 def _places() -> list[Any]:

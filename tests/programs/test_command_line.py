@@ -1,8 +1,11 @@
 """The command line of both programs: help, and mistakes in one line each."""
 
 import re
+import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.mark.parametrize(
@@ -62,4 +65,26 @@ def test_an_unknown_setting_of_an_audit_is_explained_without_a_trace(
     flags += [f"--{name}={tmp_path}" for name in ("generations", "references")]
     said = programs.finish(programs.start("evaluate.py", *flags), code=1)
     assert "error: unknown setting 'tyles'. Did you mean \"tiles\"" in said
+    assert "Traceback" not in said
+
+
+def test_a_pipeline_is_stopped_by_too_many_copies_and_told_in_one_line(
+    programs, tmp_path
+):
+    rng = np.random.default_rng(0)
+    for name, count in (("trained", 24), ("made", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    shutil.copy(tmp_path / "trained" / "7.png", tmp_path / "made" / "copy.png")
+    flags = [
+        f"--workdir={tmp_path / 'out'}",
+        f"--generations={tmp_path / 'made'}",
+        f"--references={tmp_path / 'trained'}",
+        "--eval.embedders=('pixels_16',)",
+        "--fail_above=0.1",
+    ]
+    said = programs.finish(programs.start("evaluate.py", *flags), code=3)
+    assert "1 of 6 generations is a copy of 1 training image (1 exact)" in said
     assert "Traceback" not in said
