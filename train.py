@@ -10,6 +10,7 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 --coordinator, --num_processes and --process_id.
 """
 
+import logging
 from typing import Any
 
 from absl import app, flags
@@ -20,11 +21,14 @@ from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
+    keep_compiled_programs,
     parse_flags,
     set_up_logging,
 )
 from copymit.storage import check_buckets
 from copymit.training.loop import train
+
+logger = logging.getLogger("copymit.train")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings of the run, such as configs/demo.py[:argument]."
@@ -42,10 +46,24 @@ def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     set_up_logging(_DEBUG.value)
+    keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
+        _warn_of_missing_weights(_CONFIG.value)
         train(_CONFIG.value, _WORKDIR.value, _make_monitor)
+
+
+def _warn_of_missing_weights(config: ConfigDict) -> None:
+    """Says before a day of training what its evaluation will lack."""
+    from copymit.embedding.registry import check_embedders, missing_weights
+
+    names = [*config.eval.embedders, *config.eval.quality_embedders]
+    if not names:
+        return  # They are chosen when the evaluation sees the images.
+    check_embedders(names)
+    for what in missing_weights(names, config.eval.weights):
+        logger.warning("the evaluation of this run will need %s", what)
 
 
 def _make_monitor(config: ConfigDict, *rest: Any):

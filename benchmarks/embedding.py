@@ -55,15 +55,9 @@ def _measure(side: str, name: str) -> float:
 
 def _sscd(architecture: str) -> Callable[[np.ndarray], Callable]:
     def make(images: np.ndarray) -> Callable:
-        import jax
-        from flax import nnx
-
         from copymit.models.sscd import ARCHITECTURES, Sscd
 
-        model = Sscd(ARCHITECTURES[architecture], rngs=nnx.Rngs(0))
-        graphdef, params = nnx.split(model)
-        apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
-        return lambda: apply(params, images)
+        return _apply(Sscd, ARCHITECTURES[architecture], images)
 
     return make
 
@@ -145,13 +139,67 @@ def _dinov2(images: np.ndarray) -> Callable:
     return _apply(Dinov2Model, DINOV2_VITS14, images)
 
 
+def _efficientnet(images: np.ndarray) -> Callable:
+    from copymit.models.efficientnet import EfficientNetLite0
+
+    return _apply(lambda _, rngs: EfficientNetLite0(rngs=rngs), None, images)
+
+
 def _apply(module: Callable, config: object, images: np.ndarray) -> Callable:
-    import jax
+    """Embeds as the embed stage does, a few images of the batch at a time."""
     from flax import nnx
 
+    from copymit.embedding.embed import embed_arrays
+    from copymit.embedding.embedder import Embedder
+
     graphdef, params = nnx.split(module(config, rngs=nnx.Rngs(0)))
-    apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
-    return lambda: apply(params, images)
+    embedder = Embedder(
+        "network",
+        "random weights",
+        lambda image: image,
+        params,
+        lambda params, x: nnx.merge(graphdef, params)(x),
+    )
+    return lambda: embed_arrays(embedder, images, len(images))
+
+
+def _torch_efficientnet(images: np.ndarray) -> Callable:
+    """The network as the authors of its weights build it, batch norms not folded."""
+    import torch
+
+    from copymit.models.efficientnet import STAGES
+
+    class Conv(torch.nn.Sequential):
+        def __init__(self, inputs, outputs, window, stride=1, groups=1, activate=True):
+            padding = window // 2
+            super().__init__(
+                torch.nn.Conv2d(
+                    *(inputs, outputs, window, stride, padding),
+                    groups=groups,
+                    bias=False,
+                ),
+                torch.nn.BatchNorm2d(outputs),
+                *[torch.nn.ReLU6(inplace=True)] * activate,
+            )
+
+    class Residual(torch.nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    layers, channels = [Conv(3, 32, 3, 2)], 32
+    for repeats, window, first, expansion, outputs in STAGES:
+        for stride in [first] + [1] * (repeats - 1):
+            width = channels * expansion
+            block = [
+                *[Conv(channels, width, 1)] * (expansion > 1),
+                Conv(width, width, window, stride, width),
+                Conv(width, outputs, 1, activate=False),
+            ]
+            residual = stride == 1 and channels == outputs
+            layers.append((Residual if residual else torch.nn.Sequential)(*block))
+            channels = outputs
+    layers += [Conv(channels, 1280, 1), torch.nn.AdaptiveAvgPool2d(1)]
+    return _embed_in_torch(torch.nn.Sequential(*layers), images)
 
 
 def _torch_clip(images: np.ndarray) -> Callable:
@@ -183,6 +231,7 @@ def _embed_in_torch(model, images: np.ndarray) -> Callable:
 
 
 CASES = {
+    "EfficientNet-Lite0": Case(224, _efficientnet, _torch_efficientnet),
     "SSCD ResNet-50": Case(288, _sscd("resnet50"), _torch_sscd("resnet50")),
     "SSCD ResNeXt-101 32x4d": Case(
         224, _sscd("resnext101_32x4d"), _torch_sscd("resnext101_32x4d")

@@ -16,17 +16,16 @@ from benchmarks.unet import GUIDANCE_SCALE, SIZES
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.trajectory import SAMPLERS
-from copymit.mitigation.at_generation import (
-    GenerationMitigations,
-    Text,
+from copymit.mitigation.references import References, make_references
+from copymit.mitigation.registry import MITIGATIONS, strengths, values_of
+from copymit.mitigation.sampling import (
+    changed_text,
+    generation_rewrite,
     sample_with_mitigations,
 )
-from copymit.mitigation.compose import generation_rewrite
-from copymit.mitigation.embeddings import add_gaussian_noise
-from copymit.mitigation.repulsion import References, make_references
+from copymit.mitigation.scene import Text
 from copymit.models.functional import init_params, make_apply
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
-from copymit.settings import mitigation_settings
 
 STEPS, IMAGES, REPEATS = 50, 2, 2
 SHAPE = (32, 32, 4)
@@ -36,19 +35,21 @@ PROMPT = "a photo of a garbage truck in front of a church"
 
 # A target that is never reached: every iteration is taken.
 _UNREACHED = 1e-6
+_ON_THE_HOST = [m.name for m in MITIGATIONS.values() if m.prompt]
 
-STRENGTHS: dict[str, dict[str, Any]] = {
-    "static transition": {"guidance_transition": 500},
-    "dynamic transition": {"dynamic_transition": True, "guidance_before": -2.0},
-    "prompt optimisation, 10 iterations": {"prompt_target": _UNREACHED},
-    "attention rescaling and masking": {"start_attention": 1.25, "mask_padding": True},
-    "best of 4 noises": {"noise_candidates": 4},
-    "noise optimisation, 10 iterations": {"noise_target": _UNREACHED},
-    f"repulsion from {REFERENCE_COUNT:,} images": {"repulsion": 1.0},
-    "repulsion and despecification": {"repulsion": 1.0, "despecification": 13.0},
-}
-# On the host, before the prompt is tokenised.
-REWRITES = ("random_tokens", "word_repetition", "random_numbers")
+
+def _strengths() -> dict[str, dict[str, Any]]:
+    """Returns the settings of every mitigation that acts on the device."""
+    found = {}
+    for m in MITIGATIONS.values():
+        if m.switch.section != "generate" or m.prompt:
+            continue
+        strength = _UNREACHED if m.calibration else m.strength
+        beside = (MITIGATIONS[name] for name in m.beside[:1])
+        found[m.name] = {m.switch.name: strength} | {
+            other.switch.name: other.strength for other in beside
+        }
+    return found
 
 
 def run(steps: int = STEPS) -> list[Row]:
@@ -60,16 +61,16 @@ def run(steps: int = STEPS) -> list[Row]:
     text, make_noise, references = _inputs()
     params, predict = _network()
 
-    def seconds(strengths: dict[str, Any], text_noise: float = 0.0) -> float:
+    def seconds(asked: dict[str, Any]) -> float:
+        given = strengths(**asked)
+
         @jax.jit
         def generate(params, text: Text, references: References):
-            prompt_key, negative_key = jax.random.split(jax.random.key(0))
+            keys = jax.random.split(jax.random.key(0), (2, IMAGES))
             text = text._replace(
-                hidden_states=add_gaussian_noise(
-                    text.hidden_states, prompt_key, text_noise
-                ),
-                negative_hidden_states=add_gaussian_noise(
-                    text.negative_hidden_states, negative_key, text_noise
+                hidden_states=changed_text(given, text.hidden_states, keys[0]),
+                negative_hidden_states=changed_text(
+                    given, text.negative_hidden_states, keys[1]
                 ),
             )
             return sample_with_mitigations(
@@ -77,7 +78,7 @@ def run(steps: int = STEPS) -> list[Row]:
                 SAMPLERS["ddim"](make_noise_scheduler(), steps),
                 text,
                 make_noise,
-                GenerationMitigations(**strengths),
+                given,
                 guidance_scale=GUIDANCE_SCALE,
                 num_train_timesteps=1000,
                 references=references,
@@ -87,9 +88,8 @@ def run(steps: int = STEPS) -> list[Row]:
 
     plain = seconds({})
     shape = f"{steps} steps, {IMAGES}x{'x'.join(map(str, SHAPE))}"
-    times = {name: seconds(strengths) for name, strengths in STRENGTHS.items()}
-    times["noise on the text"] = seconds({}, 0.1)
-    times |= {name: plain + _seconds_of_rewrite(name) for name in REWRITES}
+    times = {name: seconds(asked) for name, asked in _strengths().items()}
+    times |= {name: plain + _seconds_of_rewrite(name) for name in _ON_THE_HOST}
     return [
         Row(f"{name}, {shape}", mitigated, "no mitigation", plain)
         for name, mitigated in times.items()
@@ -97,10 +97,10 @@ def run(steps: int = STEPS) -> list[Row]:
 
 
 def _seconds_of_rewrite(name: str) -> float:
-    """Times two insertions into the prompts of a batch."""
-    mitigation = mitigation_settings()
-    mitigation.generate[name] = 2
-    rewrite = generation_rewrite(mitigation, make_tokenizer(77, 49_407).decode)
+    """Times the rewriting of the prompts of a batch."""
+    m = MITIGATIONS[name]
+    values = values_of(strengths(**{m.switch.name: m.strength}))
+    rewrite = generation_rewrite(values, make_tokenizer(77, 49_407).decode)
     rngs = [np.random.default_rng(i) for i in range(IMAGES)]
     return best_of(lambda: [rewrite(PROMPT, rng) for rng in rngs])
 

@@ -2,19 +2,20 @@
 
     python -m benchmarks.planted_copies PHOTOS.tar docs/planted_copies.md
 
-PHOTOS.tar holds `.../train/CLASS/*.JPEG`, as Imagenette does. The references are all of
-its training photos; 100 of them are altered by each of 20 transforms. Photos of `val`,
-which are copies of nothing, are searched for beside them: average precision counts how
-far their similarities mix with those of the copies. Prints the table and writes it.
+PHOTOS.tar holds `.../train/CLASS/*.JPEG`, as Imagenette does. The references are 300 of
+its training photos; 50 of them are altered by each of 20 transforms. Photos of `val`,
+which are copies of nothing, are searched for beside them. All is done once more with
+everything shrunk to the sizes of smaller images. Prints the tables and writes them.
 """
 
 import io
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
@@ -23,14 +24,15 @@ from copymit.data.images import decode_image, resize_and_crop
 from copymit.embedding.embed import embed_arrays
 from copymit.embedding.registry import make_embedder
 from copymit.embedding.store import unit_rows
-from copymit.embedding.tiles import list_tiles
 from copymit.search.exact import search_exact
 
-SIZE_PX = 224
-NUM_COPIES = 100
-NUM_OTHERS = 400
-EMBEDDERS = ("efficientnet_lite0", "pixels")
-TILED = ("efficientnet_lite0", 2)
+SIZE_PX = 224  # at which photos are altered
+SIZES_PX = (64, 128, 224)  # and seen
+NUM_REFERENCES = 300
+NUM_COPIES = 50
+NUM_OTHERS = 100
+EMBEDDERS = ("sscd_288_int8", "efficientnet_lite0", "pixels")
+BATCH = 32
 Transform = Callable[[Image.Image, Image.Image, np.random.Generator], Image.Image]
 
 
@@ -121,38 +123,57 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
+class Found(NamedTuple):
+    """How well copies by one transform are found.
+
+    Attributes:
+      recall: share whose nearest reference is their original.
+      precision: micro average precision of the nearest references.
+      auc: how probably a copy is more similar to its original than a photo that is no
+        copy is to any reference.
+      similarity: mean, of copies to their originals.
+    """
+
+    recall: float
+    precision: float
+    auc: float
+    similarity: float
+
+
 def main(archive: str, page: str) -> None:
-    """Measures and writes the table."""
-    references = np.stack(list(read_photos(archive, "/train/")))
-    others = np.stack(list(read_photos(archive, "/val/")))
+    """Measures and writes the tables."""
     rng = np.random.default_rng(0)
-    copied = rng.choice(len(references), NUM_COPIES, replace=False)
+    photos = read_photos(archive, "/train/")
+    references = photos[np.sort(rng.choice(len(photos), NUM_REFERENCES, replace=False))]
+    others = read_photos(archive, "/val/")
+    copied = rng.choice(NUM_REFERENCES, NUM_COPIES, replace=False)
     strangers = others[rng.choice(len(others), NUM_OTHERS + NUM_COPIES, replace=False)]
     queries = make_queries(references[copied], strangers[NUM_OTHERS:])
-    columns = {}
-    for name in EMBEDDERS:
-        columns[name] = measure(
-            name, references, queries, copied, strangers[:NUM_OTHERS]
-        )
-    name, grid = TILED
-    columns[f"{name}, best of {grid}x{grid} tiles"] = measure(
-        name, references, queries, copied, strangers[:NUM_OTHERS], grid
-    )
-    text = write_page(columns, len(references))
-    Path(page).write_text(text)
-    print(text)
+    sets = [references, strangers[:NUM_OTHERS], *queries.values()]
+    tables = {}
+    for size in SIZES_PX:
+        seen = [shrink(images, size) for images in sets]
+        tables[size] = {name: measure(name, seen, copied) for name in EMBEDDERS}
+        Path(page).write_text(write_page(tables))
+    print(write_page(tables))
 
 
-def read_photos(archive: str, part: str) -> Iterator[np.ndarray]:
+def read_photos(archive: str, part: str) -> np.ndarray:
     """Reads the photos of a part in the order of their names."""
     with tarfile.open(archive) as tar:
         names = sorted(n for n in tar.getnames() if part in n and n.endswith(".JPEG"))
         data = [tar.extractfile(name).read() for name in names]  # type: ignore[union-attr]
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(
+        photos = pool.map(
             lambda pair: resize_and_crop(decode_image(*pair), SIZE_PX),
             zip(data, names, strict=True),
         )
+        return np.stack(list(photos))
+
+
+def shrink(images: np.ndarray, size: int) -> np.ndarray:
+    """Shows images as they would be at another size."""
+    return np.stack([resize_and_crop(Image.fromarray(i), size) for i in images])
 
 
 def make_queries(photos: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
@@ -169,46 +190,39 @@ def make_queries(photos: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray
     return queries
 
 
-def measure(
-    name: str,
-    references: np.ndarray,
-    queries: dict[str, np.ndarray],
-    copied: np.ndarray,
-    strangers: np.ndarray,
-    grid: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Finds recall@1, average precision and mean similarity to the original."""
+def measure(name: str, sets: Sequence[np.ndarray], copied: np.ndarray) -> list[Found]:
+    """Searches by one embedder.
+
+    Args:
+      sets: the references, photos that are copies of nothing, and the altered photos of
+        each transform.
+      copied: rows of the originals of these.
+    """
+    references, strangers, *queries = sets
     embedder = make_embedder(name)
     started = time.perf_counter()
-    parts = [tile.cut for tile in list_tiles(grid)] or [lambda image: image]
 
-    def look(images: np.ndarray, cut) -> np.ndarray:
-        return unit_rows(embed_arrays(embedder, np.stack([cut(i) for i in images]), 64))
+    def look(images: np.ndarray) -> np.ndarray:
+        return unit_rows(embed_arrays(embedder, images, BATCH))
 
-    known = [look(references, cut) for cut in parts]
-    results = {}
-    base = [
-        search_exact(look(strangers, c), k, 1)
-        for c, k in zip(parts, known, strict=True)
-    ]
-    wrong = np.max([found.similarities[:, 0] for found in base], axis=0)
-    for transform, images in queries.items():
-        seen = [look(images, cut) for cut in parts]
-        found = [search_exact(s, k, 1) for s, k in zip(seen, known, strict=True)]
-        similarities = np.stack([f.similarities[:, 0] for f in found])
-        best = similarities.argmax(axis=0)
-        rows = np.arange(len(copied))
-        hits = np.stack([f.indices[:, 0] for f in found])[best, rows] == copied
-        own = [
-            np.einsum("qd,qd->q", s, k[copied])
-            for s, k in zip(seen, known, strict=True)
-        ]
-        results[transform] = (
-            float(hits.mean()),
-            average_precision(similarities.max(axis=0), hits, wrong),
-            float(np.max(own, axis=0).mean()),
+    known = look(references)
+    wrong = search_exact(look(strangers), known, 1).similarities[:, 0]
+    results = []
+    for images in queries:
+        seen = look(images)
+        nearest = search_exact(seen, known, 1)
+        hits = nearest.indices[:, 0] == copied
+        own = np.einsum("qd,qd->q", seen, known[copied])
+        results.append(
+            Found(
+                float(hits.mean()),
+                average_precision(nearest.similarities[:, 0], hits, wrong),
+                float((own[:, None] > wrong).mean()),
+                float(own.mean()),
+            )
         )
-    print(f"{name} grid {grid}: {time.perf_counter() - started:.0f} s", flush=True)
+    seconds = time.perf_counter() - started
+    print(f"{name}, {references.shape[1]} px: {seconds:.0f} s", flush=True)
     return results
 
 
@@ -223,34 +237,45 @@ def average_precision(
     return float(precision[right[order]].sum() / len(hits))
 
 
-def write_page(
-    columns: dict[str, dict[str, tuple[float, ...]]], num_references: int
-) -> str:
-    """Lays the results out as Markdown."""
+def write_page(tables: dict[int, dict[str, list[Found]]]) -> str:
+    """Lays the results out as Markdown.
+
+    Args:
+      tables: size in pixels -> embedder -> what was found by transform.
+    """
+    protocols = [f"- {make_embedder(name).protocol}" for name in EMBEDDERS]
     lines = [
         "# Which copies each embedder finds",
         "",
-        f"{NUM_COPIES} photos of {num_references} training photos, altered by each of 20 "
-        f"transforms, searched among all of them; {NUM_OTHERS} photos that are copies of "
-        "nothing are searched for beside them. Each cell: recall@1, micro average "
-        "precision, and the mean cosine of the altered photo to its original. Made by "
-        "`python -m benchmarks.planted_copies`; 224 px, seed 0. SSCD, made for this task, "
-        "is not in the table: its weights cannot be shipped.",
+        f"{NUM_COPIES} of {NUM_REFERENCES:,} photos, altered by each of "
+        f"{len(TRANSFORMS)} transforms and searched among all of them; {NUM_OTHERS} "
+        "photos that are copies of nothing are searched for beside them. Photos are "
+        f"altered at {SIZE_PX} px, and then all of them are shrunk to the size of the "
+        "table. Each cell: recall@1, micro average precision, area under the curve (how "
+        "probably a copy is more similar to its original than a photo that is no copy is "
+        "to its nearest), and the mean cosine of a copy to its original. Made by `python "
+        "-m benchmarks.planted_copies` from Imagenette; seed 0.",
         "",
-        "| transform | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        *protocols,
     ]
-    for transform in TRANSFORMS:
-        cells = [
-            "{:.2f} · {:.2f} · {:.2f}".format(*column[transform])
-            for column in columns.values()
+    for size, columns in tables.items():
+        lines += [
+            "",
+            f"## At {size} px",
+            "",
+            "| transform | " + " | ".join(columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
         ]
-        lines.append(f"| {transform} | " + " | ".join(cells) + " |")
-    means = [
-        "**{:.2f} · {:.2f} · {:.2f}**".format(*np.mean(list(column.values()), axis=0))
-        for column in columns.values()
-    ]
-    return "\n".join([*lines, "| **mean** | " + " | ".join(means) + " |", ""])
+        for i, transform in enumerate(TRANSFORMS):
+            cells = [_cell(found[i]) for found in columns.values()]
+            lines.append(f"| {transform} | " + " | ".join(cells) + " |")
+        means = [_cell(np.mean(found, axis=0)) for found in columns.values()]
+        lines.append("| **mean** | " + " | ".join(f"**{m}**" for m in means) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(found: Sequence[float]) -> str:
+    return " · ".join(f"{value:.2f}" for value in found)
 
 
 if __name__ == "__main__":

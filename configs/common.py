@@ -1,7 +1,8 @@
 """Every setting there is, with its default and meaning; the other configs change some.
 
-Those of mitigations and of the evaluation are in copymit/settings.py, since the Python
-API and the report know them too.
+Those of the training and of the evaluation are in copymit/settings.py, those of
+mitigations in copymit/mitigation/methods/, since checkpoints, the Python API and the
+report know them too.
 
 Not a run by itself. A config file calls `get_config()` here, changes what it needs and
 returns the result; single values change on the command line, as in
@@ -10,7 +11,8 @@ returns the result; single values change on the command line, as in
 
 from ml_collections import ConfigDict
 
-from copymit.settings import evaluation_settings, mitigation_settings
+from copymit.mitigation.registry import mitigation_settings
+from copymit.settings import evaluation_settings, training_settings
 
 
 def get_config() -> ConfigDict:
@@ -26,6 +28,7 @@ def get_config() -> ConfigDict:
     data.num_heldout = 0  # further images, never trained on, for comparison
     data.resolution = 64  # pixels: short side resized, then centre crop
     data.random_flip = True
+    data.random_crop = False  # another part of the long side at every visit
     data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
     data.caption_style = "instance"  # fixed | class | instance | random | unconditional
     data.caption_dropout = 0.1  # share trained without caption, for guidance
@@ -34,9 +37,12 @@ def get_config() -> ConfigDict:
     data.duplication_factor = 5  # how many times likelier those are drawn
     data.manifest = ""  # CSV or parquet: example_id, factor[, captions]; "" = none
     data.duplication_mode = "weights"  # as sampling says | counts: exact, or refused
-    data.sampling = "epochs"  # epochs (without replacement) | replacement
+    data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # and every caption, where the text encoder is frozen
+    data.cache_dir = (
+        ""  # of both; "" = cache, in WORKDIR; ../cache is shared by a sweep
+    )
     data.num_threads = 2  # Grain reader threads per process
     data.num_workers = 0  # Grain worker processes per process; 0 = threads only
 
@@ -83,7 +89,8 @@ def get_config() -> ConfigDict:
     model.unet.use_linear_projection = True
     model.unet.norm_num_groups = 16
     model.unet.norm_epsilon = 1e-5
-    model.unet.attention_implementation = "auto"  # auto | xla | blockwise | flash
+    # auto | xla | chunked | blockwise | flash | cudnn; see models/attention.py
+    model.unet.attention_implementation = "auto"
     model.unet.remat = "none"  # what training computes twice; see models/remat.py
 
     model.text_encoder = ConfigDict()
@@ -107,32 +114,13 @@ def get_config() -> ConfigDict:
     diffusion.num_train_timesteps = 1000
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
     diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only
-    diffusion.timestep_spacing = "leading"  # leading | linspace | trailing; see eval
+    # leading | linspace | trailing; "" = as usual for eval.sampler: leading for ddim,
+    # linspace for dpmsolver++ and euler
+    diffusion.timestep_spacing = ""
     diffusion.steps_offset = 1  # added to every leading timestep
     diffusion.set_alpha_to_one = True  # False: ddim ends at timestep 0's noise level
 
-    config.train = train = ConfigDict()
-    train.steps = 10_000
-    train.batch_size = 16  # over all hosts
-    train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
-    train.learning_rate = 1e-4  # the peak
-    train.learning_rate_schedule = "constant"  # constant | cosine, after the warm-up
-    train.warmup_steps = 500
-    train.adam_b1 = 0.9
-    train.adam_b2 = 0.999
-    train.adam_epsilon = 1e-8
-    train.weight_decay = 1e-2
-    train.max_grad_norm = 1.0
-    train.min_snr_gamma = 0.0  # weight of the loss by noise level, 5 usual; 0 = none
-    train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
-    train.log_every_steps = 50
-    train.checkpoint_every_steps = 1000
-    train.keep_checkpoints = 1
-    train.sample_every_steps = 0  # grid of generations while training; 0 = never
-    train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
-    train.hang_timeout_seconds = 1800  # without data, a step or a save: ends; 0 = never
-    train.evaluate_prompts = 64  # captions of training images generated for that
-
+    config.train = training_settings()
     config.mitigation = mitigation_settings()
     config.mesh = ConfigDict()  # devices along each axis; -1 = the rest
     config.mesh.data = -1

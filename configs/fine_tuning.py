@@ -34,8 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.caption_dropout = 0.0
     config.data.duplicated_fraction = 0.05
     config.data.duplication_factor = 5
-    # One epoch of the original code draws N examples with replacement.
-    config.data.sampling = "replacement"
+    # The original code draws with replacement where something is duplicated.
+    config.data.sampling = "published"
     config.data.cache_latents = True
     config.data.cache_embeddings = "text_encoder" not in variants
 
@@ -53,7 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.eval.prompts = "random"
     config.eval.num_generations = 4_000
-    config.eval.sampler = "dpmsolver++"
+    # That of the checkpoint, as the original code has it for what it fine-tuned; its
+    # DPM-Solver++ is for plain Stable Diffusion and for the known prompts.
+    config.eval.sampler = "ddim"
     config.eval.num_inference_steps = 50
     config.eval.guidance_scale = 7.5
 

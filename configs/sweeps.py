@@ -97,7 +97,11 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
                 preset,
                 seeds,
                 "configs/laion100k.py",
-                Setting({"model": model}, model=model),
+                Setting(
+                    {"model": model},
+                    evaluate={"eval.sampler": "dpmsolver++"},
+                    model=model,
+                ),
                 analysis={
                     "source": "data/laion100k",
                     "captions": "data/laion100k_captions.json",

@@ -34,7 +34,7 @@ _TRAIN: dict[str, dict[str, Any]] = {
         "train.checkpoint_every_steps": 1_250,
         "train.evaluate_every_steps": 0,
     },
-    "full": {},
+    "full": {"data.cache_dir": "../cache"},  # of all trainings of the sweep
 }
 _EVALUATE: dict[str, dict[str, Any]] = {
     "small": {"eval.num_generations": 144, "eval.gallery_size": 12},

@@ -26,87 +26,54 @@ from configs.sweeps_types import (
     Trial,
     draws,
 )
+from copymit.mitigation.detectors import all_detectors
+from copymit.mitigation.registry import MITIGATIONS, resolve
 
 _Changes = Mapping[str, Any]
 _NOTHING: _Changes = {}
 
 _TABLE = (SIMILARITY, Score("mean similarity", ("similarity_mean",)), QUALITY, CLIP)
 
-TRAINING: dict[str, _Changes] = {
-    "none": {},
-    "MC": {"mitigation.train.multiple_captions": True},
-    "GN": {"mitigation.train.gaussian_noise": 0.1},
-    "RC": {"mitigation.train.random_caption": 0.1},
-    "RT": {"mitigation.train.random_tokens": 0.1},
-    "CWR": {"mitigation.train.word_repetition": 0.1},
-}
-INFERENCE: dict[str, _Changes] = {
-    "none": {},
-    "GNI": {"mitigation.generate.gaussian_noise": 0.1},
-    "RT": {"mitigation.generate.random_tokens": 2},
-    "CWR": {"mitigation.generate.word_repetition": 2},
-    "RNA": {"mitigation.generate.random_numbers": 2},
-}
-# Every mitigation at several strengths, first its authors', where they have one.
-_STRENGTHS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "train.gaussian_noise": ("GN", (0.1, 0.05, 0.3)),
-    "train.random_caption": ("RC", (0.1, 0.4)),
-    "train.random_tokens": ("RT", (0.1, 0.4)),
-    "train.word_repetition": ("CWR", (0.1, 0.4)),
-    "train.embedding_mixup": ("mixup", (0.1, 1.0)),
-    "train.multiple_captions": ("MC", (True,)),
-    "generate.gaussian_noise": ("GNI", (0.1, 0.05, 0.3)),
-    "generate.random_tokens": ("RT", (2, 1, 4)),
-    "generate.word_repetition": ("CWR", (2, 1, 4)),
-    "generate.random_numbers": ("RNA", (2, 1, 4)),
-    "generate.start_attention": ("start attention", (1.25, 2.0)),
-    "generate.mask_padding": ("padding masked", (True,)),
-    "generate.guidance_transition": ("guidance from", (500, 800)),
-    "generate.dynamic_transition": ("dynamic guidance", (True,)),
-    "generate.noise_candidates": ("noise chosen of", (4, 16)),
-    "generate.repulsion": ("repulsion", (1.0, 0.5)),
-    "generate.despecification": ("despecification", (13.0, 5.0)),
-}
-# Norms belong to a size of latents: 64x64x4, and the small models' 8x8x16, where the
-# first predictions of memorised prompts differ by 14 to 36, and those of others by 8.
-_TARGETS: dict[str, dict[str, tuple[str, tuple[Any, ...]]]] = {
-    "full": {
-        "train.skip_above": ("skipping above", (2.0, 3.0)),
-        "generate.prompt_target": ("prompt optimised to", (3.0, 5.0)),
-        "generate.noise_target": ("noise optimised to", (8.2, 6.0)),
-    },
-    "small": {
-        "train.skip_above": ("skipping above", (12.0, 20.0)),
-        "generate.prompt_target": ("prompt optimised to", (6.0, 12.0)),
-        "generate.noise_target": ("noise optimised to", (2.0, 4.0)),
-    },
-}
+
+def _published(**names: str) -> dict[str, _Changes]:
+    """Returns mitigations at their published strengths, by their names in a table."""
+    chosen = {label: MITIGATIONS[name] for label, name in names.items()}
+    return {"none": {}} | {
+        label: {f"mitigation.{m.switch.path}": m.strength}
+        for label, m in chosen.items()
+    }
+
+
+TRAINING = _published(
+    MC="multiple_captions",
+    GN="gaussian_noise",
+    RC="random_caption",
+    RT="random_tokens",
+    CWR="word_repetition",
+)
+INFERENCE = _published(
+    GNI="generation_noise",
+    RT="generation_tokens",
+    CWR="generation_repetition",
+    RNA="generation_numbers",
+)
 _OPPOSITE = {
-    "mitigation.generate.dynamic_transition": True,
+    "mitigation.generate.guidance_transition": 650,
     "mitigation.generate.guidance_before": -2.0,
 }
 # What the guide advises before any mitigation; half of the steps of each preset.
 _HALF = {"full": {"train.steps": 50_000}, "small": {"train.steps": 1_250}}
 _DEDUPLICATED = {"data.duplication": "none"}
-# As detection.json calls them, and what they look at.
-_DETECTORS = {
-    "text_stability": "stability under text noise, step 1",
-    "noise_norm_first": "text-conditional noise, step 1",
-    "noise_norm_mean": "text-conditional noise, all steps",
-    "bright_ending_norm": "the same where the end token is bright",
-    "sharpness": "sharpness, step 1",
-    "end_token_attention": "attention to the end token, last step",
-    "attention_entropy_d": "attention entropy D, last steps",
-    "attention_entropy_e": "attention entropy E, step 1",
-}
 _AT_GENERATION = "mitigation.generate."
 # With these, embeddings of captions cannot be computed before the training.
-_UNCACHED = (
-    "mitigation.train.random_caption",
-    "mitigation.train.random_tokens",
-    "mitigation.train.word_repetition",
+_UNCACHED = {
     "model.text_encoder.train",
-)
+    *(
+        f"mitigation.{m.switch.path}"
+        for m in MITIGATIONS.values()
+        if "captions that are embedded while training" in m.needs
+    ),
+}
 _KNOWN_PROMPTS = {
     "data.source": "data/sd14_memorised",
     "data.captions": "data/sd14_memorised.json",
@@ -198,6 +165,7 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
                     **setting.evaluate,
                     "eval.prompts": "each",
                     "eval.num_generations": 120,
+                    "eval.sampler": "dpmsolver++",
                 },
                 model="stable-diffusion-v1-4",
             )
@@ -289,7 +257,8 @@ def detectors(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     attention to its tokens can see nothing there.
     """
     for encoder, changes in _TEXT_ENCODERS.items():
-        for name, shown in _DETECTORS.items():
+        for name, detector in all_detectors().items():
+            shown = detector.title
             labels = {"detector": shown, "text encoder": encoder, "prompts": "trigger"}
             for trial in _by_one_ruler(preset, seeds, labels, changes):
                 seed = trial.labels["seed"]
@@ -339,9 +308,14 @@ def _mitigations(preset: str, once: bool) -> Iterator[tuple[str, str, _Changes]]
     yield "none", "never", {}
     yield "without duplicates", "training", _DEDUPLICATED
     yield "half of the steps", "training", _HALF[preset]
-    for key, (name, strengths) in (_STRENGTHS | _TARGETS[preset]).items():
-        when = "training" if key.startswith("train.") else "inference"
+    for m in MITIGATIONS.values():
+        when = "training" if m.switch.section == "train" else "inference"
+        strengths = m.tried
+        if preset == "small" and m.tried_small is not None:
+            strengths = m.tried_small
         for strength in strengths[:1] if once else strengths:
-            shown = name if strength is True else f"{name} {strength:g}"
-            yield shown, when, {f"mitigation.{key}": strength}
+            setting, value = resolve(f"{m.name}={strength}")
+            number = strength if isinstance(strength, str) else f"{strength:g}"
+            shown = m.label if strength is True else f"{m.label} {number}"
+            yield shown, when, {f"mitigation.{setting.path}": value}
     yield "opposite guidance", "inference", _OPPOSITE

@@ -1,10 +1,11 @@
 """Checkpoints of a run: saved in the background, complete or not there at all.
 
 `checkpoints/STEP/` holds the items `params`, `ema`, `optimizer` and `position`; a
-reader may restore one item without the others.
+reader may restore one item without the others. Networks that do not train are in
+`frozen/NETWORK/`, once for all steps; an older copymit had them in `params`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -57,12 +58,20 @@ def restore_checkpoint(
     """Restores items straight into the shardings of their abstract arrays.
 
     Args:
-      items: for each item wanted, a pytree of `jax.ShapeDtypeStruct` with shardings.
+      items: for each item wanted, a pytree of `jax.ShapeDtypeStruct` with shardings;
+        `frozen` are networks that did not train.
     Raises:
       ValueError: if the checkpoint holds another model; names the first parameters
         that differ.
     """
     wanted = {k: v for k, v in items.items() if v}
+    frozen = wanted.pop("frozen", {})
+    inside = {
+        name
+        for name in _saved_networks(manager, step) - items["params"].keys()
+        if name in frozen
+    }
+    wanted["params"] = items["params"] | {name: frozen[name] for name in inside}
     for name in ("params", "ema"):  # always in this order: the first fault is named
         if name in wanted:
             _check_same_model(manager, step, name, wanted[name])
@@ -72,7 +81,55 @@ def restore_checkpoint(
             **{k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
         ),
     )
-    return {k: restored[k] if k in wanted else v for k, v in items.items()}
+    found = {k: restored[k] if k in wanted else v for k, v in items.items()}
+    if frozen:
+        beside = {name: frozen[name] for name in frozen.keys() - inside}
+        found["frozen"] = restore_frozen(manager.directory.parent, beside) | {
+            name: found["params"].pop(name) for name in inside
+        }
+    return found
+
+
+def save_frozen(workdir: epath.PathLike, networks: Mapping[str, Any]) -> None:
+    """Saves networks that do not train, and returns when they are there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        for name, params in networks.items():
+            checkpointer.save(absolute(workdir) / "frozen" / name, params, force=True)
+
+
+def has_frozen(workdir: epath.PathLike, names: Iterable[str]) -> bool:
+    """Returns whether all these networks were saved."""
+    return all((absolute(workdir) / "frozen" / name).exists() for name in names)
+
+
+def restore_frozen(
+    workdir: epath.PathLike, networks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restores networks that do not train into the shardings of their abstract arrays.
+
+    Raises:
+      ValueError: if one was not saved, or another model's was.
+    """
+    restored = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for name, wanted in networks.items():
+            folder = absolute(workdir) / "frozen" / name
+            if not folder.exists():
+                raise ValueError(
+                    f"{folder} is missing: the run's checkpoints need it. Copy the whole "
+                    "working directory"
+                )
+            _check_same_shapes(folder, checkpointer.metadata(folder), wanted)
+            restored[name] = checkpointer.restore(folder, wanted)
+    return restored
+
+
+def _saved_networks(manager: ocp.CheckpointManager, step: int) -> set[str]:
+    folder = manager.directory / str(step) / "params"
+    if not folder.exists():
+        return set()
+    with ocp.StandardCheckpointer() as checkpointer:
+        return set(checkpointer.metadata(folder).item_metadata.tree)
 
 
 def _check_same_model(manager, step: int, item: str, wanted) -> None:
@@ -91,7 +148,11 @@ def _check_same_model(manager, step: int, item: str, wanted) -> None:
             "trained with, or another --workdir"
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(directory).item_metadata.tree
+        _check_same_shapes(directory, checkpointer.metadata(directory), wanted)
+
+
+def _check_same_shapes(directory: epath.Path, metadata, wanted) -> None:
+    saved = metadata.item_metadata.tree
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ _FREE_TO_CHANGE = (
     "eval.",
     "mitigation.generate.",
     "mesh.",
-    "data.cache_latents",
-    "data.cache_embeddings",
+    "data.cache_",
     "data.num_threads",
     "data.num_workers",
+    "train.accumulate_steps",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
@@ -30,6 +31,8 @@ _FREE_TO_CHANGE = (
     "train.sample_every_steps",
     "train.evaluate_every_steps",
     "train.evaluate_prompts",
+    "train.preview_prompts",
+    "train.profile_steps",
 )
 
 # Settings that name files on which the parameters depend as on the settings themselves.
@@ -60,11 +63,16 @@ def trained_settings(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim_workdir(
-    workdir: epath.Path, config: ConfigDict, *, writer: bool = True
+    workdir: epath.Path,
+    config: ConfigDict,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    writer: bool = True,
 ) -> None:
     """Writes `config.json`, or checks that the one there is of the same run.
 
     Args:
+      defaults: flat settings, what a run of an older copymit did that knew fewer.
       writer: whether this process writes; of several hosts only the first does.
     Raises:
       ValueError: if the directory belongs to another config; names the settings.
@@ -74,7 +82,7 @@ def claim_workdir(
     digests = _file_digests(flatten(settings))
     if path.exists():
         record = read_record(workdir)
-        before = trained_settings(flatten(record["config"]))
+        before = trained_settings({**(defaults or {}), **flatten(record["config"])})
         now = trained_settings(flatten(settings))
         if now["train.learning_rate_schedule"] == "constant":
             before["train.steps"] = now["train.steps"]

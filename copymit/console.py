@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -50,6 +51,18 @@ def join_hosts() -> None:
             jax.process_count(),
             _LOST_HOST.format(_HOST_TIMEOUT.value),
         )
+
+
+def keep_compiled_programs() -> None:
+    """Lets jax remember what it compiles, in the user's directory for caches.
+
+    `JAX_COMPILATION_CACHE_DIR` says another place; empty, nothing is remembered.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        import jax  # As in `join_hosts`.
+
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", f"{caches}/copymit/jax")
 
 
 def set_up_logging(verbose: bool) -> None:

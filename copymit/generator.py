@@ -7,29 +7,47 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler, TimestepSpacing
 from copymit.diffusion.trajectory import SAMPLERS, Trajectory
-from copymit.mitigation.at_generation import (
-    GenerationMitigations,
-    Text,
-    check_mitigations,
-    check_transition,
+from copymit.mitigation.record import Circumstances
+from copymit.mitigation.references import Embed, References, flatten
+from copymit.mitigation.registry import (
+    Strengths,
+    check_generation,
+    defaults,
+    strengths,
+    values_of,
+)
+from copymit.mitigation.sampling import (
+    changed_text,
+    measure_targets,
     sample_with_mitigations,
 )
-from copymit.mitigation.compose import generation_mitigations
-from copymit.mitigation.embeddings import add_gaussian_noise
-from copymit.mitigation.repulsion import Embed, References, flatten
-from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.mitigation.scene import Text
+from copymit.models.assembly import DiffusionModel, ModelParams, for_inference
+from copymit.models.functional import in_slices
+from copymit.sharding import batch_sharding
+
+# On each device: four images of 512 pixels, for which the published VAE takes 3 GiB.
+_DECODED_PIXELS = 2**20
 
 
 class Generated(NamedTuple):
-    """Images, and the steps that optimisations took for each; see `Sampled`."""
+    """Images, and what their pixels do not tell.
+
+    Attributes:
+      steps: that optimisations took for each image; see `Sampled`.
+      finite: whether its latents and pixels were, before these became whole numbers.
+    """
 
     images: UInt8[Array, "B H W 3"]
     steps: dict[str, Int[Array, " B"]]
+    finite: Bool[Array, " B"]
 
 
 Generate = Callable[..., Generated]
@@ -47,8 +65,7 @@ class SamplingOptions(NamedTuple):
       timestep_spacing: None means the noise scheduler's own.
       guidance_scale: of classifier-free guidance; 1 means none.
       clip_latents: bound on every estimate of the clean latents, or None.
-      text_noise: deviation of the noise on the text embedding (GNI).
-      mitigations: everything else that acts between the text and the decoder.
+      mitigations: what acts between the prompt and the decoder.
     """
 
     seed: int
@@ -57,8 +74,7 @@ class SamplingOptions(NamedTuple):
     timestep_spacing: TimestepSpacing | None
     guidance_scale: float
     clip_latents: float | None
-    text_noise: float = 0.0
-    mitigations: GenerationMitigations = GenerationMitigations()
+    mitigations: Strengths = ()
 
 
 def sampling_options(
@@ -67,7 +83,8 @@ def sampling_options(
     """Reads the options from the `eval` section.
 
     Args:
-      mitigation: the section `mitigation.generate`; None leaves all of it out.
+      mitigation: the section `mitigation.generate`; what it does not mention is off, as
+        all of it is for None.
     Raises:
       ValueError: for a sampler or a spacing that is not known.
     """
@@ -80,6 +97,8 @@ def sampling_options(
                 f"eval.{name}={config[name]!r} is not known: use one of "
                 f"{', '.join(value or repr('') for value in known)}"
             )
+    section = {} if mitigation is None else mitigation.to_dict()
+    settings = defaults("generate")
     return SamplingOptions(
         config.seed,
         config.sampler,
@@ -87,8 +106,7 @@ def sampling_options(
         config.timestep_spacing or None,
         config.guidance_scale,
         config.clip_latents or None,
-        mitigation.get("gaussian_noise", 0.0) if mitigation else 0.0,
-        generation_mitigations(mitigation),
+        strengths(**{k: v for k, v in section.items() if k in settings}),
     )
 
 
@@ -124,35 +142,28 @@ def make_generate(
         cannot be.
     """
     trajectory = make_trajectory(noise_scheduler, options)
-    check_mitigations(
-        options.mitigations,
-        noise_scheduler.num_train_timesteps,
-        options.guidance_scale,
+    check_generation(
+        values_of(options.mitigations),
+        Circumstances(
+            noise_scheduler.num_train_timesteps,
+            options.guidance_scale,
+            noise_scheduler.prediction_type,
+            trajectory,
+        ),
     )
-    check_transition(options.mitigations, trajectory)
 
     # The references are an argument: in the program they would be a constant.
     def generate(
         params: ModelParams, input_ids, image_ids, references: References | None = None
     ):
-        key = jax.random.key(options.seed)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
-
-        def make_noise(number: int):
-            # 1 and 2 are the keys of the texts' noise.
-            own = keys if not number else _folded(keys, 2 + number)
-            return jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(own)
-
-        negative = jnp.broadcast_to(negative_ids, input_ids.shape)
-        # The original code adds its noise to both halves of the guided batch.
-        texts = [
-            _with_noise(model.encode_text(params, ids), keys, half, options.text_noise)
-            for half, ids in enumerate((input_ids, negative), 1)
-        ]
+        params = for_inference(params, model.dtype)
+        text, make_noise = _inputs(
+            model, options, params, input_ids, negative_ids, image_ids
+        )
         latents, steps = sample_with_mitigations(
             functools.partial(_predict, model, params),
             trajectory,
-            Text(input_ids, *texts),
+            text,
             make_noise,
             options.mitigations,
             guidance_scale=options.guidance_scale,
@@ -161,11 +172,86 @@ def make_generate(
             references=references,
             embed=embed,
         )
-        pixel_values = model.decode_latents(params, latents)
+        pixel_values = _decode(model, params, latents)
         images = jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
-        return Generated(images, steps)
+        finite = _all_finite(latents) & _all_finite(pixel_values)
+        return Generated(images, steps, finite)
 
     return jax.jit(generate)
+
+
+def make_measure(
+    model: DiffusionModel,
+    noise_scheduler: NoiseScheduler,
+    options: SamplingOptions,
+    negative_ids: Int[np.ndarray, " L"],
+) -> Callable[..., dict[str, Float[Array, " B"]]]:
+    """Returns the compiled (params, input_ids, image_ids) -> see `measure_targets`."""
+    trajectory = make_trajectory(noise_scheduler, options)
+
+    def measure(params: ModelParams, input_ids, image_ids):
+        params = for_inference(params, model.dtype)
+        text, make_noise = _inputs(
+            model, options, params, input_ids, negative_ids, image_ids
+        )
+        return measure_targets(
+            functools.partial(_predict, model, params),
+            trajectory,
+            text,
+            make_noise(0),
+            options.mitigations,
+            num_train_timesteps=noise_scheduler.num_train_timesteps,
+        )
+
+    return jax.jit(measure)
+
+
+def _inputs(model, options, params, input_ids, negative_ids, image_ids):
+    """Returns the texts of a batch, and how its initial noises are made."""
+    key = jax.random.key(options.seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(image_ids)
+
+    def make_noise(number: int):
+        # 1 and 2 are the keys of the texts' noise.
+        own = keys if not number else _folded(keys, 2 + number)
+        return jax.vmap(lambda k: jax.random.normal(k, model.latent_shape))(own)
+
+    negative = jnp.broadcast_to(negative_ids, input_ids.shape)
+    # The original code adds its noise to both halves of the guided batch.
+    texts = [
+        changed_text(
+            options.mitigations, model.encode_text(params, ids), _folded(keys, half)
+        )
+        for half, ids in enumerate((input_ids, negative), 1)
+    ]
+    return Text(input_ids, *texts), make_noise
+
+
+def generate_on(
+    mesh: Mesh,
+    generate: Generate,
+    params: ModelParams,
+    input_ids: Int[np.ndarray, "B L"],
+    image_ids: Int[np.ndarray, " B"],
+) -> UInt8[np.ndarray, "B H W 3"]:
+    """Generates with every device its share, and gives all hosts all images."""
+    count, sharding = len(image_ids), batch_sharding(mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = np.resize(np.arange(count), -(-count // shards) * shards)
+    inputs = [
+        jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+        for x in (input_ids[rows], np.asarray(image_ids, np.int32)[rows])
+    ]
+    with jax.set_mesh(mesh):
+        made = generate(params, *inputs).images
+    return np.asarray(multihost_utils.process_allgather(made, tiled=True))[:count]
+
+
+def _decode(model: DiffusionModel, params, latents):
+    """Decodes as many images at a time as have `_DECODED_PIXELS`."""
+    decode = functools.partial(model.decode_latents, params)
+    _, H, W, _ = jax.eval_shape(decode, latents).shape
+    return in_slices(decode, latents, _DECODED_PIXELS // (H * W))
 
 
 def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):
@@ -175,13 +261,9 @@ def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, c
     return model_pred
 
 
+def _all_finite(values: Float[Array, "B h w c"]) -> Bool[Array, " B"]:
+    return jnp.isfinite(values).all(axis=(1, 2, 3))
+
+
 def _folded(keys, number: int):
     return jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
-
-
-def _with_noise(hidden_states, keys, half: int, strength: float):
-    """Adds noise that depends on the image alone, whichever batch it is in."""
-    if not strength:
-        return hidden_states
-    add = jax.vmap(lambda h, k: add_gaussian_noise(h[None], k, strength)[0])
-    return add(hidden_states, _folded(keys, half))

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, cast
 import jax
 from etils import epath
 
+from copymit.progress import format_duration
 from copymit.storage import GrowingObject, is_remote, write_whole
 
 if TYPE_CHECKING:
@@ -157,17 +158,6 @@ class Progress:
             f"{rate:.2f} steps/s  {scalars['images_per_second']:.0f} images/s  "
             f"ETA {format_duration(eta)}"
         )
-
-
-def format_duration(seconds: float) -> str:
-    """Formats a duration as `1h02m`, `3m05s` or `7s`."""
-    if seconds == float("inf"):
-        return "unknown"
-    minutes, secs = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{secs:02d}s" if minutes else f"{secs}s"
 
 
 def device_memory_gib() -> float | None:

@@ -40,8 +40,18 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
       ValueError: if the axes do not multiply to the number of devices.
     """
+    return jax.make_mesh(
+        mesh_sizes(jax.device_count(), data, fsdp, tensor),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+    )
+
+
+def mesh_sizes(
+    count: int, data: int = -1, fsdp: int = 1, tensor: int = 1
+) -> tuple[int, int, int]:
+    """Returns how many devices of `count` lie along each axis; see `make_mesh`."""
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
     if sizes.count(-1) == 1:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = count // known if known > 0 else 0
@@ -50,9 +60,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count} "
             "devices: the sizes must multiply to that number (one of them may be -1)"
         )
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
-    )
+    return sizes[0], sizes[1], sizes[2]
 
 
 def wait_for_all(name: str) -> None:
@@ -71,6 +79,15 @@ def wait_for_all(name: str) -> None:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits axis 0 of a batch over all devices that do not share an example."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_shards() -> int:
+    """Returns among how many devices a batch is split where code is traced; 1 by default.
+
+    `jax.set_mesh` says so.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape.get("data", 1) * shape.get("fsdp", 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

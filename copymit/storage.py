@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Iterable
@@ -43,9 +44,27 @@ def write_whole(path: epath.Path, data: bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    writer = f"{socket.gethostname()}-{os.getpid()}"  # of several on one file system
+    partial = path.with_name(f"{path.name}.{writer}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+def create_whole(path: epath.Path, data: bytes) -> bool:
+    """Writes a file unless it is there; of several processes, one succeeds.
+
+    Returns:
+      Whether this one did.
+    """
+    import tensorstore as ts  # the only one that does so in a bucket, too
+
+    parent = path.parent if is_remote(path) else f"file://{absolute(path.parent)}"
+    store = ts.KvStore.open(f"{str(parent).rstrip('/')}/").result()
+    there = store.read(path.name).result()
+    if there.state == "value":
+        return False
+    absent = there.stamp.generation
+    return bool(store.write(path.name, data, if_equal=absent).result().generation)
 
 
 class GrowingObject:

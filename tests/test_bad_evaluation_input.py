@@ -65,7 +65,8 @@ def test_a_run_without_a_checkpoint_is_named(config, tmp_path):
         ("num_inference_steps", 2000, "num_inference_steps=2000 must lie between"),
         ("timestep_spacing", "odd", "timestep_spacing='odd' is not known"),
         ("embedders", ("magic",), "eval.embedders=.*magic.*efficientnet_lite0, pixels"),
-        ("embedders", (), "use one or more of efficientnet_lite0"),
+        ("embedders", ("sscd_288",), r"sscd_288 needs .*eval.weights.sscd_disc_mixup"),
+        ("quality_embedders", ("inception_clean",), "eval.weights.inception=PATH"),
         ("search", "magic", "eval.search='magic' is not known"),
         ("num_neighbors", 0, "eval.num_neighbors=0 must be at least 1"),
         ("batch_size", 0, "eval.batch_size=0 must be at least 1"),
@@ -143,9 +144,10 @@ def test_generations_of_several_sizes_are_counted(folders, tmp_path):
         folders()
 
 
-def test_generations_that_are_not_square_are_refused(folders, tmp_path):
+def test_generations_of_several_short_sides_are_refused(folders, tmp_path):
     Image.new("RGB", (16, 24)).save(tmp_path / "made" / "0.png")
-    way_out = r"16 x 24 pixels: say at which size .*eval\.resolution"
+    Image.new("RGB", (24, 20)).save(tmp_path / "made" / "1.png")
+    way_out = r"2 sizes \(1 of 16 x 24, 1 of 24 x 20\).*eval\.resolution"
     with pytest.raises(ValueError, match=way_out):
         folders()
 

@@ -62,6 +62,7 @@ def folder(config, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):
         save_image(folder / f"{i}.png", rng)
+        (folder / f"{i}.txt").write_text("An image")
     config.data.source = str(folder)
     config.data.num_examples = 0
     return folder

@@ -1,12 +1,20 @@
 """Checkpoints come back bit for bit, whole or one item, and only into their model."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from copymit.checkpoint import (
+    has_frozen,
+    open_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+    save_frozen,
+)
 from copymit.sharding import make_mesh, replicated
 
 POSITION = {"step": 3, "next_batch": 3}
@@ -122,6 +130,38 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameter(
     ):
         restore_checkpoint(manager, 3, _abstract({"params": params}))
     assert "Use the config that it was trained with" in str(failure.value)
+
+
+def test_networks_that_do_not_train_are_saved_once_beside_the_steps(tmp_path):
+    networks = _items()["params"]
+    trained, frozen = ({k: networks[k]} for k in ("unet", "text_encoder"))
+    assert not has_frozen(tmp_path, frozen)
+    save_frozen(tmp_path, frozen)
+    assert has_frozen(tmp_path, frozen)
+    wanted = _abstract({"params": trained, "frozen": frozen})
+    with open_checkpoints(tmp_path, keep=2) as manager:
+        for step in (1, 2):
+            save_checkpoint(manager, step, {"params": trained}, POSITION)
+        manager.wait_until_finished()
+        for step in (1, 2):
+            restored = restore_checkpoint(manager, step, wanted)
+            _assert_equal(restored, {"params": trained, "frozen": frozen})
+        shutil.rmtree(tmp_path / "frozen")
+        with pytest.raises(
+            ValueError, match=r"frozen/text_encoder is missing: the run"
+        ):
+            restore_checkpoint(manager, 2, wanted)
+
+
+def test_a_checkpoint_of_an_older_copymit_has_them_inside(workdir):
+    networks = _items()["params"]
+    items = {
+        "params": {"unet": networks["unet"]},
+        "frozen": {"text_encoder": networks["text_encoder"]},
+    }
+    with open_checkpoints(workdir, read_only=True) as manager:
+        restored = restore_checkpoint(manager, 3, _abstract(items))
+    _assert_equal(restored, items)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

@@ -20,7 +20,7 @@ def test_the_recipe_is_the_papers(name):
     assert (data.resolution, data.random_flip, data.caption_dropout) == (256, True, 0)
     assert (data.duplicated_fraction, data.duplication_factor) == (0.05, 5)
     evaluation = config.eval
-    assert (evaluation.sampler, evaluation.num_inference_steps) == ("dpmsolver++", 50)
+    assert (evaluation.sampler, evaluation.num_inference_steps) == ("ddim", 50)
     assert (evaluation.guidance_scale, evaluation.prompts) == (7.5, "random")
     assert config.model.pretrained == "stable-diffusion-2-1"
 

@@ -1,6 +1,7 @@
 """An image depends on its caption, seed and id, and on nothing else."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,12 +10,14 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.trajectory import SAMPLERS
 from copymit.generator import (
     SamplingOptions,
+    generate_on,
     make_generate,
     make_trajectory,
     sampling_options,
 )
-from copymit.mitigation.at_generation import GenerationMitigations
-from copymit.models.assembly import make_model
+from copymit.mitigation.registry import strengths
+from copymit.models.assembly import for_inference, make_model
+from copymit.sharding import make_mesh
 
 RESOLUTION, LENGTH = 8, 5
 OPTIONS = SamplingOptions(
@@ -27,8 +30,7 @@ OPTIONS = SamplingOptions(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
+def small_config():
     config = common.get_config().model
     config.unet.block_out_channels = (8,)
     config.unet.cross_attention = (True,)
@@ -38,7 +40,12 @@ def model():
     config.text_encoder.intermediate_size = 8
     config.text_encoder.num_hidden_layers = 1
     config.text_encoder.num_attention_heads = 2
-    return make_model(config, RESOLUTION, "float32")
+    return config
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(small_config(), RESOLUTION, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +129,17 @@ def test_another_id_seed_or_caption_gives_another_image(make_images, batch):
 
 
 @pytest.mark.parametrize(
-    "strengths",
+    "asked",
     [
         {"start_attention": 1.25, "mask_padding": True},
         {"prompt_target": 1e-3, "prompt_iterations": 2},
     ],
 )
-def test_a_real_network_can_be_controlled_and_differentiated(strengths, make_images):
+def test_a_real_network_can_be_controlled_and_differentiated(asked, make_images):
     captions = CAPTIONS.copy()
     captions[:, 2:] = 49_407
     plain = make_images(captions, IDS)
-    mitigated = make_images(
-        captions, IDS, mitigations=GenerationMitigations(**strengths)
-    )
+    mitigated = make_images(captions, IDS, mitigations=strengths(**asked))
     # Rounding moves a pixel by 1 at most; of attention this network makes little.
     assert np.abs(mitigated - plain).max() > 1
     assert mitigated.std(axis=(1, 2, 3)).min() > 10
@@ -196,3 +201,65 @@ def test_too_many_steps_are_refused_before_anything_is_compiled(model):
             OPTIONS._replace(num_inference_steps=1001),
             np.zeros(LENGTH, np.int32),
         )
+
+
+def test_images_whose_pixels_are_not_finite_are_told_from_others(model, params):
+    def decode_latents(_, latents):
+        return latents.at[1, 0, 0, 0].set(np.nan).at[3, 2].set(np.inf)
+
+    generate = make_generate(
+        model._replace(decode_latents=decode_latents),
+        make_noise_scheduler("cosine", "v_prediction"),
+        OPTIONS._replace(num_inference_steps=1),
+        np.zeros(LENGTH, np.int32),
+    )
+    made = generate(params, CAPTIONS, IDS.astype(np.int32))
+    assert made.finite.tolist() == [True, False, True, False]
+    # Latents that the decoder hides are told, too.
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    made = generate(broken, CAPTIONS, IDS.astype(np.int32))
+    assert not made.finite.any()
+
+
+def test_kernels_cast_beforehand_give_the_same_bits(params):
+    config = small_config()
+    model = make_model(config, RESOLUTION, "bfloat16")
+    noise_scheduler = make_noise_scheduler("cosine", "v_prediction")
+    generate = make_generate(
+        model, noise_scheduler, OPTIONS, np.zeros(LENGTH, np.int32)
+    )
+    params = jax.tree.map(jnp.asarray, params)
+    cast = for_inference(params, "bfloat16")
+    kernels = {x.dtype for k, x in cast["unet"].items() if k.endswith("kernel")}
+    others = {x.dtype for k, x in cast["unet"].items() if not k.endswith("kernel")}
+    assert (kernels, others) == ({jnp.dtype("bfloat16")}, {jnp.dtype("float32")})
+
+    def predicted(params):
+        """Without the cast inside the generator."""
+        rng = np.random.default_rng(0)
+        latents = rng.standard_normal((2, *model.latent_shape)).astype(np.float32)
+        text = jax.jit(model.encode_text)(params, CAPTIONS[:2])
+        return jax.jit(model.predict)(params, latents, np.array([3, 700]), text)
+
+    np.testing.assert_array_equal(predicted(params), predicted(cast))
+    ids = IDS.astype(np.int32)
+    np.testing.assert_array_equal(
+        generate(params, CAPTIONS, ids).images, generate(cast, CAPTIONS, ids).images
+    )
+
+
+def test_images_of_all_devices_are_those_of_one(model, params):
+    noise_scheduler = make_noise_scheduler("cosine", "v_prediction")
+    generate = make_generate(
+        model, noise_scheduler, OPTIONS, np.zeros(LENGTH, np.int32)
+    )
+    batches = []
+
+    def counting(params, input_ids, image_ids):
+        batches.append(len(image_ids))
+        return generate(params, input_ids, image_ids)
+
+    found = generate_on(make_mesh(), counting, params, CAPTIONS[:3], IDS[:3])
+    expected = generate(params, CAPTIONS[:3], IDS[:3].astype(np.int32)).images
+    assert batches == [3]
+    np.testing.assert_array_equal(found, expected)

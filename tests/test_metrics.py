@@ -1,7 +1,6 @@
 """metrics.jsonl survives kills and restarts; rates and durations are what they say."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from etils import epath
 
 from copymit import metrics
-from copymit.metrics import MetricWriter, Progress, format_duration, read_metrics
+from copymit.metrics import MetricWriter, Progress, read_metrics
 
 
 def _write_steps(workdir: Path, first_step: int, steps: range) -> None:
@@ -83,24 +82,6 @@ def test_a_kill_at_the_restart_does_not_lose_the_history(tmp_path, monkeypatch):
 
 def test_a_run_without_metrics_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0s"),
-        (7.4, "7s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (185, "3m05s"),
-        (3599.6, "1h00m"),
-        (3720, "1h02m"),
-        (90_000, "25h00m"),
-        (math.inf, "unknown"),
-    ],
-)
-def test_durations_read_as_a_person_says_them(seconds, text):
-    assert format_duration(seconds) == text
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from etils import epath
 from copymit.analysis.analyze import Settings, analyze, check_settings
 from copymit.analysis.opening import open_data
 from copymit.console import explain_bad_input, set_up_logging
+from copymit.data.examples import describe_captions, describe_left_out
 from copymit.embedding.registry import EMBEDDERS
-from copymit.metrics import format_duration
+from copymit.progress import format_duration
 
 logger = logging.getLogger("copymit.analysis")
 
@@ -35,7 +36,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--source", required=True, help="fluent_emoji, a folder, or 'shards/*.tar'")
     add("--captions", default="", help="captions file of a folder (JSON)")
     add("--out", required=True, help="folder for what is found")
-    add("--embedder", default=defaults.embedder, help="that compares images")
+    add(
+        "--embedder",
+        default=defaults.embedder,
+        help="that compares images; by default sscd_288_int8 (sscd_288 where its weights "
+        "are given) for images of at least 64 px, else efficientnet_lite0",
+    )
     add(
         "--weights",
         action="append",
@@ -84,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = Settings(**chosen)
         check_settings(settings)
         source, fingerprint = open_data(arguments.source, arguments.captions)
+        logger.info("%s", describe_captions(source))
+        if left_out := describe_left_out(source):
+            logger.warning("%s", left_out)
         out = epath.Path(arguments.out).expanduser()
         found = analyze(
             source, out, settings, title=arguments.source, fingerprint=fingerprint

@@ -22,7 +22,6 @@ from copymit.analysis.captions import (
     choose_caption_embedder,
     make_caption_features,
     normalise_caption,
-    store_captions,
 )
 from copymit.analysis.clusters import (
     Cluster,
@@ -36,24 +35,34 @@ from copymit.analysis.clusters import (
     tabulate_clusters,
 )
 from copymit.analysis.listing import list_examples, list_faults, readable_rows
-from copymit.analysis.near import Near, find_near
+from copymit.analysis.near import MIN_CALIBRATION, Near, find_near
 from copymit.analysis.page import Findings, write_page
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
-from copymit.embedding.embed import embed
+from copymit.embedding.embed import embed, embed_texts
+from copymit.embedding.headline import choose_embedder
 from copymit.embedding.image_set import ImageSet, open_images
-from copymit.embedding.registry import WEIGHTS, check_embedders, make_embedder
+from copymit.embedding.registry import (
+    WEIGHTS,
+    check_embedders,
+    check_weights,
+    make_embedder,
+)
+from copymit.embedding.sscd import PROTOCOLS
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.search.nearest import Backend
 
 logger = logging.getLogger(__name__)
+
+_MANY = 100_000  # images from which the time of one process is worth a word
+_CPU_SECS = 0.12  # an image by SSCD at 288 px, its decoding left out
 
 
 class Settings(NamedTuple):
     """How duplicates are looked for.
 
     Attributes:
-      embedder: that compares images.
+      embedder: that compares images; "" is chosen by their size, as in an evaluation.
       weights: paths or hub ids by name, as `eval.weights`.
       resolution: pixels to which images are resized and cropped to be compared.
       threshold: least cosine of near duplicates; None calibrates it.
@@ -67,7 +76,7 @@ class Settings(NamedTuple):
       gallery_size: clusters of each kind that are pictured in the page.
     """
 
-    embedder: str = "efficientnet_lite0"
+    embedder: str = ""
     weights: Mapping[str, str] = {}
     resolution: int = 224
     threshold: float | None = None
@@ -102,7 +111,9 @@ def check_settings(settings: Settings) -> None:
     Raises:
       ValueError: names the setting and what it may be.
     """
-    check_embedders([settings.embedder], "embedder")
+    if settings.embedder:
+        check_embedders([settings.embedder], "embedder")
+        check_weights([settings.embedder], settings.weights)
     choose_caption_embedder(settings.caption_embedder, settings.weights)
     unknown = sorted(set(settings.weights) - set(WEIGHTS))
     if unknown:
@@ -132,6 +143,38 @@ def check_settings(settings: Settings) -> None:
             )
 
 
+def settings_for_few(settings: Settings, num_images: int) -> Settings:
+    """Fixes the threshold where there are too few images to calibrate one.
+
+    It is SSCD's published one. By another embedder only equal pixels are duplicates.
+    """
+    if settings.threshold is not None or num_images >= MIN_CALIBRATION:
+        return settings
+    found = settings.embedder
+    few = f"{num_images} different images are too few to calibrate a threshold"
+    if found not in PROTOCOLS:
+        logger.warning(
+            "%s (it takes %d): only equal files and equal pixels are called duplicates. "
+            "pip install copymit[sscd] for near ones, or give --threshold, such as 0.9",
+            *(few, MIN_CALIBRATION),
+        )
+        return settings._replace(threshold=1.0)
+    published = PROTOCOLS[found].thresholds[-1]
+    logger.info("%s: %s at %g (%s)", few, found, *published)
+    return settings._replace(threshold=published[0])
+
+
+def _with_embedder(settings: Settings, table: pd.DataFrame) -> Settings:
+    """Chooses the embedder by the usual size of the images, if none is named."""
+    if settings.embedder:
+        return settings
+    side = int(np.median(table[["width", "height"]].min(axis=1)))
+    choice = choose_embedder(min(side, settings.resolution), settings.weights)
+    level = logging.WARNING if choice.stand_in else logging.INFO
+    logger.log(level, choice.reason)
+    return settings._replace(embedder=choice.embedder)
+
+
 def analyze(
     source: ExampleSource,
     out: epath.PathLike,
@@ -153,6 +196,7 @@ def analyze(
     settings = settings or Settings()
     check_settings(settings)
     out = epath.Path(out)
+    _say_what_it_takes(len(source), settings)
     everything = list_examples(source, out / "listing", fingerprint)
     table = readable_rows(everything, settings.on_corrupt)
     if len(table) < 2:
@@ -160,6 +204,8 @@ def analyze(
             f"{title} has {len(table)} images that can be read: duplicates need at "
             "least two"
         )
+    settings = _with_embedder(settings, table)
+    settings = settings_for_few(settings, table["pixel_digest"].nunique())
     rows = table.index.to_numpy()  # in the source
     table = table.reset_index(drop=True)
     images, near_images = _compare_images(source, rows, table, out, settings)
@@ -179,6 +225,7 @@ def analyze(
         ),
         "image_threshold": near_images.threshold,
         "image_threshold_is_calibrated": settings.threshold is None,
+        "num_captioned": int((table["caption"] != "").sum()),
         "caption_threshold": near_captions.threshold,
         "protocol": {
             "images": f"{images.embeddings.protocol}; first resized and cropped to "
@@ -201,6 +248,21 @@ def analyze(
         settings.gallery_size,
     )
     return Analysis(counts, clusters, table, manifest)
+
+
+def _say_what_it_takes(num_examples: int, settings: Settings) -> None:
+    if num_examples < MIN_CALIBRATION and settings.threshold is None:
+        logger.info(
+            "%d images: a threshold is calibrated from %d different ones or more, so the "
+            "published one of SSCD is used if it is the embedder, else equal pixels alone",
+            *(num_examples, MIN_CALIBRATION),
+        )
+    if num_examples > _MANY:
+        logger.warning(
+            "%d images are read and embedded by this one process: about %.0f CPU hours "
+            "with SSCD, besides what photos take longer to decode",
+            *(num_examples, num_examples * _CPU_SECS / 3600),
+        )
 
 
 def _compare_images(
@@ -239,13 +301,17 @@ def _compare_images(
 def _compare_captions(
     table: pd.DataFrame, out: epath.Path, settings: Settings
 ) -> tuple[Side, Near]:
-    """Compares every different caption once."""
+    """Compares every different caption once; what has none is like nothing else."""
     number, texts = pd.factorize(table["caption"].map(normalise_caption))
     name = choose_caption_embedder(settings.caption_embedder, settings.weights)
     features = make_caption_features(name, texts, settings.weights)
-    store = EmbeddingStore(out / "captions" / name)
-    store_captions(features, texts, store)
+    store = EmbeddingStore(out / "captions" / name, inputs="captions are what they say")
+    by_themselves = dict(zip(texts, texts, strict=True))
+    embed_texts(features.compute, features.protocol, by_themselves, store)
     embeddings = load_embeddings(store)
+    if not any(texts):
+        alone = np.arange(len(embeddings.ids))
+        return Side(number, embeddings, alone), Near(alone, np.empty(0), 1.0, {})
     near = find_near(
         embeddings,
         settings.caption_threshold,
@@ -265,7 +331,9 @@ def _count(
         "exact_files": count_groups(list_groups(files)),
         "exact_images": count_groups(list_groups(images.number)),
         "near_images": count_groups([c.rows for c in clusters if c.kind == "image"]),
-        "exact_captions": count_groups(list_groups(captions.number)),
+        "exact_captions": count_groups(
+            [g for g in list_groups(captions.number) if table["caption"].iloc[g[0]]]
+        ),
         "near_captions": count_groups(
             [c.rows for c in clusters if c.kind == "caption"]
         ),

@@ -5,7 +5,6 @@ weighted by how rare they are in the data set. It knows nothing of meaning.
 """
 
 import hashlib
-import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,13 @@ import numpy as np
 from jaxtyping import Float, UInt64
 
 from copymit.embedding.clip import CLIP_MODELS, embed_captions, make_clip_captions
-from copymit.embedding.store import EmbeddingStore, Shard, listing_digest, unit_rows
-
-logger = logging.getLogger(__name__)
+from copymit.embedding.store import unit_rows
 
 CAPTION_NGRAMS = "caption_ngrams"
 _LENGTHS = (3, 4, 5)  # of n-grams, in bytes of UTF-8
 _TABLE_BITS = 18  # of the table that counts in how many captions an n-gram occurs
 _NUM_FEATURES = 1024
 _MAX_BYTES = 4096  # of a caption that are looked at
-_SHARD_ROWS = 4096
 
 
 class CaptionFeatures(NamedTuple):
@@ -81,24 +77,6 @@ def make_caption_features(
     return CaptionFeatures(
         name, clip.protocol, lambda texts: unit_rows(embed_captions(clip, texts))
     )
-
-
-def store_captions(
-    features: CaptionFeatures, captions: Sequence[str], store: EmbeddingStore
-) -> None:
-    """Computes the features of captions into a store; finished shards are kept."""
-    starts = range(0, len(captions), _SHARD_ROWS)
-    for index, start in enumerate(starts):
-        texts = list(captions[start : start + _SHARD_ROWS])
-        finished = store.read(index)
-        wanted = (listing_digest(texts), features.protocol, len(starts))
-        if finished is None or finished[4:] != wanted:
-            digests = [hashlib.sha256(t.encode()).digest()[:16] for t in texts]
-            rows = features.compute(texts)
-            store.write(index, Shard(texts, digests, rows, [], *wanted))
-            done = min(start + _SHARD_ROWS, len(captions))
-            logger.info("%s: %d/%d captions", features.name, done, len(captions))
-    store.truncate(len(starts))
 
 
 def _make_ngrams(captions: Sequence[str]) -> CaptionFeatures:

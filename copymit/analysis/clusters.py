@@ -53,6 +53,10 @@ def make_clusters(
 ) -> list[Cluster]:
     """Lists the clusters of two or more examples, the largest first."""
     side = images if kind == "image" else captions
+    groups = list_groups(side.groups[side.number])
+    if kind == "caption":
+        # Images without a caption have none in common.
+        groups = [rows for rows in groups if table["caption"].iloc[rows[0]]]
     pixels = table["width"].to_numpy(np.int64) * table["height"].to_numpy(np.int64)
     return [
         Cluster(
@@ -65,7 +69,7 @@ def make_clusters(
             mean_similarity(images.embeddings, images.number[rows]),
             mean_similarity(captions.embeddings, captions.number[rows]),
         )
-        for number, rows in enumerate(list_groups(side.groups[side.number]), 1)
+        for number, rows in enumerate(groups, 1)
     ]
 
 

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,14 +25,13 @@ from copymit.data.examples import ExampleSource
 from copymit.data.images import ImageError, decode_image
 from copymit.embedding.embed import pixel_digest
 from copymit.embedding.store import listing_digest
-from copymit.metrics import format_duration
+from copymit.progress import Progress
 from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
 _PART_ROWS = 4096  # examples between two writes: what a kill can lose
 _TASK_ROWS = 32
-_SECONDS_BETWEEN_REPORTS = 10
 _SCHEMA = {
     "example_id": pa.string(),
     "caption": pa.string(),
@@ -59,7 +57,8 @@ def list_examples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    count, started, reported = len(source), time.perf_counter(), time.perf_counter()
+    count = len(source)
+    progress = Progress("read and hashed", count)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, count, _PART_ROWS):
             rows = range(start, min(start + _PART_ROWS, count))
@@ -71,12 +70,7 @@ def list_examples(
                 part = pa.table(_read_rows(source, rows, pool), pa.schema(_SCHEMA))
                 _write_part(path, part.replace_schema_metadata(about))
             parts.append(part)
-            now = time.perf_counter()
-            if now - reported > _SECONDS_BETWEEN_REPORTS:
-                reported = now
-                left = (count - rows.stop) * (now - started) / rows.stop
-                eta = format_duration(left)
-                logger.info("read and hashed %d/%d  ETA %s", rows.stop, count, eta)
+            progress.add(len(rows))
     return pa.concat_tables(parts).to_pandas()
 
 
@@ -123,7 +117,7 @@ def _describe(source: ExampleSource, row: int) -> dict[str, Any]:
     found |= {"width": 0, "height": 0, "file_digest": "", "pixel_digest": ""}
     try:
         example = source[row]
-        found["caption"] = _as_text(example.captions[0])
+        found["caption"] = _as_text("".join(example.captions[:1]))
         found["file_digest"] = hashlib.sha256(example.image).hexdigest()
         pixels = np.asarray(decode_image(example.image, example_id))
     except ImageError as error:

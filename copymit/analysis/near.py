@@ -64,7 +64,7 @@ def find_near(
     if threshold is None and count < MIN_CALIBRATION:
         raise ValueError(
             f"a threshold cannot be calibrated from {count} distinct images, only from "
-            f"{MIN_CALIBRATION} or more: give one, such as --threshold=0.9"
+            f"{MIN_CALIBRATION} or more: give one"
         )
     if count < 2:
         return Near(np.arange(count), np.empty(0), threshold or 1.0, {})

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from copymit.data.captions_file import listed
 from copymit.data.duplication import DuplicationKind
-from copymit.data.examples import Example
+from copymit.data.examples import Example, ExampleSource
 from copymit.data.sources import parse_token_ids
 
 CaptionStyle = Literal["fixed", "class", "instance", "random", "unconditional"]
@@ -107,8 +108,8 @@ def random_caption(
     Where the first caption is the text of a list of token ids, as in a captions file of
     the original code, it is that sequence.
     """
-    listed = parse_token_ids(example.captions[0])
-    return decode(listed or random_token_ids(example.example_id, seed))
+    stored = parse_token_ids(example.captions[0]) if example.captions else None
+    return decode(stored or random_token_ids(example.example_id, seed))
 
 
 def random_token_ids(example_id: str, seed: int) -> list[int]:
@@ -123,6 +124,29 @@ def example_generator(seed: int, example_id: str) -> np.random.Generator:
     """Makes the generator of an image: a stream that only seed and id determine."""
     digest = hashlib.blake2b(example_id.encode(), digest_size=16).digest()
     return np.random.default_rng([seed, int.from_bytes(digest)])
+
+
+def check_captioned(
+    style: CaptionStyle, source: ExampleSource, indices: np.ndarray
+) -> None:
+    """Refuses to train images by their captions that have none: none are made up.
+
+    Raises:
+      ValueError: names the images, and what lies beside them that cannot be read.
+    """
+    bare = indices[source.caption_counts[indices] == 0]
+    if style != "instance" or not len(bare):
+        return
+    fault = getattr(source, "caption_fault", "")
+    raise ValueError(
+        f"data.caption_style='instance' trains images by their own captions, and "
+        f"{len(bare)} of {len(indices)} have none: "
+        + listed([source.example_ids[int(i)] for i in bare])
+        + (f". {fault}" if fault else "")
+        + ". Give data.captions=FILE, or a text beside each image (x.txt beside x.png), or "
+        "choose what they all get: data.caption_style='class' (An image of FOLDER), "
+        "'fixed' (An image) or 'unconditional'"
+    )
 
 
 def check_captions(

@@ -1,49 +1,71 @@
-"""The captions file of a folder: one JSON object, image path -> list of captions.
+"""The captions file of a set of images, in any format of `caption_tables`.
 
-Or a parquet file with the columns `example_id` and `captions`. In: the file and the ids
-of the images found. Out: the captions of each image, or one error that lists everything
-wrong with the file. Its paths are only compared with the ids; they are never opened.
-And the other way: captions in, a file out.
+In: the file and the ids of the images found. Out: the captions of each image, or one error
+that lists everything wrong with the file. Its paths are only compared with the ids; they
+are never opened. And the other way: captions in, a file out, JSON or parquet.
 """
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import operator
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, SupportsIndex
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from copymit.data.caption_tables import CaptionTable, read_caption_table
+from copymit.data.examples import Example, ExampleSource
+
 CAPTIONS_FORMATS = ("auto", "relative", "dcr")
 _NUM_LISTED = 10
-_LAYOUT = "it must be one object, image path -> list of captions"
 _SCHEMA = pa.schema([("example_id", pa.string()), ("captions", pa.list_(pa.string()))])
 _ROWS_PER_GROUP = 10_000
 
 
 def read_captions(
-    path: Path, example_ids: Sequence[str], captions_format: str
+    path: Path, example_ids: Sequence[str], captions_format: str, column: str = ""
 ) -> list[tuple[str, ...]]:
     """Reads the captions of each image, in the order of `example_ids`.
 
     Args:
       captions_format: "relative": the paths are the ids. "dcr": the paths may be rooted
         elsewhere, and each belongs to the image that shares its longest suffix. "auto":
-        "relative" if any path is an id, else "dcr".
+        "relative" if any path is an id, else "dcr". Backslashes are slashes, and letters
+        with accents are equal however they are composed.
+      column: of the captions in a table, see `read_caption_table`.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is not such an object, a path occurs twice or does not mean
-        exactly one image, an image has no entry or several, or a caption is empty or no
-        text.
+      ValueError: if it is no such table, a path occurs twice or does not mean exactly one
+        image, an image has no entry or several, or a caption is empty or no text.
     """
+    table = read_caption_table(path, column)
+    return fit_captions(table, example_ids, captions_format, str(path))
+
+
+def match_split(
+    table: CaptionTable, example_ids: Sequence[str], captions_format: str, split: str
+) -> tuple[CaptionTable, list[str]]:
+    """Returns the rows of one split of a table, and the ids of its images."""
+    rows = {k: v for k, v in table.entries.items() if table.splits.get(k) == split}
+    matches = _match_paths(rows, example_ids, captions_format)
+    wanted = {i for ids in matches.values() for i in ids}
+    return CaptionTable(rows, {}), [i for i in example_ids if i in wanted]
+
+
+def fit_captions(
+    table: CaptionTable, example_ids: Sequence[str], captions_format: str, name: str
+) -> list[tuple[str, ...]]:
+    """Gives each image its captions; see `read_captions`."""
     if captions_format not in CAPTIONS_FORMATS:
         raise ValueError(
             f"captions_format must be one of {', '.join(CAPTIONS_FORMATS)}, "
             f"got {captions_format!r}"
         )
-    is_parquet = path.suffix == ".parquet"
-    entries = _read_parquet(path) if is_parquet else _read_json_object(path)
+    entries = table.entries
     matches = _match_paths(entries, example_ids, captions_format)
     found: dict[str, list[str]] = {}
     for key, ids in matches.items():
@@ -70,10 +92,47 @@ def read_captions(
     ]
     if report:
         raise ValueError(
-            f"captions file {str(path)!r} has{''.join(report)}\nEvery image needs one "
+            f"captions file {name!r} has{''.join(report)}\nEvery image needs one "
             "entry and every entry one image: correct the file or the folder"
         )
     return [tuple(entries[found[example_id][0]]) for example_id in example_ids]
+
+
+class CaptionedSource:
+    """A source whose captions are those of a file.
+
+    Args:
+      captions_file, captions_format, caption_column: see `read_captions`.
+    """
+
+    def __init__(
+        self,
+        source: ExampleSource,
+        captions_file: Path,
+        captions_format: str = "auto",
+        caption_column: str = "",
+    ):
+        self.source = source
+        self._captions = read_captions(
+            captions_file, source.example_ids, captions_format, caption_column
+        )
+        self.captions_from = captions_file.name
+        self.left_out: Sequence[str] = getattr(source, "left_out", ())
+        self.example_ids: Sequence[str] = source.example_ids
+        self.labels = source.labels
+        self.class_names: Sequence[str] = source.class_names
+        self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        index = operator.index(index)
+        return self.source[index]._replace(captions=self._captions[index])
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        """Returns what else the source knows of an image."""
+        return getattr(self.source, "metadata", lambda index: {})(index)
 
 
 def write_captions(
@@ -138,41 +197,33 @@ def is_text(value: object) -> bool:
 
 
 def _match_paths(
-    paths: Iterable[str], example_ids: Sequence[str], captions_format: str
+    entries: Mapping[str, Any], example_ids: Sequence[str], captions_format: str
 ) -> dict[str, list[str]]:
     """Maps each path of a captions file to the images that it may mean."""
-    known = set(example_ids)
-    exact = captions_format == "auto" and not known.isdisjoint(paths)
+    known: dict[str, list[str]] = {}
+    for example_id in example_ids:
+        known.setdefault(_plain(example_id), []).append(example_id)
+    exact = captions_format == "auto" and any(_plain(key) in known for key in entries)
     if captions_format == "relative" or exact:
-        return {path: [path] if path in known else [] for path in paths}
+        return {path: known.get(_plain(path), []) for path in entries}
     by_suffix: dict[str, list[str]] = {}
     for example_id in example_ids:
-        for suffix in {example_id, PurePosixPath(example_id).name}:
+        name = _plain(example_id)
+        for suffix in {name, PurePosixPath(name).name}:
             by_suffix.setdefault(suffix, []).append(example_id)
     matches = {}
-    for path in paths:
-        parts = path.split("/")
-        # An id has at most two parts, class and file, so no longer suffix can match.
+    for path in entries:
+        parts = _plain(path).split("/")
+        # Ids of folders have at most two parts, class and file.
         suffixes = ("/".join(parts[-2:]), parts[-1])
         matches[path] = next((by_suffix[s] for s in suffixes if s in by_suffix), [])
     return matches
 
 
-def _read_parquet(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"no captions file {str(path)!r}")
-    try:
-        table = pq.ParquetFile(path).read(columns=_SCHEMA.names).cast(_SCHEMA)
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise ValueError(
-            f"captions file {str(path)!r} cannot be read ({error}): its columns must be "
-            "example_id (text) and captions (lists of texts)"
-        ) from error
-    ids = table["example_id"].to_pylist()
-    counts = Counter(ids)
-    repeated = [str(key) for key in counts if counts[key] > 1 or key is None]
-    refuse(f"ids are empty or occur twice in captions file {str(path)!r}", repeated)
-    return dict(zip(ids, table["captions"].to_pylist(), strict=True))
+def _plain(path: str) -> str:
+    """Writes a path as other systems do: Windows has backslashes, macOS splits accents."""
+    slashes = path.replace("\\", "/").removeprefix("./")
+    return unicodedata.normalize("NFC", slashes)
 
 
 def _write_parquet(path: Path, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
@@ -181,30 +232,6 @@ def _write_parquet(path: Path, entries: Iterable[tuple[str, Sequence[str]]]) -> 
         while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):
             ids, captions = zip(*group, strict=True)
             writer.write_table(pa.table([ids, captions], schema=_SCHEMA))
-
-
-def _read_json_object(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"no captions file {str(path)!r}")
-    repeated: list[str] = []
-
-    def keep_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        counts = Counter(key for key, _ in pairs)
-        repeated.extend(key for key, count in counts.items() if count > 1)
-        return dict(pairs)
-
-    try:
-        entries = json.loads(path.read_bytes(), object_pairs_hook=keep_pairs)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"captions file {str(path)!r} is not JSON ({error}): {_LAYOUT}"
-        ) from error
-    if not isinstance(entries, dict):
-        raise ValueError(
-            f"captions file {str(path)!r} holds a {type(entries).__name__}: {_LAYOUT}"
-        )
-    refuse(f"paths occur more than once in captions file {str(path)!r}", repeated)
-    return entries
 
 
 def _is_list_of_texts(value: object) -> bool:

@@ -4,6 +4,7 @@ Everything that can be wrong with the data is found here, before any model is bu
 """
 
 import io
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,20 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from copymit.data.captions import CaptionFunction, check_captions, make_caption_function
-from copymit.data.captions_file import listed
+from copymit.data.captions import (
+    CaptionFunction,
+    check_captioned,
+    check_captions,
+    make_caption_function,
+)
+from copymit.data.captions_file import CaptionedSource, listed
+from copymit.data.checking import check_images
 from copymit.data.duplication import (
     Duplication,
     assign_duplication,
     duplication_table,
 )
-from copymit.data.examples import ExampleSource
-from copymit.data.images import check_images
+from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
 from copymit.data.manifest import (
     Manifest,
     VariedSource,
@@ -31,11 +37,16 @@ from copymit.data.manifest import (
     select_listed,
 )
 from copymit.data.schedule import check_duplication_mode
-from copymit.data.sources import load_source, select_examples
+from copymit.data.sources import EmbeddedSource, load_source, select_examples
 from copymit.data.tokenizer import Tokenizer
-from copymit.storage import write_whole
+from copymit.storage import absolute, write_whole
+
+logger = logging.getLogger(__name__)
 
 _DUPLICATION, _EXAMPLES = "duplication.parquet", "examples.parquet"
+_CAPTIONS_SHA256 = "captions_sha256"
+_CAPTIONS_LOOKED_AT = 1000  # images: a second, where each must be read for its captions
+_CHECKED = "checked_images"  # beside the directories of runs, which share it
 
 
 class Dataset(NamedTuple):
@@ -66,9 +77,14 @@ class Dataset(NamedTuple):
         return [self.source.example_ids[i] for i in self.heldout]
 
 
-def load_dataset(config: ConfigDict, seed: int) -> Dataset:
+def load_dataset(
+    config: ConfigDict, seed: int, workdir: epath.PathLike | None = None
+) -> Dataset:
     """Loads, selects, checks and duplicates what `config` (the `data` section) names.
 
+    Args:
+      workdir: of the run; beside it is noted which images were checked, so that another
+        start decodes none of them. None decodes all.
     Raises:
       FileNotFoundError, ValueError: for a missing folder, a captions file or manifest
         that does not fit, unreadable images, classes that do not exist, or
@@ -76,6 +92,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     """
     check_duplication_mode(config.duplication_mode, config.sampling)
     source = load_source(config.source, captions=config.captions or None)
+    files = source.source if isinstance(source, CaptionedSource) else source
     manifest = _open_manifest(config, source) if config.manifest else None
     if manifest is None:
         selection = select_examples(
@@ -90,7 +107,10 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         if manifest.varied.any():
             source = VariedSource(source, manifest.varied)
     chosen = np.concatenate([selection.train, selection.heldout])
-    kept, skipped = check_images(source, chosen, config.on_corrupt)
+    _say_what_was_found(config, source, chosen)
+    check_captioned(config.caption_style, source, chosen)
+    beside = None if workdir is None else absolute(workdir).parent / _CHECKED
+    kept, skipped = check_images(files, chosen, config.on_corrupt, remember_in=beside)
     train = selection.train[np.isin(selection.train, kept)]
     if not len(train):
         raise ValueError(f"data.source={config.source!r}: no readable training image")
@@ -99,11 +119,12 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         duplication = listed_duplication(manifest, train)
         return Dataset(source, train, heldout, duplication, skipped)
     duplication = assign_duplication(
-        len(train),
+        [source.example_ids[int(i)] for i in train],
         config.duplication,
         config.duplicated_fraction,
         config.duplication_factor,
         seed,
+        by_position=isinstance(source, EmbeddedSource),
     )
     dataset = Dataset(source, train, heldout, duplication, skipped)
     check_captions(
@@ -133,6 +154,7 @@ def claim_examples(
     elif writer:
         counts = dataset.source.caption_counts[dataset.indices]
         table = duplication_table(dataset.example_ids, dataset.duplication, counts)
+        table = table.replace_schema_metadata({_CAPTIONS_SHA256: _hash_of(dataset)})
         names = pa.table({"example_id": list(dataset.source.example_ids)})
         for name, rows in ((_EXAMPLES, names), (_DUPLICATION, table)):
             file = io.BytesIO()
@@ -161,7 +183,18 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
     )
     if not same:
         raise ValueError(_describe_change(workdir, table, dataset))
+    before = (table.schema.metadata or {}).get(_CAPTIONS_SHA256.encode(), b"").decode()
+    if before and before != _hash_of(dataset):
+        raise ValueError(
+            f"the captions beside the images are no longer those that {workdir} was "
+            "trained on: put them back as they were, or train into another --workdir"
+        )
     return table
+
+
+def _hash_of(dataset: Dataset) -> str:
+    """Hashes captions that lie beside images; "" for those that a config names."""
+    return getattr(dataset.source, "captions_sha256", "")
 
 
 def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:
@@ -183,6 +216,16 @@ def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> 
         f"the data are no longer those that {workdir} was trained on: "
         f"{', '.join(found)}. Put them back as they were, or train into another --workdir"
     )
+
+
+def _say_what_was_found(
+    config: ConfigDict, source: ExampleSource, chosen: np.ndarray
+) -> None:
+    use = "" if config.caption_style == "instance" else "; not used, "
+    style = use and f"data.caption_style={config.caption_style!r}"
+    logger.info("%s%s%s", describe_captions(source, chosen), use, style)
+    if left_out := describe_left_out(source):
+        logger.warning("%s", left_out)
 
 
 def _open_manifest(config: ConfigDict, source: ExampleSource) -> Manifest:
@@ -219,4 +262,23 @@ def make_captions(
         source.class_names,
         decode=tokenizer.decode,
         seed=seed,
+    )
+
+
+def describe_truncated(
+    config: ConfigDict, dataset: Dataset, tokenizer: Tokenizer
+) -> str:
+    """Counts captions that lose their end, among those of the first images; "" if none."""
+    if config.caption_style != "instance":
+        return ""
+    looked_at = dataset.indices[:_CAPTIONS_LOOKED_AT]
+    examples = [dataset.source[int(i)] for i in looked_at]
+    captions = [(e.example_id, text) for e in examples for text in e.captions]
+    cut = [example_id for example_id, text in captions if tokenizer.truncated(text)]
+    if not cut:
+        return ""
+    return (
+        f"{len(cut)} of the {len(captions)} captions of the first {len(examples)} images "
+        f"have more than {tokenizer.max_length} tokens and lose their end, such as that of "
+        f"{cut[0]!r}"
     )

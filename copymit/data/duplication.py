@@ -4,11 +4,14 @@ Enters: the examples of a run and the duplication settings. Leaves: one weight p
 example, kept in the run's `duplication.parquet` for the evaluation and the auditor.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
+
+from copymit.data.draw import draw_order
 
 DuplicationKind = Literal["none", "partial", "full"]
 
@@ -27,20 +30,24 @@ class Duplication(NamedTuple):
 
 
 def assign_duplication(
-    num_examples: int,
+    example_ids: Sequence[str],
     kind: DuplicationKind,
     duplicated_fraction: float,
     duplication_factor: int,
     seed: int,
+    *,
+    by_position: bool = False,
 ) -> Duplication:
     """Chooses the duplicated examples uniformly without replacement.
 
     Args:
+      example_ids: which are chosen depends on them and not on their order.
       kind: `none`, `partial` (the image is repeated, its captions vary) or `full`
         (image and caption are repeated together). The draw is the same for all kinds
         but `none`, so runs that differ in kind duplicate the same images.
       duplicated_fraction: share of the examples in [0, 1]; 0.05 in the paper.
       duplication_factor: at least 1, whole; 5 in the original code.
+      by_position: draws positions, as for the embedded set, whose order is its own.
     Raises:
       ValueError: for a value out of its range, or a fraction that rounds to no example.
     Source: Somepalli et al. 2023, section on duplication; `weight_pc` and `dup_weight`
@@ -52,6 +59,7 @@ def assign_duplication(
             f"{', '.join(get_args(DuplicationKind))} (the original code's nodup, "
             "dup_image and dup_both)"
         )
+    num_examples = len(example_ids)
     weights = np.ones(num_examples, np.int64)
     duplicated = np.zeros(num_examples, bool)
     if kind == "none":
@@ -71,8 +79,11 @@ def assign_duplication(
             f"data.duplicated_fraction={duplicated_fraction} of {num_examples} examples "
             "is less than one image: raise it, or set data.duplication='none'"
         )
-    rng = np.random.default_rng([seed, 0xD0B1E])
-    chosen = rng.choice(num_examples, size=count, replace=False)
+    if by_position:
+        rng = np.random.default_rng([seed, 0xD0B1E])
+        chosen = rng.choice(num_examples, size=count, replace=False)
+    else:
+        chosen = draw_order(seed, example_ids, "duplicated")[:count]
     duplicated[chosen] = True
     weights[chosen] = duplication_factor
     return Duplication(weights, duplicated)

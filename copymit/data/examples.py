@@ -1,6 +1,8 @@
 """The one record type that every data source yields, and random access to it."""
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +14,7 @@ class Example(NamedTuple):
     Attributes:
       example_id: unique within its source: a relative path with `/`, or a key.
       image: the encoded file (JPEG, PNG, WebP, ...) exactly as stored.
-      captions: at least one text; the first is the default caption.
+      captions: the first is the default caption; none if none were found.
       label: index into the source's `class_names`, or None without classes.
     """
 
@@ -27,7 +29,9 @@ class ExampleSource(Protocol):
     """A fixed, ordered set of examples with random access.
 
     `example_ids`, `labels` and `caption_counts` are known without reading any image.
-    A label of -1 in `labels` stands for an example without a class.
+    A label of -1 in `labels` stands for an example without a class. A source may also
+    say, as `captions_from`, where its captions are from, as `caption_fault` why texts that
+    are there could not be read, and as `left_out` which files are not among its examples.
     """
 
     example_ids: Sequence[str]
@@ -38,3 +42,39 @@ class ExampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+
+def describe_captions(source: ExampleSource, indices: np.ndarray | None = None) -> str:
+    """Says in one line how many images have captions, how many each, and from where.
+
+    Args:
+      indices: of the images that are meant; all by default.
+    """
+    counts = (
+        source.caption_counts if indices is None else source.caption_counts[indices]
+    )
+    some = counts[counts > 0]
+    if not len(some):
+        fault = getattr(source, "caption_fault", "")
+        return f"captions: none of {len(counts)} images" + (
+            f" ({fault})" if fault else ""
+        )
+    least, most = some.min(), some.max()
+    each = f"{most}" if least == most else f"{least} to {most}"
+    origin = getattr(source, "captions_from", "")
+    return f"captions: {len(some)} of {len(counts)} images, {each} each" + (
+        f", from {origin}" if origin else ""
+    )
+
+
+def describe_left_out(source: ExampleSource) -> str:
+    """Counts and names the files that are neither images nor captions; "" if none."""
+    left_out: Sequence[str] = getattr(source, "left_out", ())
+    kinds = Counter(PurePosixPath(name).suffix or "without suffix" for name in left_out)
+    if not kinds:
+        return ""
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    return (
+        f"left out, neither images nor captions: {len(left_out)} files ({counts}), such as "
+        f"{left_out[0]!r}"
+    )

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 
 from copymit.data.captions import VariedCaptions
 from copymit.data.captions_file import refuse
+from copymit.data.draw import draw_order
 from copymit.data.duplication import Duplication
 from copymit.data.examples import Example, ExampleSource
 from copymit.data.sources import Selection
@@ -135,7 +136,8 @@ def select_listed(manifest: Manifest, num_heldout: int, seed: int) -> Selection:
             f"data.num_heldout={num_heldout}, but data.manifest leaves out "
             f"{len(left_out)} images (factor 0): ask for fewer, or leave out more"
         )
-    order = np.random.default_rng([seed, 0x3E1D]).permutation(left_out)
+    names = manifest.example_ids.take(pa.array(left_out)).to_pylist()
+    order = left_out[draw_order(seed, names, "held out")]
     return Selection(
         np.flatnonzero(manifest.factors), np.sort(order[:num_heldout]).astype(np.int64)
     )
@@ -163,6 +165,8 @@ class VariedSource:
         self.labels = source.labels
         self.caption_counts = source.caption_counts
         self.class_names: Sequence[str] = source.class_names
+        self.captions_from = getattr(source, "captions_from", "")
+        self.captions_sha256 = getattr(source, "captions_sha256", "")
 
     def __len__(self) -> int:
         return len(self._source)

@@ -63,11 +63,18 @@ class Images:
         """Reads the example, with its file still encoded."""
         return self.source[int(self.indices[index])]
 
-    def pixels(self, index: int, example: Example) -> UInt8[np.ndarray, "H W 3"]:
-        """Decodes the image of an example that was read already."""
-        if self.cache is not None:
+    def pixels(
+        self, index: int, example: Example, place: float = 0.5
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """Decodes the image of an example that was read already.
+
+        Args:
+          place: of the crop, see `resize_and_crop`.
+        """
+        if self.cache is not None and place == 0.5:
             return self.cache[index]
-        return decode_resized(example.image, example.example_id, self.resolution)
+        name = example.example_id
+        return decode_resized(example.image, name, self.resolution, place)
 
 
 def load_images(
@@ -118,6 +125,7 @@ class Draws:
         batch_size: int,
         caption_dropout: float,
         random_flip: bool,
+        random_crop: bool = False,
         process_index: int,
         process_count: int,
     ):
@@ -136,6 +144,7 @@ class Draws:
         self.local_batch_size = batch_size // process_count
         self.caption_dropout = caption_dropout
         self.random_flip = random_flip
+        self.random_crop = random_crop
         self.process_index = process_index
         # Set once there are caches; until then images are decoded, captions tokenised.
         self.moments: CachedMoments | None = None
@@ -163,17 +172,20 @@ class Draws:
         mirrored = self.random_flip and bool(flip < 0.5)
         return Batch(
             example_index=np.int32(index),
-            **self._image(index, example, mirrored),  # type: ignore[typeddict-item]
+            **self._image(draw, index, example, mirrored),  # type: ignore[typeddict-item]
             **self._text(caption),
         )
 
     def _image(
-        self, index: int, example: Example, mirrored: bool
+        self, draw: int, index: int, example: Example, mirrored: bool
     ) -> dict[str, np.ndarray]:
         if self.moments is not None:
             row = index * self.moments.views + int(mirrored)
             return {"moments": self.moments.rows[row]}
-        pixels = self.images.pixels(index, example)
+        place = 0.5
+        if self.random_crop:
+            place = draw_generator(self.schedule.seed, draw, "crop").random()
+        pixels = self.images.pixels(index, example, place)
         flipped = pixels[:, ::-1] if mirrored else pixels
         return {"pixel_values": np.ascontiguousarray(flipped)}
 

@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from copymit.data.examples import Example
+from copymit.data.texts import decode_text, split_lines
 from copymit.data.tf_example import decode_example
 
 SETTINGS_FILE = "prepare.json"  # the first that is written
@@ -76,6 +77,7 @@ class RecordSource:
         self.labels = index["label"].to_numpy().astype(np.int32)
         self.caption_counts = index["caption_count"].to_numpy().astype(np.int32)
         self.class_names: Sequence[str] = _read_classes(self.path)
+        self.captions_from = f"the prepared data set {self.path.name}"
         if len(self.labels) and self.labels.max() >= len(self.class_names):
             raise ValueError(
                 f"{self.path / INDEX_FILE} has labels up to {self.labels.max()}, but "
@@ -108,6 +110,16 @@ class RecordSource:
                 f"{self.example_ids[index]!r}: prepare the data set again"
             )
         return example
+
+    def check_files(self) -> None:
+        """Raises a `FileNotFoundError` if a file of records is absent, by one listing."""
+        there = {path.name for path in self.path.iterdir()}
+        names = [shard_name(shard) for shard in range(len(self._ends))]
+        if absent := [name for name in names if name not in there]:
+            raise FileNotFoundError(
+                f"{self.path} lacks {len(absent)} of its {len(names)} files of records "
+                f"(first {absent[0]}): prepare the data set again"
+            )
 
     def _open_shard(self, shard: int) -> ArrayRecordReader:
         path = self.path / shard_name(shard)
@@ -178,4 +190,6 @@ def _read_index(path: epath.Path) -> pa.Table:
 
 def _read_classes(path: epath.Path) -> tuple[str, ...]:
     file = path / CLASSES_FILE
-    return tuple(file.read_text().splitlines()) if file.exists() else ()
+    if not file.exists():
+        return ()
+    return tuple(split_lines(decode_text(file.read_bytes(), str(file))))

@@ -24,11 +24,12 @@ _CACHE_POOL = {"cache_pool": {"total_bytes_limit": 64 * 2**20}}
 
 
 class RowStore:
-    """Rows 0 to `num_rows` of shape `row_shape`, float32.
+    """Rows 0 to `num_rows` of shape `row_shape`.
 
     Args:
       path: directory of this store alone; created if need be.
       shard_rows: rows written together; by default as many as make 32 MiB.
+      dtype: float32 or bfloat16.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class RowStore:
         num_rows: int,
         row_shape: Sequence[int],
         shard_rows: int | None = None,
+        dtype: str = "float32",
     ):
-        row_bytes = 4 * int(np.prod(row_shape))
+        row_bytes = row_size(row_shape, dtype)
         self.path = epath.Path(path)
         self.num_rows = num_rows
         self.row_shape = tuple(row_shape)
@@ -46,7 +48,7 @@ class RowStore:
         self.shard_rows = shard_rows or max(1, min(num_rows, _SHARD_BYTES // row_bytes))
         self._memory: np.ndarray | None = None
         self._store = ts.open(
-            _spec(self.path, num_rows, self.row_shape, self.shard_rows),
+            _spec(self.path, num_rows, self.row_shape, self.shard_rows, dtype),
             open=True,
             create=True,
         ).result()
@@ -81,6 +83,11 @@ class RowStore:
         return self._store[row].read().result()
 
 
+def row_size(row_shape: Sequence[int], dtype: str) -> int:
+    """Returns the bytes of a row."""
+    return int(np.prod(row_shape)) * {"float32": 4, "bfloat16": 2}[dtype]
+
+
 def _kvstore(path: epath.Path) -> dict | str:
     text = str(path)
     if text.startswith("gs://"):
@@ -89,7 +96,11 @@ def _kvstore(path: epath.Path) -> dict | str:
 
 
 def _spec(
-    path: epath.Path, num_rows: int, row_shape: tuple[int, ...], shard_rows: int
+    path: epath.Path,
+    num_rows: int,
+    row_shape: tuple[int, ...],
+    shard_rows: int,
+    dtype: str,
 ) -> ts.Spec:
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
@@ -102,7 +113,7 @@ def _spec(
     }
     metadata = {
         "shape": [num_rows, *row_shape],
-        "data_type": "float32",
+        "data_type": dtype,
         "chunk_grid": {
             "name": "regular",
             "configuration": {"chunk_shape": [shard_rows, *row_shape]},

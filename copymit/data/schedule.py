@@ -6,26 +6,28 @@ sees the same examples in the same order.
 """
 
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 Sampling = Literal["epochs", "replacement"]
+SAMPLINGS = (*get_args(Sampling), "published")
 DuplicationMode = Literal["weights", "counts"]
 
 # Grain shuffles in 32 bits.
 _MAX_EPOCH_DRAWS = 2**32 - 1
 
-_PURPOSES = ("schedule", "example")
+_PURPOSES = ("schedule", "example", "crop")
 
 
 def draw_generator(
-    seed: int, draw: int, purpose: Literal["schedule", "example"]
+    seed: int, draw: int, purpose: Literal["schedule", "example", "crop"]
 ) -> np.random.Generator:
     """Makes the generator of one draw: random access to an independent stream.
 
-    `schedule` chooses the example, `example` everything that happens to it.
+    `schedule` chooses the example, `example` everything that happens to it but `crop`,
+    the part that is seen.
     """
     key = np.array([seed, _PURPOSES.index(purpose)], np.uint64)
     # The lowest word of the counter moves with the numbers taken from the stream.
@@ -53,30 +55,33 @@ class Schedule(NamedTuple):
         return int(self.cumulative_weights[-1])
 
 
-def make_schedule(
-    weights: Int[np.ndarray, " N"], sampling: Sampling, seed: int
-) -> Schedule:
+def make_schedule(weights: Int[np.ndarray, " N"], sampling: str, seed: int) -> Schedule:
     """Checks the weights and prepares the schedule.
 
+    Args:
+      sampling: one of `Sampling`, or `published`, as the original code does it: with
+        replacement where an example is duplicated, and shuffled where none is.
     Raises:
       ValueError: without examples, for a weight below 1, or an unknown sampling.
     """
-    if sampling not in get_args(Sampling):
+    if sampling not in SAMPLINGS:
         raise ValueError(
-            f"data.sampling={sampling!r} is not known: use one of "
-            f"{', '.join(get_args(Sampling))}"
+            f"data.sampling={sampling!r} is not known: use one of {', '.join(SAMPLINGS)}"
         )
     if len(weights) == 0 or weights.min() < 1:
         raise ValueError(
             "every example needs a weight of at least 1, and one must exist"
         )
     cumulative_weights = np.cumsum(weights, dtype=np.int64)
-    if sampling == "epochs" and cumulative_weights[-1] > _MAX_EPOCH_DRAWS:
+    law: Sampling = "replacement" if weights.max() > 1 else "epochs"
+    if sampling != "published":
+        law = cast(Sampling, sampling)
+    if law == "epochs" and cumulative_weights[-1] > _MAX_EPOCH_DRAWS:
         raise ValueError(
             f"an epoch of {cumulative_weights[-1]} draws is longer than "
             f"{_MAX_EPOCH_DRAWS}: lower the factors, or set data.sampling='replacement'"
         )
-    return Schedule(cumulative_weights, sampling, seed)
+    return Schedule(cumulative_weights, law, seed)
 
 
 def check_duplication_mode(mode: DuplicationMode, sampling: Sampling) -> None:

@@ -17,31 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from copymit.data.captions_file import is_text, listed, read_captions, refuse
+from copymit.data.captions_beside import TABLE_NAMES
+from copymit.data.captions_file import CaptionedSource
+from copymit.data.draw import draw_order
 from copymit.data.examples import Example, ExampleSource
-from copymit.data.images import ImageError
+from copymit.data.folder_listing import is_junk
+from copymit.data.folder_source import FolderSource
+from copymit.data.images import IMAGE_SUFFIXES
+from copymit.data.prepare.huggingface import HuggingfaceSource
+from copymit.data.prepare.img2dataset import Img2datasetSource
 from copymit.data.record_source import RecordSource, is_begun
 
 FLUENT_EMOJI_FILE = Path(__file__).parent / "embedded" / "fluent_emoji_64.parquet"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-IMAGENETTE_CLASSES = {
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
-_MAX_FILE_BYTES = 2**28
 _TOKEN_IDS = re.compile(r"\s*\[\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*\]\s*")
-
-
-class LayoutError(ValueError):
-    """A folder is there, but its images lie otherwise than in folder/<class>/*."""
 
 
 class Selection(NamedTuple):
@@ -64,20 +52,26 @@ def load_source(
     case it may also be a `gs://` one.
 
     Args:
-      captions: a captions file for a folder, see `FolderSource`.
+      captions: a captions file, see `read_captions`; it goes before the captions that
+        the set has itself.
     Raises:
       FileNotFoundError: if it is neither a known name nor a folder.
+      ValueError: for what must be prepared first; has the command.
       ValueError: if a set that has captions and class names is given others, or if the
         folder or its captions file is not in order.
     """
     if name_or_path != "fluent_emoji" and is_begun(name_or_path):
-        if captions is not None or class_names is not None:
+        if class_names is not None:
             raise ValueError(
-                f"the prepared data set {name_or_path!r} has captions and class names "
-                "of its own: give none, or prepare it with others"
+                f"the prepared data set {name_or_path!r} has class names of its own: "
+                "give none, or prepare it with others"
             )
-        return RecordSource(name_or_path)
+        source = RecordSource(name_or_path)
+        if captions is None:
+            return source
+        return CaptionedSource(source, Path(captions), captions_format)
     if name_or_path != "fluent_emoji":
+        _refuse_unprepared(name_or_path)
         return FolderSource(
             name_or_path,
             captions,
@@ -90,6 +84,63 @@ def load_source(
             "or give ./fluent_emoji if you mean a folder of that name"
         )
     return EmbeddedSource()
+
+
+def open_folder(folder: str | os.PathLike) -> ExampleSource:
+    """Opens a folder of any kind to look at its images: for training, see `load_source`.
+
+    Raises:
+      FileNotFoundError, ValueError: as the source of its kind.
+    """
+    if is_begun(folder):
+        return RecordSource(folder)
+    match kind_of(folder):
+        case "img2dataset":
+            return Img2datasetSource(folder)
+        case "huggingface":
+            return HuggingfaceSource(folder)
+    return FolderSource(folder)
+
+
+def kind_of(folder: str | os.PathLike) -> str:
+    """Tells who wrote a folder, by the names of its files.
+
+    Returns:
+      `img2dataset` (or another program that writes tar files), `huggingface` or `images`.
+    """
+    if not os.path.isdir(folder):
+        return "images"
+    names = sorted(name for name in os.listdir(folder) if not is_junk(name))
+    shards = [n for n in names if n.endswith(".tar") or re.fullmatch(r"\d{5,}", n)]
+    if shards and any(name.endswith("_stats.json") for name in names):
+        return "img2dataset"
+    has_tables = bool({"state.json", "dataset_dict.json"} & set(names))
+    folders = [n for n in names if os.path.isdir(os.path.join(folder, n))]
+    for inside in (names, *(os.listdir(os.path.join(folder, n)) for n in folders)):
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in inside):
+            return "images"
+        has_tables |= any(
+            name.endswith((".arrow", ".parquet")) and name.lower() not in TABLE_NAMES
+            for name in inside
+        )
+    if any(name.endswith(".tar") for name in names):
+        return "img2dataset"
+    return "huggingface" if has_tables else "images"
+
+
+def _refuse_unprepared(path: str) -> None:
+    """Says which command makes a data set to train on of what cannot be read at random."""
+    folder = os.path.dirname(path) if path.endswith(".tar") else path
+    kind = "img2dataset" if path.endswith(".tar") else kind_of(path)
+    if kind != "images":
+        what = {"img2dataset": "tar files or what img2dataset wrote"}.get(
+            kind, "tables of Hugging Face"
+        )
+        raise ValueError(
+            f"data.source={path!r} is {what}: prepare it once, and train from there:\n"
+            f"  python -m copymit.data.prepare {kind} {folder or '.'} --output=DIR\n"
+            "  python train.py ... --config.data.source=DIR"
+        )
 
 
 class EmbeddedSource:
@@ -127,6 +178,7 @@ class EmbeddedSource:
         self._images: list[bytes] = columns["image"].to_pylist()
         self._captions = [tuple(texts) for texts in columns["captions"].to_pylist()]
         self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
+        self.captions_from = "the embedded set"
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -141,79 +193,17 @@ class EmbeddedSource:
         )
 
 
-class FolderSource:
-    """The images of `folder/*`, or of `folder/<class>/*` with the folders as classes.
-
-    Ids are paths relative to the folder, sorted. Hidden files and files without an
-    image suffix are left out. Without a captions file the single caption is "An image
-    of {class}", or "An image" where there are no classes.
-
-    Args:
-      captions_file: one JSON object, image path -> list of captions. Every image needs
-        an entry, and every entry an image.
-      captions_format: how its paths name the images: "relative" to the folder, "dcr"
-        for files made elsewhere, or "auto", see `read_captions`.
-      class_names: readable names by folder name; by default that of Imagenette's
-        folders if there are no others, else the folders' own names.
-    Raises:
-      FileNotFoundError: if the folder or the captions file is absent.
-      ValueError: if there are no images, images lie both in the folder and in class
-        folders or too deep, a link leaves the folder, a folder has no class name, or
-        the captions are not in order.
-    Source: captions "An image of {class}" and "An image" as in DCR diff_train.py.
-    """
-
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        captions_file: str | os.PathLike | None = None,
-        *,
-        captions_format: str = "auto",
-        class_names: Mapping[str, str] | None = None,
-    ):
-        self.folder = os.fspath(folder)
-        images = _list_images(self.folder)
-        ids_and_folders = sorted(
-            (f"{name}/{image}" if name else image, name)
-            for name, names in images.items()
-            for image in names
-        )
-        self.example_ids: Sequence[str] = tuple(i for i, _ in ids_and_folders)
-        refuse(
-            "file names are not valid text: rename them",
-            (i for i in self.example_ids if not is_text(i)),
-        )
-        folders = [] if "" in images else sorted(images)
-        self.class_names: Sequence[str] = _name_classes(folders, class_names)
-        label_by_folder = {name: label for label, name in enumerate(folders)}
-        self.labels = np.array(
-            [label_by_folder.get(name, -1) for _, name in ids_and_folders], np.int32
-        )
-        if captions_file is None:
-            # Label -1, no class, is the last entry.
-            defaults = [(f"An image of {name}",) for name in self.class_names]
-            defaults.append(("An image",))
-            self._captions = [defaults[label] for label in self.labels]
-        else:
-            self._captions = read_captions(
-                Path(captions_file), self.example_ids, captions_format
-            )
-        self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.example_ids)
-
-    def __getitem__(self, index: SupportsIndex) -> Example:
-        index = operator.index(index)
-        example_id = self.example_ids[index]
-        with open(os.path.join(self.folder, example_id), "rb") as file:
-            image = file.read(_MAX_FILE_BYTES + 1)
-        if len(image) > _MAX_FILE_BYTES:
-            raise ImageError(example_id, f"has more than {_MAX_FILE_BYTES} bytes")
-        label = int(self.labels[index])
-        return Example(
-            example_id, image, self._captions[index], label if label >= 0 else None
-        )
+def _draw(
+    source: ExampleSource, candidates: Int[np.ndarray, " N"], seed: int
+) -> Int[np.ndarray, " N"]:
+    """Returns the candidates in the order of the draw."""
+    if isinstance(source, EmbeddedSource):
+        # Its order is its own, and published numbers are of this draw.
+        generator = np.random.Generator(np.random.PCG64(seed))
+        return generator.permutation(candidates).astype(np.int64)
+    return candidates[
+        draw_order(seed, [source.example_ids[int(i)] for i in candidates])
+    ]
 
 
 def parse_token_ids(caption: str) -> list[int] | None:
@@ -235,6 +225,8 @@ def select_examples(
     seed: int,
 ) -> Selection:
     """Draws training and held-out examples, at random but the same for the same seed.
+
+    Which are drawn depends on their ids, not on the order in which they are listed.
 
     More training examples contain the fewer, and neither number changes what the other
     draws.
@@ -271,96 +263,8 @@ def select_examples(
             + (f" in {', '.join(classes)}" if classes else "")
             + ": ask for fewer or add images"
         )
-    generator = np.random.Generator(np.random.PCG64(seed))
-    order = generator.permutation(candidates).astype(np.int64)
+    order = _draw(source, candidates, seed)
     return Selection(
         train=np.sort(order[: num_examples or available]),
         heldout=np.sort(order[len(order) - num_heldout :]),
     )
-
-
-def _list_images(folder: str) -> dict[str, list[str]]:
-    """Maps each class folder to its image names; "" stands for the folder itself."""
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"no folder {folder!r}, and no embedded data set of that name "
-            "(there is one: fluent_emoji)"
-        )
-    root = os.path.realpath(folder)
-    images, subfolders = _scan(folder, root)
-    inside = {name: _scan(os.path.join(folder, name), root) for name in subfolders}
-    filled = sorted(name for name, (names, _) in inside.items() if names)
-    if images and filled:
-        raise LayoutError(
-            f"{folder!r} has images both in itself ({listed(images)}) and in its "
-            f"folders ({listed(filled)}): use either folder/* or folder/<class>/*"
-        )
-    if images:
-        return {"": images}
-    too_deep = [f"{name}/{deep}" for name in inside for deep in inside[name][1]]
-    if too_deep:
-        raise LayoutError(
-            f"{folder!r} has folders that lie too deep ({listed(too_deep)}): images "
-            "are read from folder/* or folder/<class>/*, so point to the folder that "
-            f"holds the classes, such as {os.path.join(folder, subfolders[0])!r}"
-        )
-    if not filled:
-        raise ValueError(
-            f"no images in {folder!r} nor in its folders; known suffixes: "
-            + " ".join(IMAGE_SUFFIXES)
-        )
-    empty = sorted(set(inside) - set(filled))
-    refuse(f"class folders of {folder!r} hold no images: fill or remove them", empty)
-    return {name: inside[name][0] for name in filled}
-
-
-def _scan(folder: str, root: str) -> tuple[list[str], list[str]]:
-    """Lists the names of a folder's images and of its folders, without hidden ones."""
-    images, subfolders, leaving, irregular = [], [], [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
-            # Unlike the entry's own methods, os.path survives links in a circle.
-            is_link = entry.is_symlink()
-            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
-            is_file = os.path.isfile(entry.path) if is_link else entry.is_file()
-            if entry.name.startswith(".") or not (is_image or is_folder):
-                continue
-            target = os.path.realpath(entry.path) if is_link else root
-            if os.path.commonpath([root, target]) != root:
-                leaving.append(entry.path)
-            elif is_folder:
-                subfolders.append(entry.name)
-            elif is_file:
-                images.append(entry.name)
-            else:
-                irregular.append(entry.path)
-    if leaving:
-        raise LayoutError(
-            f"{len(leaving)} links leave the folder: copy the files into it: "
-            f"{listed(leaving)}"
-        )
-    refuse("are broken links or no regular files: remove them", irregular)
-    return sorted(images), sorted(subfolders)
-
-
-def _name_classes(
-    folders: Sequence[str], class_names: Mapping[str, str] | None
-) -> tuple[str, ...]:
-    if class_names is None:
-        is_imagenette = set(folders) <= set(IMAGENETTE_CLASSES)
-        class_names = IMAGENETTE_CLASSES if is_imagenette else {f: f for f in folders}
-    refuse(
-        "folders have no entry in class_names: add them",
-        (folder for folder in folders if folder not in class_names),
-    )
-    names = tuple(class_names[folder] for folder in folders)
-    refuse(
-        "class names are empty, no text, or given to two folders",
-        (
-            f"{folder}: {name!r}"
-            for folder, name in zip(folders, names, strict=True)
-            if not isinstance(name, str) or not name.strip() or names.count(name) > 1
-        ),
-    )
-    return names

@@ -27,7 +27,8 @@ class NoiseScheduler(NamedTuple):
       alphas_cumprod: share of signal variance left at each timestep, float32,
         decreasing from almost 1 to almost 0, or to 0 itself.
       prediction_type: whether the network predicts the noise or the velocity.
-      timestep_spacing: which timesteps a sampler visits; see `trajectory.py`.
+      timestep_spacing: which timesteps a sampler visits; see `trajectory.py`. "" leaves
+        it to each sampler.
       steps_offset: added to every `leading` timestep.
       set_alpha_to_one: whether the last step of DDIM leads to clean latents, or to the
         noise level of timestep 0, as Stable Diffusion has it.
@@ -35,7 +36,7 @@ class NoiseScheduler(NamedTuple):
 
     alphas_cumprod: Float[np.ndarray, " T"]
     prediction_type: PredictionType
-    timestep_spacing: TimestepSpacing = "leading"
+    timestep_spacing: TimestepSpacing | Literal[""] = ""
     steps_offset: int = 1
     set_alpha_to_one: bool = True
 
@@ -52,7 +53,7 @@ def make_noise_scheduler(
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
     rescale_betas_zero_snr: bool = False,
-    timestep_spacing: TimestepSpacing = "leading",
+    timestep_spacing: TimestepSpacing | Literal[""] = "",
     steps_offset: int = 1,
     set_alpha_to_one: bool = True,
 ) -> NoiseScheduler:
@@ -72,11 +73,12 @@ def make_noise_scheduler(
     for name, value, known in (
         ("beta_schedule", beta_schedule, get_args(BetaSchedule)),
         ("prediction_type", prediction_type, get_args(PredictionType)),
-        ("timestep_spacing", timestep_spacing, get_args(TimestepSpacing)),
+        ("timestep_spacing", timestep_spacing, ("", *get_args(TimestepSpacing))),
     ):
         if value not in known:
+            listed = ", ".join(choice or "''" for choice in known)
             raise ValueError(
-                f"diffusion.{name}={value!r} is not known: use one of {', '.join(known)}"
+                f"diffusion.{name}={value!r} is not known: use one of {listed}"
             )
     if not 2 <= num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
         raise ValueError(

@@ -1,8 +1,8 @@
 """diffusers' `scheduler_config.json` in, the `diffusion` section of a config out, and back.
 
 The file names the sampler that a model was published with, but what training depends on
-has the same names in every scheduler class, and so have the timesteps that its author
-samples at. Which sampler runs is `eval.sampler` here, whatever class the file names.
+has the same names in every scheduler class. Which sampler runs is `eval.sampler` here,
+whatever class the file names.
 """
 
 import inspect
@@ -14,17 +14,31 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 
 # Classes whose table of noise levels is ours, with those of diffusers' defaults that
 # differ from class to class.
+_KARRAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _CLASSES: dict[str, dict[str, Any]] = {
-    "PNDMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "leading"},
-    "DDIMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DDPMScheduler": {"timestep_spacing": "leading", "clip_sample": True},
-    "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
-    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
-    "LMSDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "DDIMScheduler": {"clip_sample": True},
+    "DDPMScheduler": {"clip_sample": True},
+    "DPMSolverMultistepScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "LMSDiscreteScheduler": {},
+    "DDIMParallelScheduler": {"clip_sample": True},
+    "DDPMParallelScheduler": {"clip_sample": True},
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "DPMSolverSDEScheduler": _KARRAS,
+    "HeunDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
+    "LCMScheduler": {**_KARRAS, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {**_KARRAS, "beta_schedule": "scaled_linear"},
 }
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
 
-# What is read, with diffusers' default where the file says nothing.
+# What is read, with diffusers' default where the file says nothing. Of the spacing that
+# is each sampler's own: whoever changes the sampler of a file gets that of the new one.
 _READ: dict[str, Any] = {
     "beta_schedule": "linear",
     "beta_start": 0.0001,
@@ -32,17 +46,15 @@ _READ: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
-    "timestep_spacing": "leading",
+    "timestep_spacing": "",
     "steps_offset": 0,
     "set_alpha_to_one": True,
 }
 
 # Refused with any other value, the first being the one to set: it would mean another
-# table, another network or a sampler that we do not have.
+# table or another network.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "trained_betas": (None,),
-    "clip_sample": (False,),
-    "thresholding": (False,),
     "variance_type": (
         None,
         "fixed_small",
@@ -51,31 +63,43 @@ _FIXED: dict[str, tuple[Any, ...]] = {
         "fixed_large_log",
     ),
     "timestep_type": ("discrete",),
-    "use_karras_sigmas": (False, None),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
     "use_flow_sigmas": (False, None),
     "use_dynamic_shifting": (False, None),
-    "interpolation_type": ("linear",),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "final_sigmas_type": ("zero",),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
-    "solver_type": ("midpoint",),
-    "lower_order_final": (True,),
-    "euler_at_final": (False,),
-    "lambda_min_clipped": (-math.inf,),
 }
+
+# About sampling alone, with what ours does; `describe_sampling` tells of other values.
+_SAMPLING: dict[str, Any] = {
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
+    "sigma_min": None,
+    "sigma_max": None,
+    "final_sigmas_type": "zero",
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "lambda_min_clipped": -math.inf,
+    "noise_sampler_seed": None,
+}
+# Those with which we sample as their authors do, or nearly.
+_SAMPLED_ALIKE = (
+    *("PNDMScheduler", "DDIMScheduler", "DDIMParallelScheduler"),
+    *("DPMSolverMultistepScheduler", "EulerDiscreteScheduler"),
+    *("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"),
+)
 
 _WAYS_OUT = {
     "trained_betas": "a config cannot hold a table: set it to null, and a beta_schedule",
-    "clip_sample": "set it to false, and eval.clip_latents to its clip_sample_range",
     "variance_type": "a network that predicts variances too cannot be loaded",
 }
 
-# Means nothing once the keys above have their only value, or without PNDM itself.
+# Means nothing once the keys above have their only value, or without the class itself.
 _IGNORED = frozenset(
     {
         "_class_name",
@@ -87,6 +111,12 @@ _IGNORED = frozenset(
         "dynamic_thresholding_ratio",
         "flow_shift",
         "time_shift_type",
+        "original_inference_steps",
+        "timestep_scaling",
+        "predict_x0",
+        "disable_corrector",
+        "solver_p",
+        "shift_terminal",
     }
 )
 
@@ -137,7 +167,7 @@ def diffusion_settings(scheduler_json: Mapping[str, Any]) -> dict[str, Any]:
                 raise _error(name, value, _WAYS_OUT.get(name, only))
         elif name in _READ:
             _check_type(name, value)
-        elif name not in _IGNORED:
+        elif name not in _IGNORED and name not in _SAMPLING:
             raise _error(
                 name,
                 value,
@@ -157,6 +187,33 @@ def diffusion_settings(scheduler_json: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"scheduler_config.json: {error}") from None
     return settings
+
+
+def describe_sampling(scheduler_json: Mapping[str, Any]) -> str:
+    """Says what the author's sampler does that none of ours does; "" if nothing.
+
+    Args:
+      scheduler_json: as `diffusion_settings` has read it.
+    """
+    class_name = scheduler_json["_class_name"]
+    given = {**_CLASSES[class_name], **scheduler_json}
+    others = [
+        f"{name}={given[name]!r}"
+        for name, ours in _SAMPLING.items()
+        if name in given and given[name] not in (ours, None)
+    ]
+    if class_name in _SAMPLED_ALIKE and not others:
+        return ""
+    note = (
+        f"its author samples with {class_name}({', '.join(others)}), we from the same "
+        "noise levels with eval.sampler"
+    )
+    if given.get("clip_sample"):
+        bound = given.get("clip_sample_range", 1.0)
+        note += f"; eval.clip_latents={bound} clips as it does"
+    if class_name in _DISTILLED:
+        note += "; a model distilled for few steps needs about as many as others here"
+    return note
 
 
 def scheduler_config(
@@ -183,12 +240,14 @@ def scheduler_config(
     settings = {name: settings.get(name, p.default) for name, p in parameters.items()}
     class_name, fixed = _WRITTEN_CLASSES[sampler]
     names = {ours: theirs for theirs, ours in _BETA_SCHEDULES.items()}
+    if not settings["timestep_spacing"]:
+        del settings["timestep_spacing"]  # the class's own, as it is ours
     return {
         "_class_name": class_name,
         **settings,
         "beta_schedule": names[settings["beta_schedule"]],
         "trained_betas": None,
-        **{name: _FIXED[name][0] for name in fixed},
+        **{name: _SAMPLING[name] for name in fixed},
     }
 
 

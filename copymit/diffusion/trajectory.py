@@ -15,7 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from copymit.diffusion.noise_scheduler import NoiseScheduler, PredictionType
+from copymit.diffusion.noise_scheduler import (
+    NoiseScheduler,
+    PredictionType,
+    TimestepSpacing,
+)
 
 # diffusers' stand-in for a terminal alpha of zero, where the log of the signal-to-noise
 # ratio must be finite: float16's smallest number.
@@ -60,6 +64,7 @@ def ddim_trajectory(
       one steps down by `T // S` whatever timestep comes next, here every step ends at
       the next timestep: the same where S divides T, except with `linspace`.
     """
+    noise_scheduler = _spaced(noise_scheduler, "leading")
     timesteps = inference_timesteps(noise_scheduler, num_inference_steps)
     timesteps = np.round(timesteps).astype(np.int32)
     alphas = noise_scheduler.alphas_cumprod.astype(np.float64)
@@ -78,14 +83,14 @@ def ddim_trajectory(
 def dpmsolver_trajectory(
     noise_scheduler: NoiseScheduler, num_inference_steps: int
 ) -> Trajectory:
-    """Makes the trajectory of DPM-Solver++(2M), the sampler of the copying study.
+    """Makes the trajectory of DPM-Solver++(2M).
 
     Raises:
       ValueError: for a number of steps that the timesteps do not allow.
     Source: Lu et al. 2022 (DPM-Solver++), algorithm 2; diffusers'
       `DPMSolverMultistepScheduler` with its defaults, whose last step is of first order.
     """
-    S = num_inference_steps
+    S, noise_scheduler = num_inference_steps, _spaced(noise_scheduler, "linspace")
     if noise_scheduler.timestep_spacing == "trailing":
         timesteps = inference_timesteps(noise_scheduler, S)
     else:
@@ -117,6 +122,7 @@ def euler_trajectory(
       ValueError: for a number of steps that the timesteps do not allow.
     Source: Karras et al. 2022, algorithm 1; diffusers' `EulerDiscreteScheduler`.
     """
+    noise_scheduler = _spaced(noise_scheduler, "linspace")
     timesteps = inference_timesteps(noise_scheduler, num_inference_steps)
     alphas = noise_scheduler.alphas_cumprod.astype(np.float64)
     alphas = np.where(alphas == 0, _TINY_ALPHA, alphas)
@@ -140,6 +146,13 @@ SAMPLERS: dict[str, MakeTrajectory] = {
     "dpmsolver++": dpmsolver_trajectory,
     "euler": euler_trajectory,
 }
+
+
+def _spaced(noise_scheduler: NoiseScheduler, own: TimestepSpacing) -> NoiseScheduler:
+    """Fills in diffusers' spacing of a sampler where the noise scheduler has none."""
+    if noise_scheduler.timestep_spacing:
+        return noise_scheduler
+    return noise_scheduler._replace(timestep_spacing=own)
 
 
 def inference_timesteps(

@@ -1,75 +1,44 @@
 """The embed stage: images in, features of every image in a store out.
 
 Images are read and prepared in threads, and embedded in batches of one shape that are
-spread over the local devices. Each process embeds every n-th shard of a set. An image
-whose pixels were embedded before, in this store or another, is not embedded again.
+spread over the local devices. Each process embeds every n-th shard of a set, and needs
+no other one for it. An image whose pixels were embedded before, in this store or another,
+is not embedded again.
 """
 
+import functools
 import hashlib
 import logging
-import time
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from copymit.data.images import ImageError
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import SKIP, ImageSet
+from copymit.embedding.known import KnownFeatures
 from copymit.embedding.store import (
-    SHARD_ROWS,
+    DIGEST_BYTES,
     EmbeddingStore,
     Shard,
     Skipped,
-    listing_digest,
+    plan_shards,
 )
-from copymit.metrics import format_duration
+from copymit.models.backend import target_backend
+from copymit.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_DIGEST_BYTES = 16
 _BLANK = b"\x02"
-_SECONDS_BETWEEN_REPORTS = 10
-
-
-class KnownFeatures:
-    """Features of images by their pixels, from stores of the same protocol."""
-
-    def __init__(self, stores: Sequence[EmbeddingStore], protocol: str):
-        self._shards = [
-            shard
-            for store in stores
-            for shard in store.shards_of_any_inputs()
-            if shard.protocol == protocol
-        ]
-        digests = [
-            np.array(shard.digests, "S16") for shard in self._shards if shard.ids
-        ]
-        places = [
-            np.stack([np.full(len(shard.ids), i), np.arange(len(shard.ids))], 1)
-            for i, shard in enumerate(self._shards)
-            if shard.ids
-        ]
-        self._digests = np.concatenate(digests) if digests else np.empty(0, "S16")
-        order = np.argsort(self._digests, kind="stable")
-        self._digests = self._digests[order]
-        self._places = (
-            np.concatenate(places)[order] if places else np.empty((0, 2), int)
-        )
-
-    def find(self, digest: bytes) -> np.ndarray | None:
-        """Returns the features of an image, or None if it was never embedded."""
-        row = int(np.searchsorted(self._digests, np.array(digest, "S16")))
-        if row == len(self._digests):
-            return None
-        shard, position = self._places[row]
-        if self._shards[shard].digests[position] != digest:
-            return None
-        return self._shards[shard].features[position]
+_ROWS, _EVERYWHERE = PartitionSpec("data"), PartitionSpec()
+# Images that a network on a CPU sees at a time; 1, 4 and 8 are slower.
+_MAX_PART = 2
 
 
 def embed(
@@ -80,48 +49,48 @@ def embed(
     batch_size: int,
     known: Sequence[EmbeddingStore] = (),
     skip_corrupt: bool = False,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Embeds all images of a set into a store; finished shards are kept.
-
-    Where the store knows what its shards were made of, their images are not even read.
+    """Embeds all images of a set into a store; those of finished shards are not read.
 
     Args:
-      batch_size: images at a time over all local devices.
+      batch_size: most images at a time over all local devices.
       known: stores that may hold features of the same images.
       skip_corrupt: leaves out images that cannot be read, instead of stopping there;
         the store lists them.
+      shard_rows: see `plan_shards`.
+      share: (i, n) embeds the shards of remainder i modulo n alone. Whoever makes the
+        last one of the set removes what the store held before.
     Raises:
       ImageError: names an image that cannot be read.
       ValueError: names an image whose features are not finite.
     """
-    features_known = KnownFeatures([store, *known], embedder.protocol)
-    count = -(-len(images.ids) // shard_rows)
-    own = range(jax.process_index(), count, jax.process_count())
-    network = _Network(embedder, batch_size)
-    progress = _Progress(f"{images.name} with {embedder.name}", len(own) * shard_rows)
-    with ThreadPoolExecutor() as pool:
-        for index in own:
-            start = index * shard_rows
-            rows = range(start, min(start + shard_rows, len(images.ids)))
-            listing = listing_digest([images.ids[i] for i in rows])
-            wanted = (listing, embedder.protocol, count)
-            finished = store.read(index) if store.inputs else None
-            if finished is None or finished[4:] != wanted:
-                shard = _embed_shard(
-                    network, images, rows, pool, features_known, skip_corrupt
+    plan = plan_shards(images.ids, embedder.protocol, shard_rows)
+    first = share[0] * jax.process_count() + jax.process_index()
+    own = range(first, plan.num_shards, share[1] * jax.process_count())
+    missing = set(store.missing(plan))
+    to_do = [index for index in own if index in missing]
+    total, left = (sum(len(plan.rows(i)) for i in part) for part in (own, to_do))
+    what = f"{images.name} with {embedder.name}"
+    what += f", {total - left} done before," if total > left else ""
+    if to_do:
+        features_known = KnownFeatures([store, *known], embedder.protocol)
+        # As many batches of one size as fill a shard.
+        batches = -(-plan.shard_rows // batch_size)
+        network = _Network(embedder, -(-plan.shard_rows // batches))
+        progress = Progress(what, left)
+        with ThreadPoolExecutor() as pool:
+            for index in to_do:
+                shard, features = _embed_shard(
+                    *(network, images, plan.rows(index), pool, features_known),
+                    *(skip_corrupt, progress),
                 )
-                store.write(index, Shard(*shard[:4], *wanted))
-            progress.add(len(rows))
-    if jax.process_index() == 0:
-        store.truncate(count)
-    logger.info(
-        "%s with %s: %d embedded, %d known from before",
-        images.name,
-        embedder.name,
-        network.num_embedded,
-        network.num_reused,
-    )
+                store.write(plan, index, shard, features)
+    else:
+        logger.info("%s nothing left", what)
+    if not store.missing(plan):
+        store.keep_only(plan)
 
 
 def embed_arrays(
@@ -135,34 +104,81 @@ def embed_arrays(
     return np.concatenate(rows)
 
 
+def embed_texts(
+    compute: Callable[[Sequence[str]], Float[np.ndarray, "B D"]],
+    protocol: str,
+    texts: Mapping[str, str],
+    store: EmbeddingStore,
+) -> None:
+    """Computes the features of texts into a store; finished shards are kept.
+
+    Args:
+      compute: texts -> features.
+      protocol: in words, everything that could change a number.
+      texts: by their ids; the digests of the rows are theirs.
+    """
+    ids = list(texts)
+    plan = plan_shards([f"{name}\n{text}" for name, text in texts.items()], protocol)
+    missing = store.missing(plan)
+    left = sum(len(plan.rows(index)) for index in missing)
+    progress = Progress(store.directory.name, left, unit="texts")
+    for index in missing:
+        own = [ids[row] for row in plan.rows(index)]
+        words = [texts[name] for name in own]
+        digests = [hashlib.sha256(t.encode()).digest()[:DIGEST_BYTES] for t in words]
+        store.write(plan, index, Shard(own, digests, []), compute(words))
+        progress.add(len(own))
+    store.keep_only(plan)
+
+
 class _Network:
     """The embedder on all local devices, with counts of what it did."""
 
     def __init__(self, embedder: Embedder, batch_size: int):
-        devices = jax.local_devices()
-        mesh = Mesh(np.array(devices), ("data",))
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self._rows = NamedSharding(mesh, _ROWS)
+        everywhere = NamedSharding(mesh, _EVERYWHERE)
         self._params = jax.device_put(embedder.params, everywhere)
-        self._apply = jax.jit(embedder.apply, out_shardings=self._rows)
+        self._apply = _spread(embedder.apply, mesh, target_backend())
         self.embedder = embedder
-        self.batch_size = -(-batch_size // len(devices)) * len(devices)
-        self.num_embedded = 0
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.num_reused = 0
 
     def __call__(self, prepared: Sequence[np.ndarray]) -> Float[np.ndarray, "B D"]:
         """Embeds at most a batch; it is filled up, so that one program serves all."""
-        self.num_embedded += len(prepared)
         batch = np.stack(prepared)
         batch = np.resize(batch, (self.batch_size, *batch.shape[1:]))
         features = self._apply(self._params, jax.device_put(batch, self._rows))
         return np.asarray(features, np.float32)[: len(prepared)]
 
 
+@functools.lru_cache(maxsize=4)
+def _spread(apply: Callable[[Any, Array], Array], mesh: Mesh, backend: str) -> Callable:
+    """Compiles a network once for all sets; every device has rows of its own."""
+    if backend == "cpu":
+        apply = functools.partial(_apply_in_parts, apply)
+    return jax.jit(
+        jax.shard_map(apply, mesh=mesh, in_specs=(_EVERYWHERE, _ROWS), out_specs=_ROWS)
+    )
+
+
+def _apply_in_parts(apply: Callable[[Any, Array], Array], params: Any, images: Array):
+    """Applies a network to a few images at a time, whose feature maps fit the caches.
+
+    One program for all of them, so that they also share its memory: what each run of a
+    program allocates, the kernel fills with zeros first.
+    """
+    B, *shape = images.shape
+    part = math.gcd(B, _MAX_PART)
+    parts = images.reshape(B // part, part, *shape)
+    features = jax.lax.map(functools.partial(apply, params), parts)
+    return features.reshape(B, -1)
+
+
 class _Read(NamedTuple):
-    id: str
+    position: int
     digest: bytes
-    known: np.ndarray | None
+    place: int | None  # among the known features
     prepared: np.ndarray | None
 
 
@@ -173,25 +189,28 @@ def _embed_shard(
     pool: ThreadPoolExecutor,
     known: KnownFeatures,
     skip_corrupt: bool,
-) -> Shard:
+    progress: Progress,
+) -> tuple[Shard, Float[np.ndarray, "R D"]]:
+    prepare = network.embedder.prepare
     original = images.read_original if network.embedder.any_shape else None
     read_pixels = original or images.read
 
     def read(position: int) -> _Read | ImageError:
-        image_id = images.ids[position]
         try:
             pixels = read_pixels(position)
         except ImageError as error:
             return error
         digest = pixel_digest(pixels)
-        found = known.find(digest)
-        prepared = None if found is not None else network.embedder.prepare(pixels)
-        return _Read(image_id, digest, found, prepared)
+        place = known.find(digest)
+        return _Read(
+            position, digest, place, prepare(pixels) if place is None else None
+        )
 
     done: list[_Read] = []
     features: list[Any] = []  # a row per image that could be read
     waiting: list[int] = []  # of them, those that the network has not seen
     skipped: list[Skipped] = []
+    counted = 0
     for results in _in_batches(pool, read, rows, network.batch_size):
         for result in results:
             if isinstance(result, ImageError):
@@ -200,27 +219,44 @@ def _embed_shard(
                     raise ImageError(result.name, reason)
                 skipped.append(Skipped(result.name, result.reason))
                 continue
-            if result.known is None:
+            if result.place is None:
                 waiting.append(len(done))
             else:
                 network.num_reused += 1
+            features.append(result.prepared)
             done.append(result._replace(prepared=None))
-            features.append(
-                result.prepared if result.known is None else np.array(result.known)
-            )
             if len(waiting) == network.batch_size:
-                _fill(network, features, waiting, images.name, done)
+                _fill(network, features, waiting, images, done)
+        before, counted = counted, len(done) + len(skipped) - len(waiting)
+        progress.add(counted - before, _note(network))
+    reused = [row for row, result in enumerate(done) if result.place is not None]
+    found = known.read([done[row].place for row in reused])  # type: ignore[misc]
+    for row, known_features in zip(reused, found, strict=True):
+        if known_features is None:
+            features[row] = prepare(read_pixels(done[row].position))
+            waiting.append(row)
+        else:
+            features[row] = known_features
+        if len(waiting) == network.batch_size:
+            _fill(network, features, waiting, images, done)
     if waiting:
-        _fill(network, features, waiting, images.name, done)
+        _fill(network, features, waiting, images, done)
+    progress.add(len(rows) - counted, _note(network))
+    ids = [images.ids[result.position] for result in done]
     table = np.stack(features) if features else np.empty((0, 1), np.float32)
-    return Shard([r.id for r in done], [r.digest for r in done], table, skipped, "")
+    return Shard(ids, [result.digest for result in done], skipped), table
+
+
+def _note(network: _Network) -> str:
+    known = network.num_reused
+    return f"{known} had known pixels" if known else ""
 
 
 def _fill(
     network: _Network,
     features: list[Any],
     waiting: list[int],
-    name: str,
+    images: ImageSet,
     done: Sequence[_Read],
 ) -> None:
     """Puts the network's features where prepared images wait."""
@@ -229,7 +265,8 @@ def _fill(
     if len(bad):
         raise ValueError(
             f"{network.embedder.name} gives NaN or infinite features for {len(bad)} of "
-            f"the {name}, first {done[waiting[bad[0]]].id}: check the image and the weights"
+            f"the {images.name}, first {images.ids[done[waiting[bad[0]]].position]}: "
+            "check the image and the weights"
         )
     for i, row in zip(waiting, made, strict=True):
         features[i] = row
@@ -256,34 +293,9 @@ def pixel_digest(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     blank = bool((pixels == pixels[:1, :1]).all())
-    return digest.digest()[: _DIGEST_BYTES - 1] + (_BLANK if blank else b"\x01")
+    return digest.digest()[: DIGEST_BYTES - 1] + (_BLANK if blank else b"\x01")
 
 
 def is_blank(digest: bytes) -> bool:
     """Whether the image of a `pixel_digest` has one colour only."""
     return digest.endswith(_BLANK)
-
-
-class _Progress:
-    """Logs how far a long set is, with rate and time left."""
-
-    def __init__(self, what: str, total: int):
-        self._what, self._total, self._done = what, max(total, 1), 0
-        self._started = self._reported = time.perf_counter()
-
-    def add(self, count: int) -> None:
-        self._done += count
-        now = time.perf_counter()
-        if now - self._reported < _SECONDS_BETWEEN_REPORTS:
-            return
-        self._reported = now
-        rate = self._done / (now - self._started)
-        left = format_duration(max(self._total - self._done, 0) / rate)
-        logger.info(
-            "%s: %d/%d  %.1f images/s  ETA %s",
-            self._what,
-            self._done,
-            self._total,
-            rate,
-            left,
-        )

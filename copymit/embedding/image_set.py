@@ -1,14 +1,17 @@
 """Sets of images to compare: ids and random access to uint8 RGB, wherever they lie."""
 
+import contextlib
 import functools
 import glob
+import io
+import logging
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -17,11 +20,27 @@ from PIL import Image
 
 from copymit.data.captions_file import listed
 from copymit.data.examples import ExampleSource
-from copymit.data.images import ImageError, decode_image, resize_and_crop
-from copymit.data.sources import IMAGE_SUFFIXES, FolderSource, LayoutError
+from copymit.data.folder_listing import LayoutError, read_head
+from copymit.data.folder_source import FolderSource
+from copymit.data.images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    decode_image,
+    is_image_file,
+    read_size,
+    resize_and_crop,
+)
+from copymit.data.sources import open_folder
 from copymit.data.tar_source import TarSource
+from copymit.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+# Number of images by (width, height).
+Sizes = Mapping[tuple[int, int], int]
 
 _MAX_FILE_BYTES = 2**28
+_HEADERS_PER_TASK = 64
 SKIP = "repair it, or leave such images out with --eval.on_corrupt=skip"
 
 
@@ -34,12 +53,15 @@ class ImageSet(NamedTuple):
       read: position -> image (H, W, 3), uint8; raises an `ImageError`.
       read_original: the same as it was before it was brought to the size of others, for
         networks that say themselves how to; None where it is `read`.
+      read_size: position -> (width, height) of `read`, without decoding the image; None
+        where only reading tells.
     """
 
     name: str
     ids: Sequence[str]
     read: Callable[[int], UInt8[np.ndarray, "H W 3"]]
     read_original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
+    read_size: Callable[[int], tuple[int, int]] | None = None
 
 
 def reader_by_id(
@@ -52,7 +74,7 @@ def reader_by_id(
 
 
 def open_source(images: Any) -> ExampleSource | None:
-    """Opens what lies in files: a folder, a tar file or a pattern of several.
+    """Opens what lies in files: a folder of any kind, a tar file or a pattern of several.
 
     Returns:
       None for anything else, which `open_images` may know.
@@ -71,7 +93,7 @@ def open_source(images: Any) -> ExampleSource | None:
             raise FileNotFoundError(f"no tar file matches {str(images)!r}")
         return TarSource(paths)
     try:
-        return FolderSource(images)
+        return open_folder(images)
     except LayoutError as error:
         raise ValueError(
             f"{error}. Or give a pattern: {os.path.join(str(images), '**', '*.png')!r}"
@@ -89,17 +111,32 @@ def open_images(
     """Views images of any kind, resized and cropped to `size` pixels.
 
     Args:
+      images: whatever `view_images` knows.
+      size: None takes the short side, which all must share.
+      keep_original: whether networks may see the images before that.
+      skip_corrupt: lets images that cannot be read pass until they are asked for.
+    Raises:
+      FileNotFoundError, ValueError: for something that is missing, empty, damaged or of
+        another kind, or images whose short sides differ.
+    """
+    opened = view_images(name, images)
+    if size is None:
+        size = common_size(name, count_sizes(opened, skip_corrupt))
+    return resized(opened, size, keep_original=keep_original)
+
+
+def view_images(name: str, images: Any) -> ImageSet:
+    """Views images of any kind as they are.
+
+    Args:
       images: a folder; a pattern of image files, such as `photos/**/*.png`, of any depth
         and wherever links lead; tar files in webdataset's layout (a path, or a pattern
         such as `shards/*.tar`); an `.npz` or `.npy` file or an array of shape
         (N, H, W, 3), uint8; a list of paths, PIL images or arrays; an `ExampleSource`;
         an `ImageSet`.
-      size: None takes the images as they are; they must then be square and of one size.
-      keep_original: whether networks may see the images before that.
-      skip_corrupt: lets images that cannot be read pass until they are asked for.
     Raises:
       FileNotFoundError, ValueError: for something that is missing, empty, damaged or of
-        another kind, or images of several sizes.
+        another kind.
     """
     if isinstance(images, ImageSet):
         opened = images._replace(name=name)
@@ -119,11 +156,15 @@ def open_images(
             "an .npz file or a list of images"
         )
     _check_ids(opened)
-    if size is None:
-        size = common_size(opened, skip_corrupt)
-    return opened._replace(
-        read=functools.partial(_read_resized, opened.read, size),
-        read_original=opened.read if keep_original else None,
+    return opened
+
+
+def resized(images: ImageSet, size: int, *, keep_original: bool = False) -> ImageSet:
+    """Views images resized (short side) and cropped to `size` pixels."""
+    return images._replace(
+        read=functools.partial(_read_resized, images.read, size),
+        read_original=images.read if keep_original else None,
+        read_size=lambda _: (size, size),
     )
 
 
@@ -131,46 +172,74 @@ def examples_as_images(
     name: str, source: ExampleSource, indices: np.ndarray, size: int
 ) -> ImageSet:
     """Views examples as training sees them: short side resized, centre crop."""
-    images = _of_source(name, source, indices)
-    return images._replace(read=functools.partial(_read_resized, images.read, size))
+    return resized(_of_source(name, source, indices), size)
 
 
-def common_size(images: ImageSet, skip_corrupt: bool = False) -> int:
-    """Returns the side in pixels that all images share.
+def count_sizes(images: ImageSet, skip_corrupt: bool = False) -> Sizes:
+    """Counts images by width and height, of files without decoding more than headers.
 
+    Args:
+      skip_corrupt: whether to leave out images that cannot be read.
     Raises:
-      ValueError: if they differ or are not square; lists the sizes.
-      ImageError: names an image that cannot be read.
+      ImageError: names an image that cannot be read. One with a good header and corrupt
+        pixels shows only when it is read.
     """
 
-    def shape(position: int) -> tuple[int, int] | None:
-        try:
-            height, width = images.read(position).shape[:2]
-        except ImageError as error:
-            if skip_corrupt:
-                return None
-            raise ImageError(error.name, f"{error.reason}; {SKIP}") from error
+    def size_of(position: int) -> tuple[int, int]:
+        if images.read_size is not None:
+            return images.read_size(position)
+        height, width = images.read(position).shape[:2]
         return width, height
 
+    def sizes_of(positions: range) -> Iterator[tuple[str, tuple[int, int]]]:
+        for position in positions:
+            try:
+                yield images.ids[position], size_of(position)
+            except ImageError as error:
+                if not skip_corrupt:
+                    reason = f"{error.reason}; {SKIP}"
+                    raise ImageError(error.name, reason) from error
+
+    count = len(images.ids)
+    starts = range(0, count, _HEADERS_PER_TASK)
+    tasks = [range(i, min(i + _HEADERS_PER_TASK, count)) for i in starts]
+    progress = Progress(f"sizes of the {images.name} read", count)
+    sizes: Counter[tuple[int, int]] = Counter()
+    examples: dict[tuple[int, int], str] = {}
     with ThreadPoolExecutor() as pool:
-        counts = Counter(pool.map(shape, range(len(images.ids))))
-    del counts[None]
-    if not counts:
-        raise ValueError(f"none of the {len(images.ids)} {images.name} can be read")
-    sizes = ", ".join(f"{n} of {w} x {h}" for (w, h), n in counts.most_common(5))
-    way_out = (
-        "say at which size to compare them, with --eval.resolution=PIXELS, or in Python "
-        "resolution=PIXELS"
-    )
-    if len(counts) > 1:
+        found = pool.map(lambda task: list(sizes_of(task)), tasks)
+        for task, named in zip(tasks, found, strict=True):
+            sizes.update(size for _, size in named)
+            examples |= {size: name for name, size in named if size not in examples}
+            progress.add(len(task))
+    if len({min(size) for size in sizes}) > 1:
+        rarest = sizes.most_common()[:0:-1]
+        odd = [f"{examples[size]} {size[0]} x {size[1]}" for size, _ in rarest]
+        logger.warning("%s of other sizes than most: %s", images.name, listed(odd))
+    return sizes
+
+
+def common_size(name: str, sizes: Sizes) -> int:
+    """Returns the short side in pixels that images share: squares have all of it.
+
+    Args:
+      name: of the images, for errors.
+      sizes: of all of them that can be read.
+    Raises:
+      ValueError: if they differ; lists the sizes.
+    """
+    if not sizes:
+        raise ValueError(f"none of the {name} can be read")
+    sides = {min(size) for size in sizes}
+    if len(sides) > 1:
+        most = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:5]
+        shown = ", ".join(f"{n} of {w} x {h}" for (w, h), n in most)
         raise ValueError(
-            f"the {images.name} have {len(counts)} sizes ({sizes}): similarity and "
-            f"quality depend on the size, so {way_out}"
+            f"the {name} have {len(sizes)} sizes ({shown}): similarity and quality "
+            "depend on the size, so say at which to compare them, with "
+            "--eval.resolution=PIXELS, or in Python resolution=PIXELS"
         )
-    ((width, height),) = counts
-    if width != height:
-        raise ValueError(f"the {images.name} are {width} x {height} pixels: {way_out}")
-    return width
+    return sides.pop()
 
 
 def _of_source(name: str, source: ExampleSource, indices: np.ndarray) -> ImageSet:
@@ -178,7 +247,16 @@ def _of_source(name: str, source: ExampleSource, indices: np.ndarray) -> ImageSe
         example = source[int(indices[position])]
         return np.asarray(decode_image(example.image, example.example_id))
 
-    return ImageSet(name, [source.example_ids[i] for i in indices], read)
+    def size_of(position: int) -> tuple[int, int]:
+        index = int(indices[position])
+        example_id = source.example_ids[index]
+        if isinstance(source, FolderSource):
+            path = os.path.join(source.folder, example_id)
+            return _read_header(path, example_id)
+        return read_size(io.BytesIO(source[index].image), example_id)
+
+    ids = [source.example_ids[i] for i in indices]
+    return ImageSet(name, ids, read, read_size=size_of)
 
 
 def _of_array(name: str, array: np.ndarray, ids: Iterable[str] | None) -> ImageSet:
@@ -189,9 +267,9 @@ def _of_array(name: str, array: np.ndarray, ids: Iterable[str] | None) -> ImageS
         )
     if not len(array):
         raise ValueError(f"{name} holds no images")
-    return ImageSet(
-        name, _numbered(len(array)) if ids is None else list(ids), array.__getitem__
-    )
+    size = array.shape[2], array.shape[1]
+    own = _numbered(len(array)) if ids is None else list(ids)
+    return ImageSet(name, own, array.__getitem__, read_size=lambda _: size)
 
 
 def _of_list(name: str, images: Sequence[Any]) -> ImageSet:
@@ -213,14 +291,32 @@ def _of_list(name: str, images: Sequence[Any]) -> ImageSet:
             )
         return array
 
-    return ImageSet(name, ids, read)
+    def size_of(position: int) -> tuple[int, int]:
+        image = images[position]
+        if isinstance(image, str | Path):
+            return _read_header(image, str(image))
+        if isinstance(image, Image.Image):
+            return image.size
+        height, width = read(position).shape[:2]
+        return width, height
+
+    return ImageSet(name, ids, read, read_size=size_of)
 
 
 def _of_pattern(name: str, pattern: str) -> ImageSet:
     """Lists the image files that match, by their paths below what has no wildcard."""
     start = Path(pattern.partition("*")[0] + "x").parent
     found = sorted(glob.glob(pattern, recursive=True))
-    paths = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in found if os.path.isfile(path)]
+    paths = [p for p in files if is_image_file(p, functools.partial(read_head, p))]
+    if len(paths) < len(files):
+        others = [path for path in files if path not in set(paths)]
+        logger.warning(
+            "%d files that match %r are no images: %s",
+            len(others),
+            pattern,
+            listed(others),
+        )
     if not paths:
         raise FileNotFoundError(
             f"no image matches {pattern!r}; known suffixes: {' '.join(IMAGE_SUFFIXES)}"
@@ -248,14 +344,26 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, list[str] | None]:
 
 
 def _read_file(path: str | Path) -> bytes:
+    with _opened(path, str(path)) as file:
+        return file.read()
+
+
+def _read_header(path: str | Path, name: str) -> tuple[int, int]:
+    with _opened(path, name) as file:
+        return read_size(file, name)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, name: str) -> Iterator[BinaryIO]:
+    """Opens an image file that is not too large."""
     try:
         with epath.Path(path).open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
+            if file.seek(0, os.SEEK_END) > _MAX_FILE_BYTES:
+                raise ImageError(name, f"has more than {_MAX_FILE_BYTES} bytes")
+            file.seek(0)
+            yield file
     except OSError as error:
-        raise ImageError(str(path), f"cannot be read ({error})") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise ImageError(str(path), f"has more than {_MAX_FILE_BYTES} bytes")
-    return data
+        raise ImageError(name, f"cannot be read ({error})") from error
 
 
 def _read_resized(read: Callable, size: int, position: int) -> np.ndarray:

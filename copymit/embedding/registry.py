@@ -101,3 +101,14 @@ def check_weights(names: Sequence[str], weights: Mapping[str, str]) -> None:
     for name in names:
         entry = _EMBEDDERS[name]
         entry.find(weights.get(entry.weights, ""))
+
+
+def missing_weights(names: Sequence[str], weights: Mapping[str, str]) -> list[str]:
+    """Says for each embedder whose weights are not there what it needs."""
+    missing = []
+    for name in dict.fromkeys(names):
+        try:
+            check_weights([name], weights)
+        except (ValueError, OSError) as error:
+            missing.append(f"{name}: {error}")
+    return missing

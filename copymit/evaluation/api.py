@@ -62,8 +62,9 @@ def evaluate(
     Args:
       generations, references: each a folder; tar files in webdataset's layout (a path or
         a pattern); an `.npz` or `.npy` file; an array (N, H, W, 3), uint8; a list of
-        paths, PIL images or arrays; or a copymit data source. References are resized
-        and cropped to the size of the generations.
+        paths, PIL images or arrays; or a copymit data source. Networks see each as their
+        protocols say; where pixels are compared, all are resized and cropped to the short
+        side of the generations.
       workdir: receives the results, in `eval/NAME`.
       name: by default after where the images lie, so that other images have a directory
         of their own. A name that images elsewhere have is refused.
@@ -74,7 +75,7 @@ def evaluate(
         `embedders=("sscd_288",), weights={"sscd_disc_mixup": PATH}`.
     Raises:
       ValueError, FileNotFoundError: for an unknown setting, or images that are missing,
-        empty, corrupt or of several sizes; names the culprit and the way out.
+        empty, corrupt or of several short sides; names the culprit and the way out.
     """
     config = evaluation_settings()
     unknown = sorted(settings.keys() - config.keys())

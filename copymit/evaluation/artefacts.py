@@ -242,10 +242,14 @@ def open_artefacts(subject: Subject) -> Artefacts:
     # Every other stage depends on all images and on the stages before it.
     digest = compute_digest([stages["generate"], identity])
     for stage in STAGES[1:]:
-        stages[stage] = compute_digest([digest, stage, stage_settings(settings, stage)])
+        inputs = [digest, stage, stage_settings(settings, stage)]
+        if stage == "score" and subject.choice:
+            inputs.append(subject.choice)  # the scores say it
+        stages[stage] = compute_digest(inputs)
         if stage not in OPTIONAL_STAGES:
             digest = stages[stage]
-    shown = [subject.size, settings.on_corrupt]
+    as_they_are = subject.references.read_original is not None
+    shown = [subject.size, as_they_are, settings.on_corrupt]
     references = [identity["references"], shown]
     few = [settings.seed, BACKGROUND_CAPTIONS]
     sets = {
@@ -322,7 +326,7 @@ def is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
                 return False
             places = list_embedded(subject)
             places += [(clip, texts, None) for texts in list_texts(subject)]
-            return all(artefacts.store(*place).is_complete() for place in places)
+            return all(artefacts.store(*place).find() is not None for place in places)
         case "search":
             tiles = [artefacts.tile_matches(q) for q in QUERIES[:2]]
             return all(

@@ -268,7 +268,8 @@ def _equal(artefacts: Artefacts, views: Sequence[View]) -> Int[np.ndarray, " Q"]
 def _digests(artefacts: Artefacts, view: View, images: str) -> _Digests:
     embeddings: Embeddings = view.embeddings[images]
     store = artefacts.store(view.embedder, images)
-    shards = (store.read(index) for index in store.numbers())
-    values = [digest for shard in shards if shard for digest in shard.digests]
+    plan = store.find()
+    assert plan is not None  # or there were no embeddings
+    values = [digest for _, shard in store.shards(plan) for digest in shard.digests]
     assert len(values) == len(embeddings.ids)
     return _Digests(np.array(values, "S16"), np.array([is_blank(d) for d in values]))

@@ -8,8 +8,6 @@ under a digest of all settings.
 
 import hashlib
 import json
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -26,16 +24,19 @@ from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.prompts import Prompt
 from copymit.generator import make_trajectory, sampling_options
-from copymit.metrics import format_duration
-from copymit.mitigation.detection import DETECTORS, end_positions
-from copymit.mitigation.detector import Detect, DetectionOptions, make_detector
+from copymit.mitigation.detector import (
+    DETECTORS,
+    Detect,
+    DetectionOptions,
+    make_detector,
+)
+from copymit.mitigation.observation import end_positions
 from copymit.models.assembly import DiffusionModel, ModelParams, make_model
+from copymit.progress import Progress
 from copymit.scores.detection import detection_summary
 from copymit.scores.similarity import Scores
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 from copymit.storage import write_whole
-
-logger = logging.getLogger(__name__)
 
 
 def detect_prompts(
@@ -63,9 +64,10 @@ def detect_prompts(
     _check_ids(prompts)
     config = config.copy_and_resolve_references()
     unet = config.model.unet
-    if jax.default_backend() == "tpu" or unet.attention_implementation == "flash":
-        # The backward pass of the TPU's kernel cannot be differentiated.
-        unet.attention_implementation = "xla"
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu or unet.attention_implementation in ("flash", "cudnn"):
+        # The backward pass of a kernel cannot be differentiated.
+        unet.attention_implementation = "chunked"
     sampling = sampling_options(config.eval)
     options = (options or DetectionOptions())._replace(
         seed=sampling.seed,
@@ -154,7 +156,7 @@ def _measure(
     # Every batch is full: one compilation, and no prompt depends on how many there are.
     devices = mesh.devices.size
     size = -(-batch_size // devices) * devices
-    started = time.perf_counter()
+    progress = Progress("looked at", len(prompts), unit="prompts")
     for first in range(0, len(prompts), size):
         wanted = prompts[first : first + size]
         batch = [wanted[i % len(wanted)] for i in range(size)]
@@ -175,15 +177,7 @@ def _measure(
             | {name: values[row].tolist() for name, values in found.items()}
             for row, prompt in enumerate(wanted)
         }
-        done = first + len(wanted)
-        rate = done / (time.perf_counter() - started)
-        logger.info(
-            "looked at %d/%d prompts  %.1f prompts/s  ETA %s",
-            done,
-            len(prompts),
-            rate,
-            format_duration((len(prompts) - done) / rate),
-        )
+        progress.add(len(wanted))
 
 
 def _read_parts(parts: epath.Path) -> dict[str, dict]:

@@ -20,8 +20,7 @@ from copymit.evaluation.detect import detect_prompts, summarise
 from copymit.evaluation.prompts import Prompt, make_prompts, read_prompts
 from copymit.evaluation.stages import compute_digest
 from copymit.evaluation.subject import Run, Subject
-from copymit.mitigation.detection import DETECTORS
-from copymit.mitigation.detector import DetectionOptions
+from copymit.mitigation.detector import DETECTORS, DetectionOptions
 
 PROMPTED, UNSEEN = "prompted", "unseen"
 _OPTIONS = (
@@ -192,7 +191,7 @@ def summarise_kinds(table: pd.DataFrame, seed: int) -> dict[str, Any]:
         "unseen": unseen,
     }
     summary: dict[str, Any] = {
-        "titles": DETECTORS,
+        "titles": {name: detector.title for name, detector in DETECTORS.items()},
         "num_memorised": int(memorised.sum()),
     }
     for name, others in kinds.items():

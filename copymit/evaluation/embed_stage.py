@@ -1,7 +1,6 @@
 """The embed stage: every image by every embedder that the settings ask for."""
 
-import hashlib
-import logging
+import functools
 
 import jax
 import numpy as np
@@ -12,15 +11,11 @@ from copymit.embedding.clip import (
     embed_captions,
     make_clip_captions,
 )
-from copymit.embedding.embed import embed
+from copymit.embedding.embed import embed, embed_texts
+from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet
 from copymit.embedding.registry import make_embedder
-from copymit.embedding.store import (
-    EmbeddingStore,
-    Shard,
-    listing_digest,
-    load_embeddings,
-)
+from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.embedding.tiles import tile_set
 from copymit.evaluation.artefacts import (
     BACKGROUND_CAPTIONS,
@@ -28,13 +23,14 @@ from copymit.evaluation.artefacts import (
     list_embedded,
     list_texts,
 )
+from copymit.evaluation.stages import Share
 from copymit.evaluation.subject import Subject
 
-logger = logging.getLogger(__name__)
 
-
-def run_embed(subject: Subject, artefacts: Artefacts) -> None:
-    """Embeds what is not embedded yet."""
+def run_embed(
+    subject: Subject, artefacts: Artefacts, share: Share | None = None
+) -> None:
+    """Embeds what is not embedded yet, or a share of all."""
     rows = background_rows(subject, BACKGROUND_CAPTIONS)
     sets = {
         "generations": subject.generations(),
@@ -42,19 +38,26 @@ def run_embed(subject: Subject, artefacts: Artefacts) -> None:
         "heldout": subject.heldout,
         "few_references": _subset(subject.references, rows),
     }
+
+    @functools.lru_cache(maxsize=1)  # sets of one embedder follow each other
+    def load(embedder: str) -> Embedder:
+        return make_embedder(embedder, subject.eval.weights)
+
     for place in list_embedded(subject):
         embedder, name, tile = place
         images = sets[name]
         assert images is not None
         embed(
-            make_embedder(embedder, subject.eval.weights),
+            load(embedder),
             tile_set(images, tile) if tile else images,
             artefacts.store(*place),
             batch_size=subject.eval.batch_size,
             known=artefacts.known_stores(*place),
             skip_corrupt=subject.eval.on_corrupt == "skip",
+            share=share or (0, 1),
         )
-    if subject.eval.clip_score and jax.process_index() == 0:
+    first = jax.process_index() == 0 and not (share and share.number)
+    if subject.eval.clip_score and first:
         _embed_captions(subject, artefacts)
 
 
@@ -89,18 +92,9 @@ def _embed_captions(subject: Subject, artefacts: Artefacts) -> None:
         ids = [subject.references.ids[i] for i in rows]
         captions["captions"] = {i: subject.captions[i][0] for i in ids}
     embedder = make_clip_captions(name, subject.eval.weights[CLIP_MODELS[name].weights])
+    compute = functools.partial(embed_captions, embedder)
     for images, texts in captions.items():
-        store = artefacts.store(name, images)
-        digests = [hashlib.sha256(t.encode()).digest()[:16] for t in texts.values()]
-        finished = store.read(0)
-        about = (list(texts), digests, embedder.protocol)
-        if finished and (finished.ids, finished.digests, finished.protocol) == about:
-            continue
-        features = embed_captions(embedder, list(texts.values()))
-        listing = listing_digest(list(texts))
-        shard = Shard(list(texts), digests, features, [], listing, embedder.protocol)
-        store.write(0, shard)
-        logger.info("%s: embedded %d %s", name, len(texts), images)
+        embed_texts(compute, embedder.protocol, texts, artefacts.store(name, images))
 
 
 def list_skipped(stores: list[EmbeddingStore]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`copies/`: every pair side by side as a picture, and a table that any program opens.
+"""`copies/`: every pair side by side as a picture, pages of them, and a table of all.
 
 They are removed whenever the scores are, so that no picture outlives its number.
 """
@@ -16,6 +16,7 @@ from PIL import Image
 from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.subject import Subject
 from copymit.report.generation_table import encode_table
+from copymit.report.pairs import write_pair_pages
 from copymit.scores.grades import GRADES
 
 _GAP_PX = 8
@@ -46,6 +47,11 @@ def write_copies(subject: Subject, folder: epath.Path, table: pd.DataFrame) -> N
         pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
         (folder / names[i]).write_bytes(_side_by_side(pair))
     pairs.insert(0, "picture", names)
+    known = ("prompt", "tile_l2", "q")
+    rows = pairs.assign(**{name: None for name in known if name not in pairs})
+    write_pair_pages(
+        folder, rows.astype(object).where(rows.notna(), None).to_dict("records")
+    )
     (folder / "copies.csv").write_bytes(encode_table(pairs))
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -20,16 +20,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from copymit.data.dataset import Dataset
 from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.evaluation.optimised import write_steps
+from copymit.evaluation.batch_size import device_memory_limit, fit_batch_size
+from copymit.evaluation.calibration import calibrate, calibration_prompts
+from copymit.evaluation.notes import write_notes
 from copymit.evaluation.prompts import Prompt, make_prompts
 from copymit.evaluation.references import encode_references
-from copymit.generator import Generate, make_generate, sampling_options
-from copymit.metrics import format_duration
-from copymit.models.assembly import DiffusionModel, ModelParams, make_model
+from copymit.generator import Generate, Generated, make_generate, sampling_options
+from copymit.mitigation.references import References
+from copymit.mitigation.registry import needed
+from copymit.mitigation.sampling import asked_quantiles
+from copymit.models.assembly import (
+    DiffusionModel,
+    ModelParams,
+    for_inference,
+    make_model,
+)
+from copymit.progress import Progress
 from copymit.sharding import batch_sharding, make_mesh, wait_for_all
 from copymit.storage import write_whole
 
@@ -57,11 +68,13 @@ def generate(
     mesh = make_mesh()
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     options = sampling_options(config.eval, config.mitigation.generate)
-    make_images = make_generate(
-        model,
-        make_noise_scheduler(**config.diffusion),
-        options,
-        tokenizer.encode([config.eval.negative_prompt])[0],
+    noise_scheduler = make_noise_scheduler(**config.diffusion)
+    (negative_ids,) = tokenizer.encode([config.eval.negative_prompt])
+    make_images = make_generate(model, noise_scheduler, options, negative_ids)
+    others = (
+        calibration_prompts(config, dataset, tokenizer)
+        if asked_quantiles(options.mitigations)
+        else []
     )
     for prompt in prompts:
         if tokenizer.truncated(prompt.prompt_used):
@@ -77,12 +90,19 @@ def generate(
     wait_for_all("missing images are counted")
     if not missing:
         return
-    params = load_params(model, mesh)
-    if options.mitigations.repels:
+    params = jax.jit(for_inference, static_argnums=1, donate_argnums=0)(
+        load_params(model, mesh), config.train.dtype
+    )
+    if others:
+        common = model, noise_scheduler, tokenizer, negative_ids
+        options = calibrate(options, others, *common, params, mesh)
+        make_images = make_generate(model, noise_scheduler, options, negative_ids)
+    if needed("generate", config.mitigation.generate, "training images"):
         references = encode_references(config, dataset, model, params, mesh)
-        make_images = functools.partial(make_images, references=references)
-    make = functools.partial(make_images, params)
-    seconds = _fill(folder, prompts, missing, make, tokenizer, mesh, config)
+    else:
+        references = None
+    size, make = _fit(make_images, params, references, mesh, config)
+    seconds = _fill(folder, prompts, missing, make, tokenizer, mesh, size)
     if seconds is not None and jax.process_index() == 0:
         write_whole(
             out / "timings.json",
@@ -90,25 +110,52 @@ def generate(
         )
 
 
+def _fit(
+    make_images: Generate,
+    params: ModelParams,
+    references: References | None,
+    mesh: Mesh,
+    config: ConfigDict,
+) -> tuple[int, Callable[..., Generated]]:
+    """Returns how many images fit at a time, and (input_ids, image_ids) -> images."""
+    devices = mesh.devices.size
+    size = -(-config.eval.batch_size // devices) * devices
+    keywords = {"references": references} if references is not None else {}
+    limit = device_memory_limit()
+    if limit is None:
+        return size, functools.partial(make_images, params, **keywords)
+
+    def compile_for(size: int):
+        inputs = [
+            jax.ShapeDtypeStruct(shape, np.int32, sharding=batch_sharding(mesh))
+            for shape in ((size, config.model.text_encoder.max_length), (size,))
+        ]
+        with jax.set_mesh(mesh):
+            return make_images.lower(params, *inputs, **keywords).compile()  # type: ignore[attr-defined]
+
+    size, compiled = fit_batch_size(compile_for, size, devices, limit)
+    return size, functools.partial(compiled, params, **keywords)
+
+
 def _fill(
     folder: epath.Path,
     prompts: Sequence[Prompt],
     missing: Sequence[int],
-    make_images: Generate,
+    make_images: Callable[..., Generated],
     tokenizer: Tokenizer,
     mesh: Mesh,
-    config: ConfigDict,
+    size: int,
 ) -> float | None:
     """Writes the images that are missing.
 
+    Args:
+      size: of a batch.
     Returns:
       Seconds an image, without the first batch, which compiles; None if that was all.
     """
     # Every batch is full: one compilation, and no image depends on how many there are.
-    devices = mesh.devices.size
-    size = -(-config.eval.batch_size // devices) * devices
     sharding = batch_sharding(mesh)
-    started = time.perf_counter()
+    progress = Progress("generated", len(missing))
     batches: list[float] = []
     for first in range(0, len(missing), size):
         batch_started = time.perf_counter()
@@ -123,20 +170,19 @@ def _fill(
         batches.append(time.perf_counter() - batch_started)
         # The last batch was filled up with repetitions, which are dropped here.
         wanted = missing[first : first + size]
-        steps = multihost_utils.process_allgather(made.steps, tiled=True)
+        steps, finite = multihost_utils.process_allgather(
+            (made.steps, made.finite), tiled=True
+        )
         for row, image in _local_rows(made.images):
             if row < len(wanted):
                 own = {name: int(x[row]) for name, x in steps.items()}
-                _write_png(folder / f"{prompts[wanted[row]].id}.png", image, own)
-        done = min(first + size, len(missing))
-        rate = done / (time.perf_counter() - started)
-        logger.info(
-            "generated %d/%d  %.1f images/s  ETA %s",
-            done,
-            len(missing),
-            rate,
-            format_duration((len(missing) - done) / rate),
-        )
+                notes = write_notes(own, bool(finite[row]))
+                _write_png(folder / f"{prompts[wanted[row]].id}.png", image, notes)
+        if bad := [
+            prompts[i].id for i, ok in zip(wanted, finite, strict=False) if not ok
+        ]:
+            logger.warning("latents or pixels are not finite: %s", ", ".join(bad))
+        progress.add(len(wanted))
     return float(np.median(batches[1:])) / size if len(batches) > 1 else None
 
 
@@ -168,7 +214,7 @@ def _keep_generations_of(folder: epath.Path, digest: str, prompts: str) -> None:
     write_whole(marker, digest.encode())
 
 
-def _write_png(path: epath.Path, image: np.ndarray, steps: Mapping[str, int]) -> None:
+def _write_png(path: epath.Path, image: np.ndarray, notes: PngInfo) -> None:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", pnginfo=write_steps(steps))
+    Image.fromarray(image).save(file, "PNG", pnginfo=notes)
     write_whole(path, file.getvalue())

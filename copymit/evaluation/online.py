@@ -23,12 +23,13 @@ from copymit.embedding.image_set import examples_as_images
 from copymit.embedding.registry import make_embedder, weights_name
 from copymit.embedding.store import EmbeddingStore, load_embeddings, unit_rows
 from copymit.evaluation.search_stage import unit_vectors
+from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import compute_digest, content_digest, data_digest
-from copymit.generator import make_generate, sampling_options
+from copymit.generator import generate_on, make_generate, sampling_options
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.scores.similarity import TIE_TOLERANCE
 from copymit.search.exact import search_exact
-from copymit.sharding import wait_for_all
+from copymit.sharding import make_mesh, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,12 @@ def make_copy_monitor(
     generate = make_generate(
         model, noise_scheduler, sampling_options(config.eval), tokenizer.encode([""])[0]
     )
-    embedder = make_embedder(config.eval.embedders[0], config.eval.weights)
+    mesh = make_mesh(**config.mesh)
     size = config.data.resolution
+    evaluation, choice = resolve_embedders(config.eval, lambda: size)
+    if choice:
+        logger.info(choice.reason)
+    embedder = make_embedder(evaluation.embedders[0], config.eval.weights)
     images = examples_as_images("references", dataset.source, dataset.indices, size)
     weights = config.eval.weights.get(weights_name(embedder.name), "")
     of = [
@@ -79,7 +84,7 @@ def make_copy_monitor(
     own = unit_rows(references.rows(chosen))
 
     def monitor(networks: ModelParams, step: int) -> dict[str, float]:
-        made = np.asarray(generate(networks, input_ids, np.arange(len(chosen))).images)
+        made = generate_on(mesh, generate, networks, input_ids, np.arange(len(chosen)))
         features = unit_rows(embed_arrays(embedder, made, config.eval.batch_size))
         nearest = search_exact(features, vectors, 1).similarities[:, 0]
         hits = np.einsum("qd,qd->q", features, own) >= nearest - TIE_TOLERANCE

@@ -1,57 +1,45 @@
-"""What the optimisations of a generation came to: noted in its picture, then counted.
+"""What the optimisations of a generation came to: noted in its picture, counted here.
 
 A target above what any generation has changes nothing, and one far below is not reached:
 neither shows in the pictures, so both are told.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
-from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from copymit.mitigation.registry import active
 from copymit.scores.similarity import Scores
-
-# What is optimised to each target, and the setting of how many steps it may take.
-_OPTIMISED = {
-    "prompt_target": ("prompts", "prompt_iterations"),
-    "noise_target": ("noises", "noise_iterations"),
-}
-
-
-def write_steps(steps: Mapping[str, int]) -> PngInfo:
-    """Notes in a picture the steps that were taken to each target."""
-    notes = PngInfo()
-    for name, count in steps.items():
-        notes.add_text(name, str(count))
-    return notes
 
 
 def score_optimisations(
-    pictures: Iterable[epath.Path], mitigation: ConfigDict
+    notes: Sequence[Mapping[str, str]], mitigation: ConfigDict
 ) -> Scores:
     """Counts generations that were above a target, and those that stayed above it.
 
     Args:
+      notes: of each picture.
       mitigation: the section `mitigation.generate` they were made with.
     Returns:
       For each target that is set `num_*_optimised` and `num_*_still_above_target`, and
       `warnings`; nothing of pictures without notes.
     """
     scores: Scores = {"warnings": []}
-    targets = [name for name in _OPTIMISED if mitigation[name]]
-    notes = [_read_notes(path) for path in pictures] if targets else []
-    for name in targets:
-        if not all(name in note for note in notes):
+    for m in active("generate", mitigation):
+        if m.calibration is None:
             continue
-        what, limit = _OPTIMISED[name]
-        steps = [int(note[name]) for note in notes]
+        target, quantile = m.calibration.target, m.calibration.quantile
+        if not all(target.name in note for note in notes):
+            continue
+        (limit,) = (s.name for s in m.settings if s.name.endswith("_iterations"))
+        what = target.name.removesuffix("_target") + "s"
+        steps = [int(note[target.name]) for note in notes]
         above = sum(count > 0 for count in steps)
         still = sum(count >= mitigation[limit] for count in steps)
         scores[f"num_{what}_optimised"] = above
         scores[f"num_{what}_still_above_target"] = still
-        setting = f"mitigation.generate.{name}={mitigation[name]:g}"
+        asked = target if mitigation[target.name] else quantile
+        setting = f"mitigation.{asked.path}={mitigation[asked.name]:g}"
         if not above:
             scores["warnings"].append(
                 f"{setting} changed nothing: no generation was above it"
@@ -62,8 +50,3 @@ def score_optimisations(
                 f"{mitigation[limit]} steps ({limit})"
             )
     return scores
-
-
-def _read_notes(path: epath.Path) -> Mapping[str, str]:
-    with path.open("rb") as file, Image.open(file) as image:
-        return {name: image.info[name] for name in _OPTIMISED if name in image.info}

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from copymit.data.dataset import Dataset, make_captions
 from copymit.data.schedule import draw_generator
+from copymit.data.texts import decode_text, split_lines
 from copymit.data.tokenizer import Tokenizer
-from copymit.mitigation.compose import generation_rewrite
+from copymit.mitigation.sampling import generation_rewrite
 
 CAPTIONS = ("each", "random", "heldout")
 CHOICES = (*CAPTIONS, "file", *(f"file+{name}" for name in CAPTIONS))
@@ -72,7 +73,7 @@ def make_prompts(
         which = settings.prompts.removeprefix("file+")
         numbers = np.arange(len(texts), count)
         texts += _from_captions(config, dataset, tokenizer, which, numbers)
-    rewrite = generation_rewrite(config.mitigation, tokenizer.decode)
+    rewrite = generation_rewrite(config.mitigation.generate, tokenizer.decode)
     return [
         Prompt(
             f"{number:06d}",
@@ -133,10 +134,7 @@ def read_prompts(path: epath.PathLike, setting: str = "eval.prompts_file") -> li
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{setting}={str(path)!r} does not exist")
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    lines = split_lines(decode_text(path.read_bytes(), str(path)))
     rows = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path} holds no prompt: write one a line")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from copymit.data.texts import split_lines
 from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.artefacts import (
     QUERIES,
@@ -74,7 +75,7 @@ def _detection(subject: Subject, artefacts: Artefacts) -> Detection | None:
     """Reads what the detect stage made, if it ran since the scores were made."""
     if subject.run is None or not is_finished(subject, artefacts, "detect"):
         return None
-    lines = artefacts.tokens.read_text().splitlines()
+    lines = split_lines(artefacts.tokens.read_text())
     return Detection(
         artefacts.read_table("detect", artefacts.detection),
         artefacts.read_json("detect", artefacts.detection_summary),

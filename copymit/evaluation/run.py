@@ -2,7 +2,8 @@
 
 generate -> embed -> search -> score [-> detect] -> report
 
-Several processes share what runs on devices; the first process does the rest.
+Several processes share what runs on devices; the first process does the rest. Processes
+that do not know of each other can share the embed stage.
 """
 
 import contextlib
@@ -13,17 +14,28 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from copymit.evaluation.artefacts import Artefacts, is_finished, open_artefacts
+from copymit.embedding.registry import check_weights
+from copymit.evaluation.artefacts import (
+    Artefacts,
+    embedder_names,
+    is_finished,
+    open_artefacts,
+)
 from copymit.evaluation.lock import sole_evaluation
 from copymit.evaluation.settings import check_settings
 from copymit.evaluation.stages import (
     DEFAULT_STAGES,
     OPTIONAL_STAGES,
     STAGES,
+    Share,
     check_stages,
 )
 from copymit.evaluation.subject import Subject
-from copymit.evaluation.subject.finished import check_record, write_record
+from copymit.evaluation.subject.record import (
+    check_record,
+    claim_record,
+    write_record,
+)
 from copymit.sharding import wait_for_all
 from copymit.storage import write_whole
 
@@ -36,30 +48,42 @@ def run_stages(
     subject: Subject,
     stages: Sequence[str] = DEFAULT_STAGES,
     compared: Sequence[Subject] = (),
+    share: Share | None = None,
 ) -> epath.Path:
     """Runs the stages that are asked for and not finished; returns the directory.
 
     Args:
       compared: finished evaluations to show beside this one.
+      share: does this part of the embed stage alone, beside processes of other shares.
     Raises:
       ValueError: for an unknown stage, one whose inputs are missing or out of date, a
         directory of another subject or where another process is at work, or compared
         evaluations of another protocol.
     """
-    check_stages(list(stages))
+    check_stages(list(stages), share)
     check_settings(subject.eval)
+    if "embed" in stages:
+        check_weights(embedder_names(subject), subject.eval.weights)
     artefacts = open_artefacts(subject)
     if compared and "report" in stages:
         from copymit.evaluation.comparable import check_comparable  # embedders, figures
 
         check_comparable(subject, compared)
     first = jax.process_index() == 0
+    if subject.choice and first:
+        level = logging.WARNING if subject.choice.stand_in else logging.INFO
+        logger.log(level, subject.choice.reason)
     subject.out.mkdir(parents=True, exist_ok=True)
-    with sole_evaluation(subject.out) if first else contextlib.nullcontext():
-        if first:
+    with sole_evaluation(subject.out, share) if first else contextlib.nullcontext():
+        if first and share:
+            claim_record(subject, artefacts.stages["embed"])
+        elif first:
             check_record(subject)
         wait_for_all("the directory is ours")
-        _run(subject, artefacts, stages, compared)
+        _run(subject, artefacts, stages, compared, share)
+        if share:
+            others = "" if _is_finished(subject, artefacts, "embed") else " not"
+            logger.info("%s is done; all shares together are%s", share, others)
     return subject.out
 
 
@@ -68,6 +92,7 @@ def _run(
     artefacts: Artefacts,
     stages: Sequence[str],
     compared: Sequence[Subject],
+    share: Share | None,
 ) -> None:
     unfinished = ""  # the first stage whose artefacts the later ones lack
     for stage in STAGES[1:] if subject.run is None else STAGES:
@@ -78,20 +103,23 @@ def _run(
             continue
         lists = stage == "detect" and subject.eval.detection.other_prompts
         if unfinished and not lists:
+            way_out = (
+                f"{unfinished} without --shard" if share else f"{unfinished},{stage}"
+            )
             raise ValueError(
                 f"the {stage} stage needs what the {unfinished} stage makes, and in "
                 f"{subject.out} that is missing or of other settings: run "
-                f"--stages={unfinished},{stage}"
+                f"--stages={way_out}"
             )
         if finished:
             logger.info("%s: nothing changed, reused", stage)
             continue
         started = time.perf_counter()
         if jax.process_index() == 0:
-            _begin(subject, artefacts, stage)
+            _begin(subject, artefacts, stage, share)
         wait_for_all(f"begin {stage}")
         if jax.process_index() == 0 or stage in _SHARED_STAGES:
-            _work(subject, artefacts, stage, compared)
+            _work(subject, artefacts, stage, compared, share)
         wait_for_all(f"end {stage}")
         if jax.process_index() == 0:
             logger.info("%s: %.1f s", stage, time.perf_counter() - started)
@@ -107,9 +135,12 @@ def _is_finished(subject: Subject, artefacts: Artefacts, stage: str) -> bool:
     return finished
 
 
-def _begin(subject: Subject, artefacts: Artefacts, stage: str) -> None:
+def _begin(
+    subject: Subject, artefacts: Artefacts, stage: str, share: Share | None
+) -> None:
     """Notes what is evaluated; numbers of before are not left to be taken for its own."""
-    write_record(subject)
+    if not share:  # all of them have one, written before
+        write_record(subject, artefacts.stages["embed"])
     if stage in ("embed", "search", "score"):
         artefacts.remove_scores()
     if subject.run is None:
@@ -125,6 +156,7 @@ def _work(
     artefacts: Artefacts,
     stage: str,
     compared: Sequence[Subject],
+    share: Share | None,
 ) -> None:
     """Does one stage; what it needs is imported only when its turn has come."""
     match stage:
@@ -138,7 +170,7 @@ def _work(
         case "embed":
             from copymit.evaluation.embed_stage import run_embed
 
-            run_embed(subject, artefacts)
+            run_embed(subject, artefacts, share)
         case "search":
             from copymit.evaluation.search_stage import run_search
 

@@ -8,6 +8,7 @@ has the pairs.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,11 @@ from copymit.evaluation.artefacts import (
 from copymit.evaluation.decide import decide_generations
 from copymit.evaluation.embed_stage import list_skipped
 from copymit.evaluation.evidence import write_copies
+from copymit.evaluation.notes import NOT_FINITE, read_notes
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.search_stage import query_column
-from copymit.evaluation.subject import Subject
-from copymit.scores.blank import describe_blank
+from copymit.evaluation.subject import Run, Subject
+from copymit.scores.blank import describe_blank, describe_not_finite
 from copymit.scores.clip_score import clip_score
 from copymit.scores.complexity import Complexity, crop_as_dcr, measure_complexity
 from copymit.scores.compute import View, compute_scores, score_parts
@@ -50,11 +52,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     scores |= _quality(subject, artefacts, generations, provenance)
     scores["alarms"] = []
     if subject.run is not None:
-        pictures = [subject.generations_folder / f"{i}.png" for i in generations]
-        mitigation = subject.run.config.mitigation.generate
-        optimised = score_optimisations(pictures, mitigation)
-        scores["warnings"] += optimised.pop("warnings")
-        scores |= optimised
+        made = _score_notes(subject, subject.run, generations)
+        scores["warnings"] += made.pop("warnings")
+        scores["alarms"] += made.pop("alarms")
+        scores |= made
     decided = decide_generations(subject, artefacts, views, provenance)
     scores |= decided.scores
     measured = _measure_parts(subject, artefacts, views)
@@ -83,6 +84,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores |= found
     for alarm in scores["alarms"]:
         logger.warning(alarm)
+    if choice := subject.choice:
+        scores["embedder_choice"] = choice.reason
+        if choice.stand_in:  # which the log has said at the start
+            scores["alarms"].insert(0, choice.reason)
     metrics = subject.metrics()
     if metrics is not None and len(metrics):
         scores["train_loss"] = float(metrics["loss"].tail(5).mean())
@@ -95,6 +100,16 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     measured.insert(0, "generation", generations)
     write_copies(subject, artefacts.copies, _with_matches(subject, views[0], measured))
     artefacts.write_scores(scores, measured)
+
+
+def _score_notes(subject: Subject, run: Run, generations: list[str]) -> Scores:
+    """Scores what was noted while the generations were made."""
+    pictures = [subject.generations_folder / f"{i}.png" for i in generations]
+    with ThreadPoolExecutor() as pool:
+        notes = list(pool.map(read_notes, pictures))
+    bad = [i for i, note in zip(generations, notes, strict=True) if NOT_FINITE in note]
+    optimised = score_optimisations(notes, run.config.mitigation.generate)
+    return optimised | describe_not_finite(bad, len(generations))
 
 
 def _load_view(subject: Subject, artefacts: Artefacts, name: str) -> View:
@@ -242,9 +257,11 @@ def _describe_preparation(subject: Subject) -> str:
     if subject.references.read_original is None:
         what = "all images" if subject.run is None else "training images"
         return f"{what} {at} before all else"
+    square = subject.generations().read_original is None
+    what = "training images" if square else "all images"
     return (
         f"each network's protocol begins with the images as they are; for "
-        f"efficientnet_lite0, pixels, tiles and pictures training images are {at} first"
+        f"efficientnet_lite0, pixels, tiles and pictures {what} are {at} first"
     )
 
 
@@ -260,11 +277,10 @@ def _one_prompt(provenance: Provenance) -> list[str]:
 
 def _list_blank(store: EmbeddingStore) -> list[str]:
     """Lists the images of one colour."""
-    shards = (store.read(index) for index in store.numbers())
+    plan = store.find()
     return [
         image_id
-        for shard in shards
-        if shard is not None
+        for _, shard in (store.shards(plan) if plan else ())
         for image_id, digest in zip(shard.ids, shard.digests, strict=True)
         if is_blank(digest)
     ]

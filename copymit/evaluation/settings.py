@@ -1,10 +1,12 @@
 """The `eval` section: which stage depends on which setting, and what is refused."""
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from copymit.embedding.clip import CLIP_MODELS
+from copymit.embedding.headline import STAND_IN, Choice, choose_embedder
 from copymit.embedding.registry import check_embedders, weights_name
 from copymit.embedding.tiles import list_tiles
 from copymit.evaluation.prompts import read_prompts
@@ -77,13 +79,36 @@ def stage_settings(config: ConfigDict, stage: str) -> list:
     return settings
 
 
+def resolve_embedders(
+    config: ConfigDict, side: Callable[[], int]
+) -> tuple[ConfigDict, Choice | None]:
+    """Fills in the embedders where nobody named any.
+
+    Args:
+      side: returns the size in pixels at which networks see the images.
+    Returns:
+      The `eval` section, and what was chosen.
+    Raises:
+      FileNotFoundError: a path of SSCD's weights is given, and there is nothing.
+    """
+    if config.embedders:
+        return config, None
+    choice = choose_embedder(side(), config.weights)
+    config = config.copy_and_resolve_references()
+    config.embedders = (choice.embedder, "pixels")
+    # A copy detector's features say little of how pictures are distributed.
+    config.quality_embedders = config.quality_embedders or (STAND_IN,)
+    return config, choice
+
+
 def check_settings(config: ConfigDict) -> None:
     """Refuses values of the `eval` section that would fail only after a while.
 
     Raises:
       ValueError: names the setting and what it may be.
     """
-    check_embedders(config.embedders)
+    if config.embedders:
+        check_embedders(config.embedders)
     if config.quality_embedders:
         check_embedders(config.quality_embedders, "eval.quality_embedders")
     choices = {

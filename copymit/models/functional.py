@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from copymit.models.initializers import Initializer
+from copymit.sharding import batch_shards
 
 Params = dict[str, jax.Array]
 Module = TypeVar("Module", bound=nnx.Module)
@@ -102,6 +103,25 @@ def make_apply(make_module: MakeModule, method: str = "__call__") -> Callable[..
         return getattr(module, method)(*args, **kwargs)
 
     return apply
+
+
+def in_slices(
+    function: Callable[[jax.Array], jax.Array], batch: jax.Array, size: int
+) -> jax.Array:
+    """Computes `function(batch)` for at most `size` examples at a time.
+
+    Args:
+      size: on each device; a slice takes as many examples from every device.
+    """
+    length, most = len(batch), max(1, size) * batch_shards()
+    slices = next(
+        n for n in range(1, length + 1) if length % n == 0 >= length - n * most
+    )
+    if slices == 1:
+        return function(batch)
+    strided = batch.reshape(-1, slices, *batch.shape[1:]).swapaxes(0, 1)
+    made = jax.lax.map(function, strided).swapaxes(0, 1)
+    return made.reshape(length, *made.shape[2:])
 
 
 def module_params(module: nnx.Module) -> Params:

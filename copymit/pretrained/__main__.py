@@ -31,7 +31,7 @@ from copymit.pretrained.pipeline import (
 )
 from copymit.pretrained.save import DTYPES, Network, new_file, save_pipeline
 from copymit.pretrained.source import Source, open_source
-from copymit.pretrained.trained import export_trained
+from copymit.pretrained.trained import export_lora, export_trained
 from copymit.pretrained.weight_files import find_weights, shard_paths
 
 logger = logging.getLogger("copymit.pretrained")
@@ -138,6 +138,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if name == "export":
             command.add_argument("source", metavar="workdir", help="of train.py")
             command.add_argument("--step", type=int, help="checkpoint; the newest")
+            command.add_argument(
+                "--lora", action="store_true", help="only what train.lora_rank trained"
+            )
         else:
             command.add_argument(
                 "source", help="short name, folder, gs:// folder or hub id"
@@ -164,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = epath.Path(arguments.to).expanduser()
         if arguments.command == "export":
             options = {"step": arguments.step, "dtype": arguments.dtype}
-            export_trained(arguments.source, folder, **options)
+            export = export_lora if arguments.lora else export_trained
+            export(arguments.source, folder, **options)
             logger.info("%s is complete", folder)
             return
         source = open_source(arguments.source)

@@ -1,8 +1,10 @@
 """What a published model says of itself: its networks, schedule and tokenizer."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from copymit.data.captions_file import listed
 from copymit.data.tokenizer import read_vocabulary
 from copymit.models.autoencoder_kl import AutoencoderKLConfig
 from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -109,13 +111,8 @@ def _check_fit(source: Source, pipeline: Pipeline) -> None:
 
 def _read_pad_token_id(source: Source) -> int:
     """Looks the padding token up; SD 1.x repeats the end token, SD 2.x has `!`."""
-    vocabulary, _ = read_vocabulary()
-    path = "tokenizer/vocab.json"
-    if source.has(path) and read_json(source, path) != vocabulary:
-        raise ValueError(
-            f"{source.name}: {path} is not CLIP's vocabulary: captions would be read "
-            "wrongly. Models with added or other tokens cannot be used"
-        )
+    vocabulary, merges = read_vocabulary()
+    _check_vocabulary(source, vocabulary, merges)
     token: Any = _END_TOKEN
     # The first file that has it decides, as in transformers.
     for path in (
@@ -131,3 +128,59 @@ def _read_pad_token_id(source: Source) -> int:
             f"CLIP's vocabulary: set it to {_END_TOKEN!r} (SD 1.x) or '!' (SD 2.x)"
         )
     return vocabulary[token]
+
+
+def _check_vocabulary(
+    source: Source, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]
+) -> None:
+    """Compares what decides how captions are read with CLIP's own, in every file of it.
+
+    transformers 5 writes `tokenizer.json` alone; a token that textual inversion added is
+    in its `added_tokens`, or in the `added_tokens.json` of older ones.
+    """
+
+    def refuse(path: str, what: str) -> NoReturn:
+        raise ValueError(
+            f"{source.name}: {path} {what}: captions would be read wrongly. Models with "
+            "added or other tokens cannot be used"
+        )
+
+    path = "tokenizer/vocab.json"
+    if source.has(path) and read_json(source, path) != vocabulary:
+        refuse(path, "is not CLIP's vocabulary")
+    path = "tokenizer/added_tokens.json"
+    if source.has(path):
+        added = {
+            k: v for k, v in read_json(source, path).items() if k not in vocabulary
+        }
+        if added:
+            refuse(path, f"adds {listed(list(added))}")
+    path = "tokenizer/tokenizer_config.json"
+    if source.has(path):
+        decoder = read_json(source, path).get("added_tokens_decoder") or {}
+        _check_added(decoder.values(), path, vocabulary, refuse)
+    path = "tokenizer/tokenizer.json"
+    if not source.has(path):
+        return
+    content = read_json(source, path)
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("vocab") != vocabulary:
+        refuse(path, "is not CLIP's vocabulary")
+    # Each merge is a pair, or as it was once, a text with a space.
+    pairs: Any = model.get("merges") or ()
+    found = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+    if found != [list(pair) for pair in merges]:
+        refuse(path, "has other merges than CLIP's")
+    _check_added(content.get("added_tokens") or (), path, vocabulary, refuse)
+
+
+def _check_added(
+    tokens: Iterable[Any],
+    path: str,
+    vocabulary: Mapping[str, int],
+    refuse: Callable[[str, str], NoReturn],
+) -> None:
+    names = [str(t.get("content")) if isinstance(t, dict) else str(t) for t in tokens]
+    added = [name for name in names if name not in vocabulary]
+    if added:
+        refuse(path, f"adds {listed(added)}")

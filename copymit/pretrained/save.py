@@ -141,7 +141,7 @@ def save_network(
     for number, keys in enumerate(shards, start=1):
         place = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         file_name = f"{stem}{infix}{place}.safetensors"
-        _save_tensors(folder / name / file_name, network, keys, dtype)
+        _save_tensors(folder / name / file_name, name, params, keys, dtype)
         weight_map |= {to_torch_name(key): file_name for key in keys}
     if jax.process_index() != 0:
         return
@@ -159,26 +159,53 @@ def save_network(
     logger.info("wrote %s to %s", name, folder)
 
 
+def save_lora(
+    folder: epath.PathLike,
+    factors: Mapping[str, Mapping[str, Any]],
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Writes LoRA's factors for diffusers' `load_lora_weights`.
+
+    In a run of several processes all must call this; the first writes.
+
+    Args:
+      folder: gets `pytorch_lora_weights.safetensors`.
+      factors: of each network, as `copymit.models.lora` names them. Without a scale in
+        the file diffusers takes that of `lora_alpha = rank`, which is 1.
+      dtype: as of `save_pipeline`.
+    """
+    flat = {
+        f"{network}.{name}": value
+        for network, values in factors.items()
+        for name, value in values.items()
+    }
+    path = epath.Path(folder) / "pytorch_lora_weights.safetensors"
+    _save_tensors(path, "lora", flat, sorted(flat), dtype)
+
+
 def _save_tensors(
-    path: epath.Path, network: Network, keys: Sequence[str], dtype: str
+    path: epath.Path,
+    network: str,
+    params: Mapping[str, Any],
+    keys: Sequence[str],
+    dtype: str,
 ) -> None:
     """Writes one file; every process takes part in gathering what is sharded."""
-    tensors = (_to_torch(network, key, dtype) for key in keys)
+    tensors = (_to_torch(network, key, params[key], dtype) for key in keys)
     if jax.process_index() != 0:
         for _ in tensors:
             pass
         return
     shapes = {
-        to_torch_name(key): to_torch_shape(key, network.params[key].shape)
-        for key in keys
+        to_torch_name(key): to_torch_shape(key, params[key].shape) for key in keys
     }
     with new_file(path) as file:
         write_tensors(file, shapes, jnp.dtype(dtype), tensors)
 
 
-def _to_torch(network: Network, name: str, dtype: str) -> np.ndarray:
+def _to_torch(network: str, name: str, value: Any, dtype: str) -> np.ndarray:
     """Brings a parameter to the host in published order and type."""
-    value = network.params[name]
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         value = multihost_utils.process_allgather(value, tiled=True)
     values = to_torch_order(name, np.asarray(value))
@@ -186,8 +213,7 @@ def _to_torch(network: Network, name: str, dtype: str) -> np.ndarray:
         cast = np.ascontiguousarray(values, dtype)
     if dtype == "float16" and np.isinf(cast).any() and not np.isinf(values).any():
         raise ValueError(
-            f"{name} of the {network.name} has values beyond float16: use bfloat16 or "
-            "float32"
+            f"{name} of the {network} has values beyond float16: use bfloat16 or float32"
         )
     return cast
 

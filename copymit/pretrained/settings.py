@@ -1,5 +1,6 @@
 """A config whose model is a published one: its sizes filled in, its weights loaded."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,12 +8,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from copymit.data.tokenizer import VOCAB_SIZE
-from copymit.diffusion.scheduler_config import diffusion_settings
+from copymit.diffusion.scheduler_config import describe_sampling, diffusion_settings
 from copymit.models.assembly import DiffusionModel, ModelParams, abstract_params
 from copymit.models.autoencoder_kl import AutoencoderKLConfig
 from copymit.pretrained.load import load_network
-from copymit.pretrained.pipeline import read_pipeline
+from copymit.pretrained.pipeline import find_network, read_pipeline
 from copymit.pretrained.source import open_source
+from copymit.pretrained.weight_files import find_weights, shard_paths
+
+logger = logging.getLogger(__name__)
 
 
 def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
@@ -36,7 +40,13 @@ def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
         )
     source = open_source(config.model.pretrained)
     pipeline = read_pipeline(source)
+    for network in {"unet", "vae", "text_encoder"} - set(config.model.from_scratch):
+        # Before data are read, which may take an hour, and the networks are built.
+        find = find_weights(source, network, find_network(source, network))
+        shard_paths(source, find)
     scheduler = diffusion_settings(pipeline.scheduler)
+    if note := describe_sampling(pipeline.scheduler):
+        logger.warning("%s: %s", source.name, note)
     scheduler["rescale_betas_zero_snr"] |= config.diffusion.rescale_betas_zero_snr
     text = pipeline.text_encoder
     if text.vocab_size < VOCAB_SIZE:

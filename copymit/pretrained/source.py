@@ -19,6 +19,10 @@ from copymit.pretrained.base_models import BASE_MODELS, BaseModel, find_base_mod
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MAX_JSON_BYTES = 2**26
 _TIMEOUT_SECS = 20.0
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+# What diffusers' and accelerate's trainers leave in checkpoint-500 and the like.
+_TRAINER_FILES = ("optimizer.bin", "scheduler.bin", "random_states_0.pkl")
 _WAY_OUT = (
     "Download the model elsewhere (huggingface-cli download ID --local-dir=FOLDER) and "
     "give that folder"
@@ -58,6 +62,9 @@ def open_source(name: str) -> Source:
     if name in BASE_MODELS:
         return _open_base_model(name)
     if epath.Path(name).expanduser().is_file():
+        refuse_pointer(epath.Path(name).expanduser())
+        if "lora" in epath.Path(name).name.lower():
+            raise _is_lora(name)
         raise ValueError(
             f"{name} is a file, and a model is a folder in diffusers' layout. Convert a "
             "single-file checkpoint with diffusers: StableDiffusionPipeline"
@@ -86,6 +93,7 @@ def read_json(source: Source, path: str) -> dict[str, Any]:
     file = source.fetch(path)
     if file.stat().length > _MAX_JSON_BYTES:
         raise ValueError(f"{file} has more than {_MAX_JSON_BYTES} bytes of settings")
+    refuse_pointer(file)
     try:
         content = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -95,6 +103,16 @@ def read_json(source: Source, path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not a JSON object")
     return content
+
+
+def refuse_pointer(file: epath.Path) -> None:
+    """Raises a `ValueError` if git left a pointer where a large file should be."""
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                f"{file} is a pointer of git-lfs and not the file: run git lfs pull in "
+                f"{file.parent}"
+            )
 
 
 def _bucket_folder(name: str) -> epath.Path:
@@ -111,11 +129,28 @@ def _bucket_folder(name: str) -> epath.Path:
 
 
 def _open_folder(folder: epath.Path) -> Source:
+    if not (folder / "model_index.json").exists():
+        if (folder / _LORA_FILE).exists():
+            raise _is_lora(str(folder / _LORA_FILE))
+        if any((folder / name).exists() for name in _TRAINER_FILES):
+            raise ValueError(
+                f"{folder} is an intermediate checkpoint of diffusers' trainer, with the "
+                f"networks it trains alone: give the folder it wrote at the end, or copy "
+                f"the base model and put {folder}/unet (or unet_ema) in place of its unet"
+            )
     return Source(
         str(folder),
         find_base_model(folder.name),
         lambda path: (folder / path).is_file(),
         lambda path: folder / path,
+    )
+
+
+def _is_lora(name: str) -> ValueError:
+    return ValueError(
+        f"{name} is a LoRA, the difference to a base model: melt it in with diffusers "
+        "(pipe.load_lora_weights(FILE); pipe.fuse_lora(); pipe.save_pretrained(FOLDER)) "
+        "and give that folder"
     )
 
 

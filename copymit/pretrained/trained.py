@@ -10,15 +10,16 @@ from copymit.diffusion.scheduler_config import scheduler_config
 from copymit.models.assembly import (
     DiffusionModel,
     ModelParams,
-    abstract_params,
-    frozen_networks,
+    abstract_networks,
     make_model,
     text_to_latents_configs,
+    trained_and_frozen,
 )
 from copymit.models.autoencoder_kl import AutoencoderKLConfig
 from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
+from copymit.models.lora import assemble
 from copymit.pretrained.components import NetworkConfig
-from copymit.pretrained.save import Network, save_pipeline
+from copymit.pretrained.save import Network, save_lora, save_pipeline
 from copymit.sharding import make_mesh
 
 
@@ -46,14 +47,48 @@ def load_trained(
     mesh: Mesh,
 ) -> ModelParams:
     """Loads the moving average of a run if it keeps one, else its parameters."""
-    abstract = abstract_params(model, mesh)
-    items = {"params": abstract}
+    return assemble(*_load(config, workdir, step, model, mesh))
+
+
+def _load(config, workdir, step, model, mesh) -> tuple[ModelParams, ModelParams]:
+    """Loads what trained, and what did not."""
+    trained, frozen = (
+        abstract_networks(networks, mesh)
+        for networks in trained_and_frozen(model, config)
+    )
+    items = {"params": trained, "frozen": frozen}
     if config.eval.use_ema and config.train.ema_decay:
-        frozen = frozen_networks(config.model)
-        items["ema"] = {k: v for k, v in abstract.items() if k not in frozen}
+        items["ema"] = trained
     with open_checkpoints(workdir, read_only=True) as checkpoints:
         restored = restore_checkpoint(checkpoints, step, items)
-    return {**restored["params"], **restored.get("ema", {})}
+    return restored.get("ema", restored["params"]), restored["frozen"]
+
+
+def export_lora(
+    workdir: epath.PathLike,
+    folder: epath.PathLike,
+    *,
+    step: int | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes what a run with LoRA trained for diffusers' `load_lora_weights`.
+
+    Args:
+      folder, step, dtype: as of `export_trained`.
+    Raises:
+      FileNotFoundError, ValueError: if there is no run, or it trained whole layers.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if not config.train.get("lora_rank", 0):
+        raise ValueError(
+            f"{workdir} was trained with train.lora_rank=0: it has no LoRA, export the "
+            "whole model"
+        )
+    model = make_model(config.model, config.data.resolution, "float32")
+    step = latest_step(workdir) if step is None else step
+    factors, _ = _load(config, workdir, step, model, make_mesh())
+    save_lora(folder, factors, dtype=dtype)
 
 
 def export_trained(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from copymit.models.torch_files import read_torch_tensors
 from copymit.pretrained.safetensors_format import DTYPES
-from copymit.pretrained.source import Source, read_json
+from copymit.pretrained.source import Source, read_json, refuse_pointer
 
 # Stems of the safetensors file and of the older pickle.
 _TRANSFORMERS_STEMS = ("model", "pytorch_model")
@@ -56,6 +56,10 @@ _VAE_PARTS = {
     "proj_attn": "to_out.0",
 }
 _VAE_LINEAR = re.compile(r"\.attentions\.0\.(to_[qkv]|to_out\.0)\.weight")
+
+
+class _Float8Error(ValueError):
+    """Weights are there, but of too few bits to train from."""
 
 
 class StoredTensor(NamedTuple):
@@ -205,6 +209,7 @@ def open_weight_file(path: epath.Path) -> Iterator[dict[str, StoredTensor]]:
     Raises:
       FileNotFoundError, ValueError: it is missing, damaged, or holds more than tensors.
     """
+    refuse_pointer(path)
     if path.suffix in (".bin", ".pth"):
         with _local_copy(path) as local:
             arrays = read_torch_tensors(local)
@@ -229,10 +234,17 @@ def _map_safetensors(path: epath.Path, local: Path) -> dict[str, StoredTensor]:
         for name in file.offset_keys():
             part = file.get_slice(name)
             dtype = DTYPES.get(part.get_dtype())
+            if dtype is None and part.get_dtype().startswith("F8"):
+                raise _Float8Error(
+                    f"{path} holds numbers of 8 bits ({part.get_dtype()}), made for "
+                    "sampling alone: give the weights of 16 or 32 bits"
+                )
             if dtype is None:
                 raise ValueError(f"{name} has the type {part.get_dtype()}")
             read = functools.partial(file.get_tensor, name)
             tensors[name] = StoredTensor(tuple(part.get_shape()), dtype, read)
+    except _Float8Error:
+        raise
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file that can be used ({error}): "

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
+from copymit.scores.grades import COPIES, GRADES
+
 ReadImage = Callable[[str], UInt8[np.ndarray, "H W 3"]]
 
 
@@ -80,6 +82,9 @@ class Generation(NamedTuple):
       similarity: to that.
       prompted: the training image whose caption prompted it.
       seed: of its initial noise, together with its id.
+      grade: of scores/grades.py, None if that was not decided.
+      copy_of: the training image that it is a copy of, or agrees with in pixels; not
+        always the nearest. None if there is none.
     """
 
     id: str
@@ -89,6 +94,18 @@ class Generation(NamedTuple):
     prompt_used: str | None = None
     prompted: str | None = None
     seed: str | None = None
+    grade: str | None = None
+    copy_of: str | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was found to be a copy of any kind."""
+        return self.grade in COPIES
+
+    @property
+    def rank(self) -> int:
+        """Place of its grade, 0 for the surest copy."""
+        return GRADES.index(self.grade) if self.grade in GRADES else len(GRADES)
 
 
 _COLUMNS = {
@@ -119,12 +136,18 @@ def list_generations(run: EvaluatedRun) -> list[Generation]:
             f"run {run.title!r}: `matches` holds a similarity that is NaN or infinite; "
             "embed and search again"
         )
-    prompts = _prompts(run)
+    prompts, grades = _prompts(run), _grades(run)
     rows = zip(
         nearest["generation"], nearest["reference"], nearest["similarity"], strict=True
     )
     generations = [
-        Generation(str(g), str(r), float(s), *prompts.get(str(g), ()))
+        Generation(
+            str(g),
+            str(r),
+            float(s),
+            *prompts.get(str(g), 4 * (None,)),
+            *grades.get(str(g), ()),
+        )
         for g, r, s in rows
     ]
     if prompts and not any(g.id in prompts for g in generations):
@@ -190,6 +213,18 @@ def _prompts(run: EvaluatedRun) -> dict[str, tuple[str | None, ...]]:
             prompted = None
         prompts[str(number)] = (prompt, prompt_used, prompted, seed)
     return prompts
+
+
+def _grades(run: EvaluatedRun) -> dict[str, tuple[str | None, ...]]:
+    """Is grade and copied training image by generation, where they were decided."""
+    table = run.measured
+    if table is None or "grade" not in table:
+        return {}
+    columns = zip(table["generation"], table["grade"], table["copy_of"], strict=True)
+    return {
+        str(name): (text_or_none(grade), text_or_none(copied) or None)
+        for name, grade, copied in columns
+    }
 
 
 def _check_columns(

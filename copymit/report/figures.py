@@ -50,7 +50,9 @@ _STYLE: dict[str, Any] = {
 }
 COLORS = (VERMILLION, BLUE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", GREY)
 _MARKERS = "oDs^vPX*"
-_WIDTH = 5.7  # inches
+# Inches; a phone shows it at four fifths, where the text is still 11 px high.
+_WIDTH = 4.6
+_LABEL = 46  # characters of a line below an axis
 _MAX_POINTS = 1500  # drawn of one group; the box is of all
 _BINS = 40
 _LOG_FROM = 4  # times the least loss, from which the axis is logarithmic
@@ -80,15 +82,20 @@ def to_png(figure: Figure) -> bytes:
 
 @styled
 def plot_histogram(
-    similarities: Mapping[str, Float[np.ndarray, " Q"]], embedder: str
+    similarities: Mapping[str, Float[np.ndarray, " Q"]],
+    embedder: str,
+    threshold: float | None = None,
 ) -> Figure:
     """Draws the top-1 similarities of each set on the same bins, as shares of the set.
 
     Args:
       similarities: by set: `generations`, `background`, `heldout`; finite.
+      threshold: from which a generation is called a copy, if there is such.
     """
     figure, (axes,) = new_figure(3.7)
-    every = np.concatenate(list(similarities.values()))
+    every = np.concatenate(
+        [*similarities.values(), [] if threshold is None else [threshold]]
+    )
     margin = 1e-6 + 0.01 * float(np.ptp(every))
     bins = np.linspace(every.min() - margin, every.max() + margin, _BINS + 1)
     for name, (label, color) in SERIES.items():
@@ -106,9 +113,13 @@ def plot_histogram(
     axes.plot(
         [], [], color=GREY, linestyle="--", linewidth=1.3, label="95th percentile"
     )
+    if threshold is not None:
+        axes.axvline(
+            threshold, color="#1b222b", linewidth=1.8, label="called a copy from here"
+        )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel(f"similarity to the nearest training image ({embedder})")
+    _label_below(axes, f"similarity to the nearest training image ({embedder})")
     axes.set_ylabel("share of images")
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
@@ -170,8 +181,8 @@ def plot_split(
     )
     axes.set_ylim(len(groups) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"similarity to the nearest training image ({embedder})")
-    figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
+    _label_below(axes, f"similarity to the nearest training image ({embedder})")
+    figure.legend(loc="outside upper left", handlelength=1.6)
     return figure
 
 
@@ -199,7 +210,7 @@ def plot_hits(hits: Mapping[str, Estimate]) -> Figure:
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("generations nearest to the very image that prompted them")
+    _label_below(axes, "generations nearest to the very image that prompted them")
     return figure
 
 
@@ -258,7 +269,9 @@ def plot_tradeoff(
             )
         axes.set_title(panel.title)
         axes.margins(0.12)
-    every_axes[-1].set_xlabel(f"dataset similarity ({embedder}): lower = less copied")
+    _label_below(
+        every_axes[-1], f"dataset similarity ({embedder}): lower = less copied"
+    )
     entries = {
         label: handle
         for axes in every_axes
@@ -328,6 +341,10 @@ def plot_copying(table: pd.DataFrame, background: float | None) -> Figure:
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.03)
     axes.legend()
     return figure
+
+
+def _label_below(axes: Axes, text: str) -> None:
+    axes.set_xlabel(textwrap.fill(text, _LABEL))
 
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:

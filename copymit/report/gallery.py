@@ -22,9 +22,9 @@ _SEED = 0
 
 # Why a generation is in the gallery, with a word about it for the reader.
 REASONS: Mapping[str, str] = {
-    "most": "most copied",
+    "most": "most similar",
     "typical": "drawn at random",
-    "least": "least copied",
+    "least": "least similar",
 }
 
 
@@ -58,8 +58,8 @@ class Card(NamedTuple):
     """A generation beside its nearest training images.
 
     Attributes:
-      neighbours: the nearest first; the image that prompted it, if that is another one,
-        comes last.
+      neighbours: what it is a copy of, then the nearest first; the image that
+        prompted it, if that is another one, comes last.
       same_nearest: number of generations that are nearest to the same training image.
       search: every text of the card, in lower case, for the filter.
     """
@@ -73,27 +73,28 @@ class Card(NamedTuple):
 
     @property
     def nearest(self) -> Shown:
-        """The nearest training image."""
+        """The training image that it is a copy of, or else the nearest."""
         return self.neighbours[0]
 
 
 def choose_generations(generations: Sequence[Generation], size: int) -> list[Choice]:
     """Picks the most copied generations, and fewer random and least copied ones.
 
-    The most copied are one for each training image, or a single often copied image
-    would fill the gallery. The random ones are always the same.
+    The surest copies come first, then the most similar, one for each training image, or
+    a single often copied image would fill the gallery. The random ones are always the
+    same.
 
     Args:
       generations: most similar first.
-      size: number of the most copied; a third of it of the others.
+      size: number of the first; a third of it of the others.
     Returns:
       What to keep first comes first, should there be no room for all.
     """
     if size == 0:
         return []
     best: dict[str, Generation] = {}
-    for generation in generations:
-        best.setdefault(generation.reference, generation)
+    for generation in sorted(generations, key=lambda g: g.rank):
+        best.setdefault(generation.copy_of or generation.reference, generation)
     chosen = {"most": list(best.values())[:size]}
     few = min(max(1, size // 3), len(generations))
     if len(generations) > len(chosen["most"]):
@@ -137,7 +138,9 @@ def make_cards(
     show = _shower(run, detail)
     cards = []
     for g, reasons in choices:
-        found = neighbours[g.id]
+        found: dict[str, float | None] = {**neighbours[g.id]}
+        if g.copy_of:  # which comes first, though another may be nearer
+            found = {g.copy_of: found.get(g.copy_of)} | found
         nearest = list(found.items())[: max(1, num_neighbours)]
         shown = [show(g, *pair, i == 0) for i, pair in enumerate(nearest)]
         if g.prompted and g.prompted not in dict(nearest):

@@ -82,8 +82,11 @@ def draw_figures(
     }
     if similarities:
         names = " and ".join(similarities)
+        threshold = read_estimate(run.scores, "copy_threshold")
         drawn["histogram"] = (
-            figures.plot_histogram(similarities, embedder),
+            figures.plot_histogram(
+                similarities, embedder, threshold and threshold.value
+            ),
             f"Histogram of similarity to the nearest training image: {names}.",
         )
     groups, means = _split(run, generations)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import copymit
+from copymit.mitigation.registry import changed_mitigations
 from copymit.report.evaluated_run import EvaluatedRun
 from copymit.report.verdict import format_number, quality_key, score_label
 from copymit.scores.bootstrap import bootstrap_ci
 from copymit.scores.names import SETS, look_up
-from copymit.settings import changed_mitigations
 
 _COUNTS = {
     "num_generations": "{} generations",
@@ -171,6 +171,8 @@ def _describe_measures(run: EvaluatedRun) -> list[str]:
     for key in ("dataset_similarity", "template_similarity_mean", "tile_l2_mean"):
         if key in scores:
             sentences.append(_define(key))
+    if choice := scores.get("embedder_choice"):
+        sentences.append(f"The headline's was chosen by rule: {choice}")
     if "background_similarity_mean" in scores:
         sentences.append(f"The background: {SETS['background'].replace('*', '')}.")
     if "clip_score" in scores:

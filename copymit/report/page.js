@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters the gallery, and copies the metrics card. The page is complete
+// Sorts and filters the gallery, copies the metrics card, and says where tables go on. The page is complete
 // without it: then the controls stay hidden and the most similar comes first.
 
 function setUpGallery(controls) {
@@ -10,7 +10,10 @@ function setUpGallery(controls) {
   const collator = new Intl.Collator("en", { numeric: true });
   const similarity = (card) => Number(card.dataset.similarity);
   const byName = (a, b) => collator.compare(a.dataset.name, b.dataset.name);
+  const grades = [...(controls.elements.grade?.options ?? [])].map((o) => o.value);
+  const rank = (card) => grades.indexOf(card.dataset.grade);
   const orders = {
+    surest: (a, b) => rank(a) - rank(b) || orders["most-similar"](a, b),
     "most-similar": (a, b) => similarity(b) - similarity(a) || byName(a, b),
     "least-similar": (a, b) => similarity(a) - similarity(b) || byName(a, b),
     name: byName,
@@ -22,9 +25,11 @@ function setUpGallery(controls) {
     const words = value("text").toLowerCase().split(/\s+/).filter(Boolean);
     const duplicated = value("duplicated");
     const reason = value("reason");
+    const grade = value("grade");
     return (
       words.every((word) => card.dataset.search.includes(word)) &&
       (!duplicated || card.dataset.duplicated === duplicated) &&
+      (!grade || card.dataset.grade === grade) &&
       (!reason || card.dataset.reasons.split(" ").includes(reason)) &&
       similarity(card) >= Number(value("least"))
     );
@@ -73,7 +78,16 @@ function setUpCopying(button) {
   button.hidden = false;
 }
 
+function setUpHints(tables) {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries)
+      target.classList.toggle("wider", target.scrollWidth > target.clientWidth + 1);
+  });
+  for (const table of tables) observer.observe(table);
+}
+
 const controls = document.getElementById("controls");
 const button = document.getElementById("copy");
 if (controls) setUpGallery(controls);
 if (button) setUpCopying(button);
+setUpHints(document.querySelectorAll(".scroll"));

@@ -5,17 +5,11 @@ every text from outside is escaped, and a policy names the hashes of its own sty
 script, so that nothing else could run. It is whole without the script.
 """
 
-import base64
-import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jinja2
 from etils import epath
-from markupsafe import Markup
 
 import copymit
 from copymit.report.comparison import (
@@ -38,17 +32,18 @@ from copymit.report.illustrations import draw_figures, write_figures
 from copymit.report.metrics_card import write_metrics_card
 from copymit.report.pairing import compare_pairs
 from copymit.report.pictures import DETAILS, Detail
+from copymit.report.returned import Returned, list_returned
 from copymit.report.score_table import tabulate_scores
+from copymit.report.template import encode, render_page
 from copymit.report.verdict import (
     format_interval,
-    format_number,
     format_value,
     make_headline,
     make_tiles,
     read_estimate,
 )
+from copymit.scores.grades import GRADES
 
-_FOLDER = Path(__file__).parent
 _SETS = {
     "generations": "",
     "training images, to each other": "background_",
@@ -61,8 +56,22 @@ _STATISTICS = {
     "95th percentile": "similarity_p95",
     "share above 0.5": "similarity_above_0.5",
 }
-# Makes the pictures in such detail: cards, what to keep first comes first, and a strip.
-Illustrate = Callable[[Detail], tuple[list[Card], Strip | None]]
+
+
+class Illustrated(NamedTuple):
+    """The pictures of a page; of cards and images what to keep first comes first."""
+
+    cards: Sequence[Card]
+    returned: Sequence[Returned]
+    strip: Strip | None
+
+    def first(self, share: float) -> "Illustrated":
+        """Keeps a share of the cards and of the images that came back."""
+        cards, returned = self.cards, self.returned
+        return self._replace(
+            cards=cards[: round(share * len(cards))],
+            returned=returned[: round(share * len(returned))],
+        )
 
 
 def write_report(
@@ -83,8 +92,8 @@ def write_report(
       directory: receives `report.html`, `figures/*.png`, `generations.csv`,
         `generations.parquet` and `metrics_card.txt`; made if absent.
       compared: other runs to show beside it.
-      gallery_size: number of most copied generations to show; a third of it for random
-        and for the least copied ones.
+      gallery_size: number of copies and most similar generations, and of training
+        images that came back; a third of it for random and for the least similar ones.
       num_neighbours: training images beside each generation.
       max_bytes: of the page; to stay below, pictures shrink first and then the gallery.
       blurred: whether pictures start blurred, as disturbing or private ones should; a
@@ -114,41 +123,49 @@ def write_report(
         "max_megabytes": f"{max_bytes / 1e6:g}",
     }
 
-    def illustrate(detail: Detail) -> tuple[list[Card], Strip | None]:
-        cards = make_cards(run, generations[0], choices, num_neighbours, detail)
-        if not compared:
-            return cards, None
-        return cards, make_strip(runs, generations, gallery_size // 3, detail.large)
+    def illustrate(detail: Detail) -> Illustrated:
+        return Illustrated(
+            make_cards(run, generations[0], choices, num_neighbours, detail),
+            list_returned(run, generations[0], gallery_size, detail),
+            make_strip(runs, generations, gallery_size // 3, detail.large)
+            if compared
+            else None,
+        )
 
     page = _fit(illustrate, facts, max_bytes)
     write_generation_table(directory, tabulate_generations(run, generations[0]))
-    (directory / "metrics_card.txt").write_bytes(_encode(metrics_card + "\n"))
+    (directory / "metrics_card.txt").write_bytes(encode(metrics_card + "\n"))
     path = directory / "report.html"
     path.write_bytes(page)
     return path
 
 
-def _fit(illustrate: Illustrate, facts: Mapping[str, Any], max_bytes: int) -> bytes:
-    """Renders the page in the finest detail, and with the most cards, that fit.
+def _fit(
+    illustrate: Callable[[Detail], Illustrated],
+    facts: Mapping[str, Any],
+    max_bytes: int,
+) -> bytes:
+    """Renders the page in the finest detail, and with the most pictures, that fit.
 
     Raises:
       ValueError: if even the page without a gallery is too large.
     """
     for detail in DETAILS:
-        cards, strip = illustrate(detail)
-        page = _render(facts, cards, strip, detail, len(cards))
+        pictures = illustrate(detail)
+        page = _render(facts, pictures, pictures, detail)
         if len(page) <= max_bytes:
             return page
-    fits = _render(facts, cards, strip, detail, 0)
+    fits = _render(facts, pictures.first(0), pictures, detail)
     if len(fits) > max_bytes:
         raise ValueError(
             f"max_bytes={max_bytes} is too small: the page has {len(fits)} bytes "
             f"without its gallery; give at least {len(fits)}"
         )
-    fitting, too_many = 0, len(cards)
+    total = len(pictures.cards)
+    fitting, too_many = 0, total
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
-        page = _render(facts, cards, strip, detail, middle)
+        page = _render(facts, pictures.first(middle / total), pictures, detail)
         if len(page) <= max_bytes:
             fits, fitting = page, middle
         else:
@@ -174,6 +191,9 @@ def _facts(
         "distributions": _distributions(run.scores),
         "reasons": REASONS,
         "knows_duplication": run.duplication is not None,
+        "knows_grades": any(g.grade for g in generations[0]),
+        "grades": GRADES,
+        "num_pairs": sum(bool(g.copy_of) for g in generations[0]),
         "knows_prompted": any(g.prompted for g in generations[0]),
         "runs": runs,
         "comparison": compare_scores(runs, relations) if compared else [],
@@ -191,58 +211,26 @@ def _facts(
 
 
 def _render(
-    facts: Mapping[str, Any],
-    cards: Sequence[Card],
-    strip: Strip | None,
-    detail: Detail,
-    count: int,
+    facts: Mapping[str, Any], part: Illustrated, whole: Illustrated, detail: Detail
 ) -> bytes:
-    """Renders the page with the first `count` of the cards."""
+    """Renders the page with a part of its pictures."""
     shown = sorted(
-        cards[:count], key=lambda c: (-c.generation.similarity, c.generation.id)
+        part.cards,
+        key=lambda c: (c.generation.rank, -c.generation.similarity, c.generation.id),
     )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": format_number, "breakable": _breakable}
-    style, script = (
-        # Ours, not from outside: escaped they would not work.
-        Markup((_FOLDER / name).read_text("utf-8"))
-        for name in ("page.css", "page.js")
-    )
-    policy = (
-        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
-        f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    )
-    template = environment.get_template("page.html.jinja")
-    page = template.render(
+    page = render_page(
+        "page.html.jinja",
+        "page.js",
         **facts,
         cards=shown,
-        strip=strip,
+        returned=part.returned,
+        strip=part.strip,
         slider=_slider(shown),
-        left_out=len(cards) - count,
+        left_out=len(whole.cards) - len(shown),
         shrunk=detail is not DETAILS[0],
         detail=detail,
-        style=style,
-        script=script,
-        policy=Markup(policy),
     )
-    return _encode(page)
-
-
-def _hash(source: str) -> str:
-    """Is the name by which a content security policy allows an inline source."""
-    digest = hashlib.sha256(source.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _encode(text: str) -> bytes:
-    """Encodes; file names may hold bytes that are no text (lone surrogates)."""
-    return text.encode("utf-8", "backslashreplace")
+    return encode(page)
 
 
 def _slider(cards: Sequence[Card]) -> tuple[float, float]:
@@ -268,8 +256,3 @@ def _distributions(
         if any(cells.values()):
             table.append((name, cells))
     return table
-
-
-def _breakable(name: str) -> Markup:
-    """Is a dotted or underscored name that may continue on the next line."""
-    return Markup("<wbr>").join(re.split(r"(?<=[._])", name))

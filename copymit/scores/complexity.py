@@ -138,8 +138,8 @@ def jpeg_bytes(image: UInt8[np.ndarray, "H W 3"]) -> int:
 
 def total_variation(image: UInt8[np.ndarray, "H W 3"]) -> float:
     """Anisotropic total variation, in levels of 0 to 255."""
-    levels = image.astype(np.int64)
-    return float(sum(np.abs(np.diff(levels, axis=axis)).sum() for axis in (0, 1)))
+    levels = image.astype(np.int16)  # differences are integers, and so is their sum
+    return float(sum(int(np.abs(np.diff(levels, axis=axis)).sum()) for axis in (0, 1)))
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> Statistic:

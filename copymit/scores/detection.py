@@ -11,7 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from copymit.scores.bootstrap import BLOCK_ELEMENTS, finite_vector
+from copymit.scores.bootstrap import (
+    BLOCK_ELEMENTS,
+    finite_vector,
+    unanimous_interval,
+)
 from copymit.scores.similarity import Scores
 
 # How often each distinct score, ascending, occurs among memorised and among other
@@ -94,25 +98,32 @@ def detection_summary(
     """Describes a detector: `auc` and `tpr_at_1_percent_fpr`, each with `_ci95`.
 
     The intervals are of a percentile bootstrap that draws memorised and other prompts
-    separately; None where one kind has a single prompt. Also `memorised_count` and
+    separately, the threshold anew each time; None where one kind has a single prompt.
+    Numbers of 0 or 1, where resampling finds no spread, get exact binomial ones: the rate
+    of as many trials as there are memorised prompts, at its threshold; the AUC of as many
+    as the smaller kind has prompts, which is how many pairs have no prompt in common
+    (all pairs in order are no likelier than all of these). Also `memorised_count` and
     `other_count`.
 
     Raises:
       ValueError: if scores are not finite, or all prompts are of one kind.
-    Source: Efron 1979.
+    Source: Efron 1979; Clopper and Pearson 1934.
     """
     _, positive, negative = _counts(scores, memorised)
+    kinds = int(positive.sum()), int(negative.sum())
     statistics = {"auc": _auc, "tpr_at_1_percent_fpr": _rate_at(0.01)}
+    trials = {"auc": min(kinds), "tpr_at_1_percent_fpr": kinds[0]}
     drawn = _resampled(positive, negative, statistics, num_resamples, seed)
     summary: Scores = {}
     for name, statistic in statistics.items():
-        summary[name] = float(statistic(positive[None], negative[None])[0])
-        alone = min(positive.sum(), negative.sum()) < 2
-        interval = None if alone else np.percentile(drawn[name], [2.5, 97.5]).tolist()
-        summary[f"{name}_ci95"] = interval
-    summary["memorised_count"] = int(positive.sum())
-    summary["other_count"] = int(negative.sum())
-    return summary
+        value = float(statistic(positive[None], negative[None])[0])
+        interval = None
+        if value in (0.0, 1.0):
+            interval = list(unanimous_interval(value, trials[name]))
+        elif min(kinds) > 1:
+            interval = np.percentile(drawn[name], [2.5, 97.5]).tolist()
+        summary |= {name: value, f"{name}_ci95": interval}
+    return summary | {"memorised_count": kinds[0], "other_count": kinds[1]}
 
 
 def _counts(scores, memorised) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -436,6 +436,12 @@ SCORES = (
     ),
     Score(
         "other",
+        "{num_,}not_finite_generations",
+        "generations whose latents or pixels were NaN or infinite before they became "
+        "pictures, where copymit made them; they stay in every number",
+    ),
+    Score(
+        "other",
         "{,background_}clip_score_count",
         "images in that CLIP score",
     ),
@@ -453,7 +459,8 @@ SCORES = (
     Score(
         "other",
         "image_{size_px,preparation}",
-        "size of the generations, and what was done to images before any protocol began",
+        "short side of the generations, and what was done to images before any protocol "
+        "began",
     ),
     Score(
         "other",

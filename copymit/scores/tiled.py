@@ -31,9 +31,10 @@ def tile_distances(
         )
     height, width = (side // grid for side in image.shape[:2])
     cut = np.s_[: grid * height, : grid * width]
-    difference = (image[cut].astype(np.float64) - other[cut]) / 255
-    tiles = np.square(difference).reshape(grid, height, grid, width, -1)
-    return np.sqrt(tiles.mean(axis=(1, 3, 4)))
+    difference = np.subtract(image[cut], other[cut], dtype=np.int16)
+    rows = difference.reshape(grid, height, grid, -1).astype(np.float32)
+    squares = np.einsum("ijkl,ijkl->ijk", rows, rows).sum(1, dtype=np.float64)
+    return np.sqrt(squares / (height * rows.shape[-1])) / 255
 
 
 def tiled_l2(

@@ -1,15 +1,17 @@
 """Latents and caption embeddings that do not change, computed once and kept.
 
-They lie in `cache/` of the working directory, named by everything that they depend on:
-the weights and sizes of the network, the content of the images, the texts. A run that
-is interrupted computes only what is missing, and other settings make another cache.
+They lie in `cache/` of the working directory, or where `data.cache_dir` says, named by
+everything that they depend on: the weights and sizes of the network, the content of the
+images, the texts. A run that is interrupted computes only what is missing, other settings
+make another cache, and runs that share the directory share what they have in common.
 """
 
 import hashlib
 import json
 import logging
-import time
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,16 +25,20 @@ from ml_collections import ConfigDict
 from copymit.data.captions import VariedCaptions
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import CachedEmbeddings, CachedMoments, Images
-from copymit.data.row_store import RowStore
-from copymit.metrics import format_duration
+from copymit.data.row_store import RowStore, row_size
 from copymit.models.assembly import DiffusionModel
 from copymit.models.functional import Params
+from copymit.progress import Progress
 from copymit.sharding import batch_sharding, wait_for_all
+from copymit.storage import is_remote, write_whole
 from copymit.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 _IMAGES_PER_DEVICE = 8
+
+# Embeddings that take less are kept whatever that saves.
+_SMALL_BYTES = 2**30
 
 
 def cache_moments(
@@ -57,7 +63,7 @@ def cache_moments(
         "views": views,
         "dtype": config.train.dtype,
     }
-    path = _claim(workdir, "moments", identity)
+    path = _claim(cache_folder(workdir, config), "moments", identity)
     store = RowStore(path / "rows", len(dataset.indices) * views, shape)
 
     def load(row: int) -> np.ndarray:
@@ -96,16 +102,62 @@ def cache_embeddings(
         "captions": hashlib.sha256(rows.tobytes()).hexdigest(),
         "dtype": config.train.dtype,
     }
-    path = _claim(workdir, "embeddings", identity)
-    shape = (rows.shape[1], config.model.text_encoder.hidden_size)
-    store = RowStore(path / "rows", len(rows), shape)
+    path = _claim(cache_folder(workdir, config), "embeddings", identity)
+    shape, dtype = _embedding(config)
+    store = RowStore(path / "rows", len(rows), shape, dtype=dtype)
 
     def compute(frozen, batch):
-        return model.encode_text(frozen, batch).astype(jnp.float32)
+        return model.encode_text(frozen, batch).astype(dtype)
 
     _fill(store, rows.__getitem__, compute, state.frozen, mesh, "captions")
     positions = {row.tobytes(): i for i, row in enumerate(rows)}
     return CachedEmbeddings(store.load_small(), positions)
+
+
+def embeddings_pay(config: ConfigDict, count: int, folder: epath.Path) -> bool:
+    """Returns whether embeddings of so many captions are worth what they take, and says.
+
+    Args:
+      count: of captions that the run can meet.
+      folder: where they would lie.
+    """
+    draws = config.train.steps * config.train.batch_size
+    size = count * row_size(*_embedding(config))
+    free = None if is_remote(folder) else _free_bytes(Path(folder))
+    if count >= draws and size > _SMALL_BYTES:
+        reason = f"the run draws only {draws}"
+    elif free is not None and size > free / 2:
+        reason = f"{folder} has {free / 1e9:.1f} GB left"
+    else:
+        logger.info("embeddings of %d captions take %.1f GB", count, size / 1e9)
+        return True
+    logger.warning(
+        "data.cache_embeddings: embeddings of %d captions, %.1f GB, are not kept, since %s;"
+        " they are computed at every step",
+        count,
+        size / 1e9,
+        reason,
+    )
+    return False
+
+
+def cache_folder(workdir: epath.Path, config: ConfigDict) -> epath.Path:
+    """Returns where caches lie; `data.cache_dir` may begin with `../`."""
+    folder = config.data.cache_dir
+    while folder.startswith("../"):
+        workdir, folder = workdir.parent, folder.removeprefix("../")
+    return workdir / (folder or "cache")
+
+
+def _embedding(config: ConfigDict) -> tuple[tuple[int, int], str]:
+    """Returns the shape of a caption's embedding, and the dtype that it comes in."""
+    text = config.model.text_encoder
+    return (text.max_length, text.hidden_size), config.train.dtype
+
+
+def _free_bytes(folder: Path) -> int:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def fingerprint(params: Params) -> str:
@@ -137,8 +189,7 @@ def _fill(
     sharding = batch_sharding(mesh)
     size = _IMAGES_PER_DEVICE * max(1, len(mesh.local_devices))
     encode = jax.jit(compute, out_shardings=sharding)
-    started, done = time.perf_counter(), 0
-    total = sum(len(store.shard(index)) for index in mine)
+    progress = Progress("cached", sum(len(store.shard(i)) for i in mine), unit=what)
     for turn in range(shards):
         rows = store.shard(mine[turn] if turn < len(mine) else missing[0])
         parts = []
@@ -149,12 +200,7 @@ def _fill(
             parts.append(_local_rows(encode(frozen, batch)))
         if turn < len(mine):
             store.write(mine[turn], np.concatenate(parts)[: len(rows)])
-            done += len(rows)
-            rate = done / (time.perf_counter() - started)
-            remaining = format_duration((total - done) / rate)
-            logger.info(
-                "cached %d/%d %s  %.1f/s  ETA %s", done, total, what, rate, remaining
-            )
+            progress.add(len(rows))
     wait_for_all(f"cache of {what}")
 
 
@@ -174,12 +220,14 @@ def _content_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _claim(workdir: epath.Path, kind: str, identity: dict[str, Any]) -> epath.Path:
+def _claim(folder: epath.Path, kind: str, identity: dict[str, Any]) -> epath.Path:
     """Names the directory of a cache and leaves a note in it of what it depends on."""
-    path = workdir / "cache" / f"{kind}-{_digest(identity)[:16]}"
+    path = folder / f"{kind}-{_digest(identity)[:16]}"
     if jax.process_index() == 0:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "identity.json").write_text(json.dumps(identity, indent=1) + "\n")
+        write_whole(
+            path / "identity.json", (json.dumps(identity, indent=1) + "\n").encode()
+        )
     wait_for_all(f"directory of {kind}")
     return path
 

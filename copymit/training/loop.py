@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -14,31 +14,55 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from copymit.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
-from copymit.config import claim_workdir
-from copymit.data.dataset import Dataset, claim_examples, load_dataset, make_captions
+from copymit.checkpoint import open_checkpoints
+from copymit.config import claim_workdir, flatten
+from copymit.data.dataset import (
+    Dataset,
+    claim_examples,
+    describe_truncated,
+    load_dataset,
+    make_captions,
+)
 from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
-from copymit.mitigation.compose import (
-    check_captions_vary,
-    training_caption,
-    with_mitigations,
-)
+from copymit.mitigation.record import Words
+from copymit.mitigation.registry import check_captions_vary, with_mitigations
+from copymit.mitigation.training import training_caption
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.sharding import batch_sharding, make_mesh, wait_for_all
-from copymit.training.cache import cache_embeddings, cache_moments, every_caption
+from copymit.settings import training_settings
+from copymit.sharding import batch_sharding, make_mesh
+from copymit.training.cache import (
+    cache_embeddings,
+    cache_folder,
+    cache_moments,
+    embeddings_pay,
+    every_caption,
+)
+from copymit.training.checks import check_settings, warn_of_whole_heads
+from copymit.training.compilation import (
+    abstract_batch,
+    compile_step,
+    seconds_at_peak,
+)
 from copymit.training.preview import make_preview
+from copymit.training.profile import Profile
+from copymit.training.saved import (
+    keep_frozen,
+    make_networks,
+    restore_state,
+    save_state,
+)
 from copymit.training.state import (
     TrainState,
     abstract_state,
     init_state,
     make_optimizer,
 )
-from copymit.training.step import SeedKey, make_train_step, seed_key
+from copymit.training.step import make_train_step, seed_key, without_unused
 from copymit.training.watch import HangWatch
 
 logger = logging.getLogger(__name__)
@@ -79,20 +103,23 @@ def train(
 
     # 1. Mesh, model and optimizer: nothing is allocated yet.
     mesh = make_mesh(**config.mesh)
-    _check_settings(config.train, mesh)
+    check_settings(config.train, mesh)
+    warn_of_whole_heads(config.model.unet, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
     optimizer = make_optimizer(config.train)
 
     # 2. Data.
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     check_captions_vary(config, dataset.source.caption_counts[dataset.indices])
     draws = _make_draws(config, dataset)
     preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
-    claim_workdir(workdir, config, writer=first)
+    defaults = flatten({"train": training_settings().to_dict()})
+    defaults["data.random_crop"] = False
+    claim_workdir(workdir, config, defaults, writer=first)
     claim_examples(workdir, dataset, writer=first)
 
     # 4. State: the newest checkpoint, or a new one.
@@ -100,7 +127,7 @@ def train(
     checkpoints = open_checkpoints(workdir, keep=config.train.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state = _restore(checkpoints, first_step, abstract)
+        state = restore_state(checkpoints, first_step, abstract)
         logger.info("going on from step %d of %s", first_step, workdir)
     else:
         pretrained = load_networks(config.model, model, mesh)
@@ -109,8 +136,14 @@ def train(
     logger.info("training on %s", _describe(state, dataset, mesh))
     if first_step >= config.train.steps:
         return state
+    keep_frozen(workdir, state.frozen, new=not first_step)
     _add_caches(draws, workdir, config, model, state, dataset, mesh)
     monitor = make_monitor(config, model, noise_scheduler, dataset, workdir)
+    networks = make_networks(workdir, abstract.frozen)
+    has_caches = (draws.moments is not None, draws.embeddings is not None)
+    abstract, state = (
+        without_unused(x, config, *has_caches) for x in (abstract, state)
+    )
 
     # 5. The compiled step, made ahead of the loop so that its time is not training's.
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -124,7 +157,9 @@ def train(
         draws.encode([""])[0],
     )
     seed = seed_key(config.seed)
-    train_step = _compile(train_step, abstract, draws, seed, mesh)
+    train_step = compile_step(train_step, abstract, draws, seed, mesh)
+
+    at_peak = seconds_at_peak(model, abstract_batch(draws, mesh), config)
 
     # 6. The loop.
     writer = MetricWriter(workdir, first_step)
@@ -138,7 +173,9 @@ def train(
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
     )
+    profile = Profile(workdir, config.train.profile_steps, first_step)
     with (
+        contextlib.closing(profile),
         contextlib.closing(writer),
         contextlib.closing(checkpoints),
         HangWatch(config.train.hang_timeout_seconds) as watch,
@@ -149,7 +186,9 @@ def train(
             started = time.perf_counter()
             batch = next(batches)
             progress.waited(time.perf_counter() - started)
+            profile.before(step)
             state, scalars = train_step(state, _to_devices(batch, mesh), seed)
+            profile.after(step, scalars)
             recent.append(scalars)
 
             last = step == config.train.steps
@@ -158,20 +197,18 @@ def train(
             measured = {}
             if monitor and (step % config.train.evaluate_every_steps == 0 or last):
                 watch.expect(f"what is measured at step {step}")
-                measured = monitor(
-                    {**(state.ema or state.params), **state.frozen}, step
-                )
+                measured = monitor(networks(state), step)
             if step % config.train.log_every_steps == 0 or saving or measured:
                 fetched = _fetch(recent, step, watch)
-                _report(step, fetched, progress, writer, checkpoints, measured)
+                _report(step, fetched, at_peak, progress, writer, checkpoints, measured)
                 recent.clear()
             if saving:
                 watch.expect(f"the checkpoint of step {step}")
                 writer.flush()  # a checkpoint never knows of steps that the metrics lack
-                _save(checkpoints, step, state)
+                save_state(checkpoints, step, state)
             if preview and (step % config.train.sample_every_steps == 0 or last):
                 watch.expect(f"the preview of step {step}")
-                writer.write_image(step, "generations", preview(state, step))
+                writer.write_image(step, "generations", preview(networks(state), step))
             if stopping and not last:
                 watch.expect(f"the checkpoint of step {step}")
                 checkpoints.wait_until_finished()
@@ -182,54 +219,15 @@ def train(
     return state
 
 
-def _check_settings(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses values of the `train` section that would fail only after a while."""
-    for name in (
-        "steps",
-        "batch_size",
-        "log_every_steps",
-        "checkpoint_every_steps",
-        "keep_checkpoints",
-    ):
-        if config[name] < 1:
-            raise ValueError(f"train.{name}={config[name]} must be at least 1")
-    for name in ("sample_every_steps", "evaluate_every_steps"):
-        if config[name] < 0:
-            raise ValueError(
-                f"train.{name}={config[name]} must be at least 1, or 0 for never"
-            )
-    if config.evaluate_prompts < 1:
-        raise ValueError(
-            f"train.evaluate_prompts={config.evaluate_prompts} must be at least 1"
-        )
-    if config.hang_timeout_seconds < 0:
-        raise ValueError(
-            f"train.hang_timeout_seconds={config.hang_timeout_seconds} must be above 0, "
-            "or 0 to wait for ever"
-        )
-    if config.min_snr_gamma < 0:
-        raise ValueError(
-            f"train.min_snr_gamma={config.min_snr_gamma} must be above 0, usually 5, or 0 "
-            "for no weights"
-        )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise ValueError(
-            f"train.dtype={config.dtype!r} is not known: use float32 or bfloat16"
-        )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shards:
-        raise ValueError(
-            f"train.batch_size={config.batch_size} does not divide among the {shards} "
-            "devices of mesh.data and mesh.fsdp: make it a multiple"
-        )
-
-
 def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
     tokenizer = make_tokenizer(
         config.model.text_encoder.max_length, config.model.text_encoder.pad_token_id
     )
+    if cut := describe_truncated(config.data, dataset, tokenizer):
+        logger.warning("%s", cut)
     caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
-    caption = training_caption(caption, config.mitigation, tokenizer.decode)
+    words = Words(tokenizer.decode, dataset.source.class_names)
+    caption = training_caption(caption, config.mitigation.train, words)
     return Draws(
         load_images(dataset.source, dataset.indices, config.data.resolution),
         dataset.duplication.duplicated,
@@ -240,6 +238,7 @@ def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
         batch_size=config.train.batch_size,
         caption_dropout=config.data.caption_dropout,
         random_flip=config.data.random_flip,
+        random_crop=config.data.random_crop,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -255,6 +254,11 @@ def _add_caches(
     mesh: Mesh,
 ) -> None:
     """Computes once, if asked to, what every visit of an image would compute again."""
+    if config.data.cache_latents and config.data.random_crop:
+        raise ValueError(
+            "data.random_crop shows another part of an image at every visit, so latents "
+            "cannot be kept: set data.cache_latents=False, or data.random_crop=False"
+        )
     if config.data.cache_latents:
         draws.moments = cache_moments(
             workdir, config, model, state, dataset, draws.images, mesh
@@ -265,6 +269,8 @@ def _add_caches(
         )
         caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
         texts = every_caption(config, dataset, caption)
+        if not embeddings_pay(config, len(texts), cache_folder(workdir, config)):
+            return
         draws.embeddings = cache_embeddings(
             workdir, config, model, state, tokenizer.encode(texts), mesh
         )
@@ -279,60 +285,11 @@ def _describe(state: TrainState, dataset: Dataset, mesh: Mesh) -> str:
     )
 
 
-def _compile(train_step, abstract: TrainState, draws: Draws, seed: SeedKey, mesh: Mesh):
-    started = time.perf_counter()
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (draws.batch_size, *np.shape(value)),
-            np.asarray(value).dtype,
-            sharding=batch_sharding(mesh),
-        )
-        for name, value in cast(dict[str, np.ndarray], draws.record(0)).items()
-    }
-    # The mesh tells kernels, which the compiler cannot split, what to do on each device.
-    with jax.set_mesh(mesh):
-        compiled = train_step.lower(abstract, batch, seed).compile()
-    # Gloo gives up on a host that comes to the first step 30 s after the others.
-    wait_for_all("the step is compiled")
-    logger.info("compiled the step in %.1f s", time.perf_counter() - started)
-    return compiled
-
-
 def _to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in cast(dict[str, np.ndarray], batch).items()
-    }
-
-
-def _restore(
-    checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState
-) -> TrainState:
-    items = _checkpoint_items(abstract)
-    restored = restore_checkpoint(checkpoints, step, items)
-    networks = restored["params"]
-    optimizer = restored["optimizer"]
-    return TrainState(
-        step=optimizer["step"],
-        params={k: networks[k] for k in abstract.params},
-        frozen={k: networks[k] for k in abstract.frozen},
-        opt_state=optimizer["state"],
-        ema=restored["ema"],
-    )
-
-
-def _save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState) -> None:
-    save_checkpoint(
-        checkpoints, step, _checkpoint_items(state), {"step": step, "next_batch": step}
-    )
-
-
-def _checkpoint_items(state: TrainState) -> dict[str, Any]:
-    return {
-        "params": {**state.params, **state.frozen},
-        "ema": state.ema,
-        "optimizer": {"state": state.opt_state, "step": state.step},
     }
 
 
@@ -350,6 +307,7 @@ def _fetch(
 def _report(
     step: int,
     fetched: list[dict[str, np.ndarray]],
+    at_peak: float | None,
     progress: Progress,
     writer: MetricWriter,
     checkpoints: ocp.CheckpointManager,
@@ -359,6 +317,7 @@ def _report(
 
     Args:
       fetched: the scalars of the steps since then.
+      at_peak: seconds that a step takes at the devices' peak.
       measured: by the monitor.
     """
     values = {name: float(value) for name, value in fetched[-1].items()}
@@ -382,6 +341,8 @@ def _report(
     values |= progress.report(step) | measured
     if (memory := device_memory_gib()) is not None:
         values["device_memory_gib"] = memory
+    if at_peak is not None:
+        values["model_flop_utilisation"] = at_peak * values["steps_per_second"]
     writer.write(step, values)
     logger.info("%s", progress.line(step, values))
 

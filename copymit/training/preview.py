@@ -1,5 +1,6 @@
 """Pictures while a model trains: the same captions and noise at every visit."""
 
+import logging
 from collections.abc import Callable
 
 import jax
@@ -11,15 +12,17 @@ from PIL import Image
 
 from copymit.data.dataset import Dataset, make_captions
 from copymit.data.schedule import draw_generator
-from copymit.data.tokenizer import make_tokenizer
+from copymit.data.tokenizer import Tokenizer, make_tokenizer
 from copymit.diffusion.noise_scheduler import NoiseScheduler
-from copymit.generator import make_generate, sampling_options
-from copymit.models.assembly import DiffusionModel
-from copymit.training.state import TrainState
+from copymit.generator import generate_on, make_generate, sampling_options
+from copymit.models.assembly import DiffusionModel, ModelParams
+from copymit.sharding import make_mesh
+
+logger = logging.getLogger(__name__)
 
 _ROWS, _COLUMNS = 4, 8
 
-Preview = Callable[[TrainState, int], UInt8[np.ndarray, "H W 3"]]
+Preview = Callable[[ModelParams, int], UInt8[np.ndarray, "H W 3"]]
 
 
 def make_preview(
@@ -31,32 +34,26 @@ def make_preview(
 ) -> Preview | None:
     """Returns a function that writes and returns a grid of generations, or None.
 
-    The grid shows the first captions of the training set, duplicated images first, and
-    goes to `samples/STEP.png` in the working directory.
+    The grid shows `train.preview_prompts`, or the first captions of the training set,
+    duplicated images first, and goes to `samples/STEP.png` in the working directory.
     """
     if not config.train.sample_every_steps:
         return None
-    text = config.model.text_encoder
-    tokenizer = make_tokenizer(text.max_length, text.pad_token_id)
-    caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
-    order = np.argsort(~dataset.duplication.duplicated, kind="stable")
-    shown = order[: _ROWS * _COLUMNS]
-    texts = [
-        caption(
-            dataset.source[int(dataset.indices[i])],
-            False,
-            draw_generator(config.seed, int(i), "example"),
-        )
-        for i in shown
-    ]
+    encoder = config.model.text_encoder
+    tokenizer = make_tokenizer(encoder.max_length, encoder.pad_token_id)
+    texts = list(config.train.preview_prompts) or _captions(config, dataset, tokenizer)
+    for text in texts:
+        if tokenizer.truncated(text):
+            logger.warning("prompt is cut to %d tokens: %r", encoder.max_length, text)
+    mesh = make_mesh(**config.mesh)
     input_ids = tokenizer.encode(texts)
     generate = make_generate(
         model, noise_scheduler, sampling_options(config.eval), tokenizer.encode([""])[0]
     )
 
-    def preview(state: TrainState, step: int) -> UInt8[np.ndarray, "H W 3"]:
-        networks = {**(state.ema or state.params), **state.frozen}
-        images = np.asarray(generate(networks, input_ids, np.arange(len(shown))).images)
+    def preview(networks: ModelParams, step: int) -> UInt8[np.ndarray, "H W 3"]:
+        numbers = np.arange(len(texts))
+        images = generate_on(mesh, generate, networks, input_ids, numbers)
         grid = tile(images, _COLUMNS)
         if jax.process_index() == 0:
             (workdir / "samples").mkdir(exist_ok=True)
@@ -65,6 +62,19 @@ def make_preview(
         return grid
 
     return preview
+
+
+def _captions(config: ConfigDict, dataset: Dataset, tokenizer: Tokenizer) -> list[str]:
+    caption = make_captions(config.data, dataset.source, tokenizer, config.seed)
+    order = np.argsort(~dataset.duplication.duplicated, kind="stable")
+    return [
+        caption(
+            dataset.source[int(dataset.indices[i])],
+            False,
+            draw_generator(config.seed, int(i), "example"),
+        )
+        for i in order[: _ROWS * _COLUMNS]
+    ]
 
 
 def tile(images: UInt8[np.ndarray, "B H W 3"], columns: int) -> np.ndarray:

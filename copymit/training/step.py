@@ -11,11 +11,10 @@ from jaxtyping import Int, UInt32
 from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import NoiseScheduler
-from copymit.diffusion.objective import denoising_loss
-from copymit.mitigation.compose import training_embeddings
-from copymit.mitigation.skipping import keep_unremembered
+from copymit.mitigation.training import kept_examples
 from copymit.models.assembly import DiffusionModel
 from copymit.sharding import batch_sharding, replicated
+from copymit.training.gradients import make_batch_gradients
 from copymit.training.state import TrainState, make_learning_rate
 
 Scalars = dict[str, jax.Array]
@@ -25,6 +24,21 @@ SeedKey = UInt32[np.ndarray, "2"]
 def seed_key(seed: int) -> SeedKey:
     """Returns the key of a seed as numbers, which every host can pass to the step."""
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
+def without_unused(
+    state: TrainState, config: ConfigDict, has_moments: bool, has_embeddings: bool
+) -> TrainState:
+    """Leaves out the networks that do not train and that the step does not compute.
+
+    Args:
+      has_moments, has_embeddings: whether batches hold what caches know.
+    """
+    unused = {"vae"} if has_moments else set()
+    if has_embeddings and not config.mitigation.train.skip_above:
+        unused.add("text_encoder")
+    kept = {k: v for k, v in state.frozen.items() if k not in unused}
+    return state._replace(frozen=kept)
 
 
 def make_train_step(
@@ -46,53 +60,25 @@ def make_train_step(
       empty_ids: token ids of the empty caption.
     """
     learning_rate = make_learning_rate(config.train)
-    perturb = training_embeddings(config.mitigation)
-    skip_above = config.mitigation.train.skip_above
+    batch_gradients = make_batch_gradients(model, noise_scheduler, config, empty_ids)
+    skips = kept_examples(config.mitigation.train, noise_scheduler) is not None
 
     def train_step(
         state: TrainState, batch, seed: SeedKey
     ) -> tuple[TrainState, Scalars]:
-        step_key = jax.random.fold_in(
-            jax.random.wrap_key_data(jnp.asarray(seed)), state.step
+        run_key = jax.random.wrap_key_data(jnp.asarray(seed))
+        loss, kept, grads = batch_gradients(
+            state.params,
+            state.frozen,
+            batch,
+            jax.random.fold_in(run_key, state.step),
+            run_key,
         )
-        latents_key, noise_key = jax.random.split(step_key)
-        text_key = jax.random.fold_in(step_key, 2)
-        moments = _moments(model, state.frozen, batch)
-        latents = model.sample_latents(moments, latents_key)
-
-        def loss_fn(params):
-            networks = {**params, **state.frozen}
-            hidden_states = perturb(_hidden_states(model, networks, batch), text_key)
-
-            def predict(noisy_latents, timesteps, encoder_hidden_states):
-                return model.predict(
-                    networks, noisy_latents, timesteps, encoder_hidden_states
-                )
-
-            def keep(model_pred, noisy_latents, timesteps):
-                empty = model.encode_text(networks, jnp.asarray(empty_ids)[None])
-                empty = jnp.broadcast_to(empty, hidden_states.shape)
-                unconditional = predict(noisy_latents, timesteps, empty)
-                return keep_unremembered(model_pred, unconditional, skip_above)
-
-            losses = denoising_loss(
-                predict,
-                noise_scheduler,
-                latents,
-                hidden_states,
-                noise_key,
-                min_snr_gamma=config.train.min_snr_gamma or None,
-                keep=keep if skip_above else None,
-            )
-            return jnp.mean(losses), jnp.mean(losses == 0)
-
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, skipped), grads = grad_fn(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if skip_above:
+        if skips:
             params, opt_state = _unless_all(
-                skipped == 1, (params, opt_state), (state.params, state.opt_state)
+                kept == 0, (params, opt_state), (state.params, state.opt_state)
             )
         new_state = state._replace(
             step=state.step + 1,
@@ -106,8 +92,8 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(learning_rate(state.step)),
         }
-        if skip_above:
-            scalars["skipped_share"] = skipped
+        if skips:
+            scalars["skipped_share"] = 1 - kept
         return new_state, scalars
 
     return jax.jit(
@@ -116,21 +102,6 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def _moments(model: DiffusionModel, frozen, batch) -> jax.Array:
-    """Takes the moments of the latents from the cache, or encodes the pixels."""
-    if "moments" in batch:
-        return batch["moments"]
-    pixel_values = batch["pixel_values"].astype(jnp.float32) / 127.5 - 1
-    return model.encode_images(frozen, pixel_values)
-
-
-def _hidden_states(model: DiffusionModel, networks, batch) -> jax.Array:
-    """Takes the text embeddings from the cache, or encodes the captions."""
-    if "encoder_hidden_states" in batch:
-        return batch["encoder_hidden_states"]
-    return model.encode_text(networks, batch["input_ids"])
 
 
 def _unless_all(skipped: jax.Array, new, old):

@@ -3,12 +3,20 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from copymit.analysis import analyze as analyze_module
 from copymit.analysis.__main__ import main
-from copymit.analysis.analyze import Settings, analyze, check_settings
+from copymit.analysis.analyze import (
+    Settings,
+    analyze,
+    check_settings,
+    settings_for_few,
+)
 from copymit.analysis.opening import open_data
 from copymit.data.examples import Example
 from copymit.data.sources import load_source
+from copymit.embedding.registry import make_embedder
 from tests.analysis.planted import (
     BOTH,
     CAPTION_ONLY,
@@ -67,7 +75,8 @@ def test_every_planted_duplicate_of_an_image_is_found_and_nothing_else(planted):
 
 
 def test_the_calibrated_threshold_finds_the_same(planted, monkeypatch):
-    monkeypatch.setattr("copymit.analysis.near.MIN_CALIBRATION", 50)
+    for module in ("near", "analyze"):
+        monkeypatch.setattr(f"copymit.analysis.{module}.MIN_CALIBRATION", 50)
     folder, _ = planted
     images, captions = folder / "images", folder / "captions.json"
     source, fingerprint = open_data(str(images), str(captions))
@@ -180,10 +189,76 @@ def test_a_single_image_has_no_duplicates_to_look_for(tmp_path):
         analyze(load_source(str(tmp_path / "images")), tmp_path / "out", PIXELS)
 
 
-def test_few_images_cannot_calibrate_a_threshold(tmp_path):
+def test_among_few_images_equal_pixels_are_duplicates_and_it_is_said_before(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
     images, captions = plant(tmp_path, count=8)
-    with pytest.raises(ValueError, match=r"--threshold=0\.9"):
-        run(images, captions, tmp_path / "out", PIXELS._replace(threshold=None))
+    found = run(images, captions, tmp_path / "out", PIXELS._replace(threshold=None))
+    assert in_any_order(ids_of(found, "image")) == [
+        sorted(EXACT_FILE),
+        sorted(EXACT_PIXELS),
+    ]
+    assert "calibrated from 500 different ones or more" in caplog.messages[0]
+    told = [m for m in caplog.messages if "only equal files and equal pixels" in m]
+    assert len(told) == 1
+    assert "give --threshold" in told[0]
+    assert not found.counts["image_threshold_is_calibrated"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(embedder="sscd_288"), ("sscd_288", 0.75)),
+        (Settings(embedder="sscd_dcr"), ("sscd_dcr", 0.5)),
+        (Settings(embedder="sscd_288_int8"), ("sscd_288_int8", 0.75)),
+        (Settings(embedder="pixels"), ("pixels", 1.0)),
+        (Settings(embedder="sscd_288", threshold=0.9), ("sscd_288", 0.9)),
+    ],
+)
+def test_few_images_are_compared_at_a_published_threshold(settings, expected):
+    few = settings_for_few(settings, 499)
+    assert (few.embedder, few.threshold) == expected
+    assert settings_for_few(settings, 500) == settings
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(63, "efficientnet_lite0"), (64, "sscd_288_int8")]
+)
+def test_the_embedder_goes_by_the_size_of_most_images_unless_it_is_named(
+    side, expected, tmp_path, monkeypatch
+):
+    chosen = []
+    monkeypatch.setattr(
+        analyze_module,
+        "make_embedder",
+        lambda name, weights: chosen.append(name) or make_embedder("pixels"),
+    )
+    for i, shape in enumerate([(side, 200), (200, side), (300, 300), (20, 20)]):
+        picture = Image.fromarray(np.full((*shape, 3), 40 * i, np.uint8))
+        picture.save(tmp_path / f"{i}.png")
+    source, _ = open_data(str(tmp_path))
+    for settings in (Settings(threshold=0.9), Settings("pixels", threshold=0.9)):
+        analyze(source, tmp_path / f"out{len(chosen)}", settings)
+    assert chosen == [expected, "pixels"]
+
+
+def test_images_without_captions_have_no_caption_in_common(tmp_path):
+    images, _ = plant(tmp_path, count=8)
+    source, _ = open_data(str(images))
+    found = analyze(source, tmp_path / "out", PIXELS)
+    assert len(ids_of(found, "image")) == 4
+    assert ids_of(found, "caption") == []
+    assert found.counts["exact_captions"]["groups"] == 0
+    page = (tmp_path / "out" / "analysis.html").read_text()
+    assert "There are no captions." in page
+    assert "The same caption" not in page
+    # Some have one: these are compared, the others are not.
+    for name in ("00", "01", "02", "03"):
+        (images / f"{name}.txt").write_text("the same" if name < "02" else name)
+    found = analyze(open_data(str(images))[0], tmp_path / "some", PIXELS)
+    assert ids_of(found, "caption") == [{"00.png", "01.png"}]
+    assert "The same caption" in (tmp_path / "some" / "analysis.html").read_text()
 
 
 def test_images_that_are_all_the_same_are_one_cluster(tmp_path):

@@ -6,8 +6,8 @@ from copymit.analysis.captions import (
     choose_caption_embedder,
     make_caption_features,
     normalise_caption,
-    store_captions,
 )
+from copymit.embedding.embed import embed_texts
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 
 CAPTIONS = [
@@ -63,9 +63,7 @@ def test_weights_of_a_clip_choose_it():
 def test_stored_captions_are_computed_once(tmp_path):
     features = make_caption_features(CAPTION_NGRAMS, CAPTIONS, {})
     store = EmbeddingStore(tmp_path)
-    store_captions(features, CAPTIONS, store)
-    calls = []
-    counted = features._replace(compute=lambda texts: calls.append(texts))
-    store_captions(counted, CAPTIONS, store)
-    assert not calls
+    texts = {text: text for text in CAPTIONS}
+    embed_texts(features.compute, features.protocol, texts, store)
+    embed_texts(None, features.protocol, texts, store)
     assert load_embeddings(store).ids == CAPTIONS

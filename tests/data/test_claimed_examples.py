@@ -12,7 +12,7 @@ from copymit.checkpoint import open_checkpoints, save_checkpoint
 from copymit.config import claim_workdir
 from copymit.data.dataset import claim_examples, load_dataset, read_duplication
 from copymit.evaluation.subject import open_finished, open_run
-from copymit.evaluation.subject.finished import write_record
+from copymit.evaluation.subject.record import write_record
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def folder(tmp_path, rng):
 def config(folder):
     config = tiny.get_config()
     config.data.update(source=str(folder), num_examples=0, num_heldout=4)
+    config.data.caption_style = "fixed"
     return config
 
 
@@ -92,8 +93,21 @@ def test_an_evaluation_of_a_run_is_opened_with_the_settings_it_was_made_with(
     config.mitigation.apply = ("RTI",)
     made = open_run(workdir, config, "mitigated")
     made.out.mkdir(parents=True)
-    write_record(made)
+    write_record(made, "")
     (workdir / "checkpoints" / "3").rmtree()
     again = open_finished(made.out)
     assert (again.settings, again.identity) == (made.settings, made.identity)
     assert (again.title, again.settings["step"]) == (made.title, 3)
+
+
+def test_captions_that_changed_beside_the_images_are_told(config, folder, workdir):
+    for image in folder.glob("*.png"):
+        image.with_suffix(".txt").write_text("a photo")
+    run = workdir.parent / "captioned"
+    run.mkdir()
+    config.data.caption_style = "instance"
+    claim_examples(run, load_dataset(config.data, config.seed))
+    claim_examples(run, load_dataset(config.data, config.seed))
+    (folder / "03.txt").write_text("another photo")
+    with pytest.raises(ValueError, match=r"captions beside the images .*put them back"):
+        claim_examples(run, load_dataset(config.data, config.seed))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from copymit.data.dataset import load_dataset, make_captions
+from copymit.data.dataset import describe_truncated, load_dataset, make_captions
 from copymit.data.tokenizer import make_tokenizer
 
 CLASSES = ("cat", "owl", "yak")
@@ -17,6 +17,7 @@ CLASSES = ("cat", "owl", "yak")
 
 def _config(**changes):
     config = common.get_config().data
+    config.caption_style = "instance" if "captions" in changes else "class"
     config.update(changes)
     return config
 
@@ -223,3 +224,18 @@ def test_photos_with_five_human_captions_are_duplicated_partially(
     example = dataset.source[0]
     assert list(example.captions) == texts[example.example_id]
     assert len(example.captions) == 5
+
+
+def test_captions_that_the_tokenizer_cuts_are_counted(folder, captions):
+    texts = json.loads(captions.read_text())
+    texts["owl/3.png"] = ["word " * 75, "word " * 76, "word " * 100]
+    captions.write_text(json.dumps(texts))
+    config = _config(source=str(folder), captions=str(captions))
+    dataset = load_dataset(config, seed=0)
+    told = describe_truncated(config, dataset, make_tokenizer())
+    assert told.startswith(
+        "2 of the 88 captions of the first 30 images have more than 77"
+    )
+    assert "'owl/3.png'" in told
+    config.caption_style = "class"
+    assert describe_truncated(config, dataset, make_tokenizer()) == ""

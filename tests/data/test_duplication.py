@@ -7,6 +7,10 @@ from scipy import stats
 from copymit.data.duplication import assign_duplication, duplication_table
 
 
+def ids(count):
+    return [f"{i}.png" for i in range(count)]
+
+
 @pytest.mark.parametrize(
     ("num_examples", "fraction", "count"),
     [(10_000, 0.05, 500), (128, 0.2, 26), (7, 1.0, 7), (3, 0.34, 1), (20, 0.05, 1)],
@@ -15,23 +19,28 @@ from copymit.data.duplication import assign_duplication, duplication_table
 def test_the_share_and_the_factor_are_those_asked_for(
     kind, num_examples, fraction, count
 ):
-    weights, duplicated = assign_duplication(num_examples, kind, fraction, 5, seed=0)
+    weights, duplicated = assign_duplication(
+        ids(num_examples), kind, fraction, 5, seed=0
+    )
     assert duplicated.sum() == count
     np.testing.assert_array_equal(weights, np.where(duplicated, 5, 1))
 
 
 def test_without_duplication_all_weights_are_one():
-    weights, duplicated = assign_duplication(10, "none", 0.5, 5, seed=0)
+    weights, duplicated = assign_duplication(ids(10), "none", 0.5, 5, seed=0)
     np.testing.assert_array_equal(weights, np.ones(10))
     assert not duplicated.any()
 
 
-def test_every_image_is_equally_likely_to_be_duplicated():
+@pytest.mark.parametrize("by_position", [False, True])
+def test_every_image_is_equally_likely_to_be_duplicated(by_position):
     n, chosen, seeds = 20, 5, 2000
     counts = np.zeros(n)
     pairs = np.zeros((n, n))
     for seed in range(seeds):
-        duplicated = assign_duplication(n, "full", chosen / n, 3, seed).duplicated
+        duplicated = assign_duplication(
+            ids(n), "full", chosen / n, 3, seed, by_position=by_position
+        ).duplicated
         counts += duplicated
         pairs += np.outer(duplicated, duplicated)
     # Draws without replacement vary less than independent ones, by this factor.
@@ -47,17 +56,23 @@ def test_every_image_is_equally_likely_to_be_duplicated():
 
 def test_the_draw_is_the_same_for_every_kind_factor_and_start():
     drawn = [
-        assign_duplication(200, kind, 0.1, factor, seed=4).duplicated
+        assign_duplication(ids(200), kind, 0.1, factor, seed=4).duplicated
         for kind, factor in (("full", 5), ("partial", 5), ("full", 1), ("full", 50))
     ]
     for other in drawn[1:]:
         np.testing.assert_array_equal(other, drawn[0])
-    other_seed = assign_duplication(200, "full", 0.1, 5, seed=5).duplicated
+    other_seed = assign_duplication(ids(200), "full", 0.1, 5, seed=5).duplicated
     assert (other_seed != drawn[0]).any()
 
 
+def test_the_same_images_are_duplicated_in_whatever_order_they_come():
+    forward = assign_duplication(ids(200), "full", 0.1, 5, seed=4).duplicated
+    backward = assign_duplication(ids(200)[::-1], "full", 0.1, 5, seed=4).duplicated
+    np.testing.assert_array_equal(forward, backward[::-1])
+
+
 def test_a_factor_of_one_marks_the_chosen_images_and_repeats_none():
-    weights, duplicated = assign_duplication(40, "full", 0.25, 1, seed=0)
+    weights, duplicated = assign_duplication(ids(40), "full", 0.25, 1, seed=0)
     assert duplicated.sum() == 10
     assert set(weights.tolist()) == {1}
 
@@ -75,7 +90,7 @@ def test_a_factor_of_one_marks_the_chosen_images_and_repeats_none():
 )
 def test_settings_out_of_range_are_named(changes, message):
     settings = {
-        "num_examples": 100,
+        "example_ids": ids(100),
         "kind": "full",
         "duplicated_fraction": 0.05,
         "duplication_factor": 5,
@@ -86,7 +101,7 @@ def test_settings_out_of_range_are_named(changes, message):
 
 
 def test_the_table_is_what_the_auditor_reads(tmp_path):
-    duplication = assign_duplication(4, "full", 0.5, 3, seed=0)
+    duplication = assign_duplication(ids(4), "full", 0.5, 3, seed=0)
     table = duplication_table(list("abcd"), duplication, np.array([1, 2, 3, 4]))
     assert table.column_names == [
         "example_id",

@@ -2,6 +2,7 @@ import io
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -9,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile, PngImagePlugin
 
-from copymit.data import images
-from copymit.data.examples import Example
 from copymit.data.images import (
     ImageError,
-    check_images,
+    _formats,
     decode_image,
     decode_resized,
+    read_size,
     resize_and_crop,
 )
 
@@ -55,24 +55,6 @@ def huge_png(width: int, height: int) -> bytes:
         + png_chunk(b"IDAT", zlib.compress(b"\0" * 100))
         + png_chunk(b"IEND", b"")
     )
-
-
-class ListSource:
-    """Encoded images in memory, by id."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files = files
-        self.example_ids = list(files)
-        self.labels = np.full(len(files), -1, np.int32)
-        self.caption_counts = np.ones(len(files), np.int32)
-        self.class_names = ()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        example_id = self.example_ids[index]
-        return Example(example_id, self.files[example_id], ("An image",), None)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "WEBP"])
@@ -146,6 +128,58 @@ def test_the_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(expected))
 
 
+def with_late_exif(data: bytes, orientation: int) -> bytes:
+    """Puts the tag behind the pixels of a PNG, where it may be, too."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return data[:-12] + png_chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
+
+
+_TAGGED = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+
+
+def turned_files() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image, tag = noise(6, 4), exif.tobytes()
+    files = {kind: encode(image, kind, exif=tag) for kind in _TAGGED}
+    files["PNG, late"] = with_late_exif(encode(image), 6)
+    files["PNG, upright, late"] = with_late_exif(encode(image), 3)
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="7"/>')
+    files["PNG, XMP"] = encode(image, pnginfo=text)
+    files["broken"] = encode(image, "JPEG", exif=b"Exif\0\0garbage")
+    for kind in ("BMP", "GIF", "JPEG", "PNG", "WEBP"):
+        files[f"{kind}, plain"] = encode(image, kind)
+    both = {"save_all": True, "append_images": [noise(6, 4, 1)]}
+    files["PNG, animated"] = encode(image, **both)
+    return files
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(("name", "data"), turned_files().items())
+def test_the_size_in_the_header_is_that_of_the_decoded_image(name, data):
+    size = read_size(io.BytesIO(data), name)
+    assert size == decode_image(data, name).size
+    plain = any(word in name for word in ("plain", "upright", "broken", "animated"))
+    assert size == ((6, 4) if plain else (4, 6))
+
+
+def test_the_size_of_a_png_is_read_without_its_pixels(monkeypatch):
+    # Of the pixels only the first bytes are there, so that they cannot be decoded.
+    whole = encode(noise(60, 40))
+    assert read_size(io.BytesIO(whole[:200]), "cut") == (60, 40)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", pytest.fail)
+    assert read_size(io.BytesIO(whole), "whole") == (60, 40)
+
+
+def test_a_header_is_checked_as_before_decoding():
+    with pytest.raises(ImageError, match="'huge' is too large: 9000 x 9000,"):
+        read_size(io.BytesIO(huge_png(9_000, 9_000)), "huge")
+    with pytest.raises(ImageError, match="'x' is not a readable JPEG"):
+        read_size(io.BytesIO(b"hello"), "x")
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"])
 def test_an_image_with_broken_exif_is_read_as_stored(exif):
@@ -162,7 +196,7 @@ def test_a_file_that_is_no_image_is_named(data):
 
 def test_other_formats_are_refused_whatever_the_file_is_called():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
-    for data in (encode(noise(8, 8), "TIFF"), postscript):
+    for data in (encode(noise(8, 8), "SGI"), postscript):
         with pytest.raises(ImageError, match="not a readable JPEG, PNG, WebP, BMP"):
             decode_image(data, "x.jpg")
 
@@ -236,6 +270,15 @@ def test_resize_and_crop_follows_the_recipe(size):
     np.testing.assert_array_equal(cropped, expected)
 
 
+@pytest.mark.parametrize("size", [(40, 16), (16, 40)])
+def test_a_crop_lies_where_it_is_placed_along_the_long_side(size):
+    image = noise(*size)
+    axis = 1 if size[0] > 16 else 0
+    for place, first in ((0.0, 0), (0.25, 6), (0.5, 12), (1.0, 24)):
+        expected = np.take(np.asarray(image), range(first, first + 16), axis)
+        np.testing.assert_array_equal(resize_and_crop(image, 16, place), expected)
+
+
 def test_resize_and_crop_keeps_an_image_of_that_size():
     image = noise(24, 24)
     np.testing.assert_array_equal(resize_and_crop(image, 24), np.asarray(image))
@@ -262,87 +305,19 @@ def test_resize_and_crop_refuses_bad_arguments():
         resize_and_crop(noise(4, 4).convert("L"), 4)
 
 
-def damaged_source() -> ListSource:
-    good = encode(noise(8, 8))
-    return ListSource(
-        {"a.png": good, "b.png": good[:60], "c.png": good, "d.jpg": b"no image"}
-    )
-
-
-def test_good_images_are_all_kept():
-    source = ListSource({f"{i}.png": encode(noise(8, 8, i)) for i in range(70)})
-    kept, skipped = check_images(source, np.arange(69, -1, -1), "stop")
-    np.testing.assert_array_equal(kept, np.arange(69, -1, -1))
-    assert kept.dtype == np.int64
-    assert skipped == []
-
-
-def test_stop_lists_every_corrupt_image():
-    with pytest.raises(ValueError, match=r"2 of 4 images cannot be used") as error:
-        check_images(damaged_source(), range(4), "stop")
-    assert "'b.png' is corrupt or truncated" in str(error.value)
-    assert "'d.jpg' is not a readable JPEG" in str(error.value)
-    assert 'set on_corrupt to "skip"' in str(error.value)
-
-
-def test_skip_returns_and_logs_the_corrupt_images(caplog):
-    with caplog.at_level("WARNING"):
-        kept, skipped = check_images(damaged_source(), [3, 2, 1, 0], "skip")
-    np.testing.assert_array_equal(kept, [2, 0])
-    assert [example_id for example_id, _ in skipped] == ["d.jpg", "b.png"]
-    assert "corrupt or truncated" in skipped[1][1]
-    assert "skipping 2 of 4 images" in caplog.text
-    assert "b.png" in caplog.text
-
-
-def test_only_the_given_indices_are_checked():
-    kept, skipped = check_images(damaged_source(), [0, 2], "stop")
-    np.testing.assert_array_equal(kept, [0, 2])
-    assert skipped == []
-    assert len(check_images(damaged_source(), [], "stop")[0]) == 0
-
-
-def test_nothing_but_corrupt_images_is_an_error_even_when_skipping():
-    with pytest.raises(ValueError, match="2 of 2 images cannot be used"):
-        check_images(damaged_source(), [1, 3], "skip")
-
-
-def test_a_file_that_vanished_counts_as_corrupt():
-    class Vanishing(ListSource):
-        def __getitem__(self, index):
-            if index == 1:
-                raise FileNotFoundError("no such file: b.png")
-            return super().__getitem__(index)
-
-    good = encode(noise(8, 8))
-    kept, skipped = check_images(Vanishing({"a": good, "b": good}), [0, 1], "skip")
-    np.testing.assert_array_equal(kept, [0])
-    assert skipped == [("b", "cannot be read (no such file: b.png)")]
-
-
-def test_check_images_applies_and_checks_its_bounds():
-    source = damaged_source()
-    with pytest.raises(ValueError, match="8 x 8, more than 63 pixels"):
-        check_images(source, [0], "stop", max_pixels=63)
-    with pytest.raises(ValueError, match=r"max_pixels must be in \[1, "):
-        check_images(source, [0], "stop", max_pixels=images.MAX_PIXELS + 1)
-    with pytest.raises(ValueError, match='on_corrupt must be "stop" or "skip"'):
-        check_images(source, [0], "ignore")
-
-
 def test_real_photos_of_every_mode_decode():
     archive = SHARED_DATA / "imagenette2-224.tar"
     if not archive.is_file():
         pytest.skip("needs ../shared/data/imagenette2-224.tar")
-    files = {}
+    decoded = 0
     with tarfile.open(archive) as tar:
         for count, member in enumerate(m for m in tar if m.isfile()):
             if count % 40 == 0:
-                files[member.name] = tar.extractfile(member).read()
+                image = decode_image(tar.extractfile(member).read(), member.name)
+                decoded += image.mode == "RGB"
             if count >= 2_000:
                 break
-    kept, _ = check_images(ListSource(files), range(len(files)), "stop")
-    assert len(kept) == 51
+    assert decoded == 51
 
 
 def test_a_large_jpeg_that_is_decoded_in_part_differs_by_less_than_a_level(shared_data):
@@ -384,3 +359,56 @@ def test_the_resize_is_torchs_antialiased_bilinear(rng):
     # Pillow rounds to whole levels after each of the two directions.
     assert difference.mean() < 0.5
     assert difference.max() <= 1.5
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_png_with_large_texts_and_profile_is_a_good_image(where):
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", checksum)
+        )
+
+    large = zlib.compress(bytes(2**26), 9)  # 64 MiB in 64 kB
+    texts = chunk(b"zTXt", b"Comment\0\0" + large) + chunk(b"iCCP", b"p\0\0" + large)
+    image = noise(8, 8)
+    data = encode(image)
+    cut = 33 if where == "before" else len(data) - 12
+    data = data[:cut] + texts + data[cut:]
+    tracemalloc.start()
+    decoded = decode_image(data, "a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+    assert peak < 2**24
+
+
+def test_modern_formats_and_sixteen_bits_are_decoded():
+    image = Image.new("RGB", (8, 8), (200, 40, 90))
+    for kind in ("AVIF", "TIFF", "JPEG2000"):
+        pixels = np.asarray(decode_image(encode(image, kind), "x"), np.int32)
+        assert np.abs(pixels - np.asarray(image)).max() < 5
+    deep = Image.new("I;16", (8, 8), 40_000)
+    assert np.asarray(decode_image(encode(deep, "TIFF"), "x")).max() == 40_000 >> 8
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("F", (4, 4), 0.5), "floats of unknown range"),
+        (Image.new("I", (4, 4), 2**20), "32 bits a pixel"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(image, message):
+    with pytest.raises(ImageError, match=message):
+        decode_image(encode(image, "TIFF"), "x")
+
+
+def test_a_photo_of_a_telephone_names_the_plug_in_it_needs():
+    if "HEIF" in _formats():
+        pytest.skip("the plug-in is installed")
+    with pytest.raises(ImageError, match="is HEIC: pip install pillow-heif"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(40), "x.heic")

@@ -141,6 +141,31 @@ def test_another_seed_gives_other_batches(make_draws):
     assert (one["example_index"] != other["example_index"]).any()
 
 
+def test_random_crops_move_at_every_visit_and_change_nothing_else(make_draws):
+    draws, centred = make_draws(random_crop=True), make_draws()
+    places = []
+
+    class Recording:
+        example = staticmethod(draws.images.example)
+
+        def pixels(self, index, example, place):
+            places.append(place)
+            return np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
+
+    draws.images = Recording()
+    for i in range(64):
+        cropped, plain = draws[i], centred[i]
+        assert cropped["example_index"] == plain["example_index"]
+        np.testing.assert_array_equal(cropped["input_ids"], plain["input_ids"])
+    assert len(set(places)) == 64
+    assert stats.kstest(places, "uniform").pvalue > 1e-3
+    again = list(places)
+    places.clear()
+    for i in range(64):
+        draws[i]
+    assert places == again
+
+
 @pytest.fixture(scope="module")
 def many(images):
     """3,000 records in which everything random is switched on."""

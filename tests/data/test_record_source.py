@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from copymit.data.examples import ExampleSource
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource, shard_name
-from copymit.data.sources import FolderSource, load_source
+from copymit.data.sources import load_source
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,9 @@ def test_threads_and_workers_can_share_it(prepared, images):
     assert pickle.loads(pickle.dumps(source))[11] == images[11]
 
 
-def test_captions_of_ones_own_are_refused(prepared):
-    with pytest.raises(ValueError, match="has captions and class names of its own"):
-        load_source(str(prepared), captions="captions.json")
+def test_class_names_of_ones_own_are_refused(prepared):
+    with pytest.raises(ValueError, match="has class names of its own"):
+        load_source(str(prepared), class_names={"a": "b"})
 
 
 def test_an_unfinished_data_set_is_named(prepared):

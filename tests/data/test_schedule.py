@@ -146,3 +146,14 @@ def test_exact_counts_are_refused_where_draws_are_independent():
         check_duplication_mode("counts", "replacement")
     with pytest.raises(ValueError, match=r"'exact' is not known: .*weights, counts"):
         check_duplication_mode("exact", "epochs")
+
+
+@pytest.mark.parametrize(
+    ("weights", "law"), [(np.ones(5, np.int64), "epochs"), (WEIGHTS, "replacement")]
+)
+def test_the_published_sampling_shuffles_where_nothing_is_duplicated(weights, law):
+    published = make_schedule(weights, "published", seed=2)
+    assert published.sampling == law
+    drawn = [example_at(published, i) for i in range(50)]
+    expected = make_schedule(weights, law, seed=2)
+    assert drawn == [example_at(expected, i) for i in range(50)]

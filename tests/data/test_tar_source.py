@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from copymit.data.examples import ExampleSource
+from copymit.data.folder_listing import missing_numbers
 from copymit.data.images import decode_image
 from copymit.data.tar_source import TarSource
 
@@ -44,8 +45,9 @@ def test_images_come_with_the_texts_beside_them(write):
     source = TarSource([path])
     assert isinstance(source, ExampleSource)
     assert list(source.example_ids) == ["000", "sub/001"]
-    assert [source[i].captions for i in range(2)] == [("ein Käse",), ("An image",)]
-    assert source.num_without_image == 1
+    assert [source[i].captions for i in range(2)] == [("ein Käse",), ()]
+    assert source.left_out == ["002.txt"]
+    assert source.caption_counts.tolist() == [1, 0]
     pixels = [np.asarray(decode_image(source[i].image, "x"))[0, 0, 0] for i in range(2)]
     assert pixels == [1, 2]
 
@@ -107,3 +109,23 @@ def test_links_in_an_archive_are_no_images(tmp_path):
         tar.addfile(entry)
     with pytest.raises(ValueError, match="no images in"):
         TarSource([tmp_path / "l.tar"])
+
+
+def test_missing_files_of_a_numbered_set_are_told(write, caplog):
+    paths = [write([("0.png", png())], f"{i:05d}.tar") for i in (0, 1, 4)]
+    TarSource(paths)
+    assert "2 of the numbered files are missing: '00002', '00003'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["00000.tar", "00002.tar"], ["00001"]),
+        (["a-1.tar", "a-2.tar"], ["0"]),
+        (["a.tar", "c.tar"], []),
+        (["photos2019.tar", "albums2020.tar"], []),
+        ([], []),
+    ],
+)
+def test_numbers_are_missed_only_in_numbered_sets(names, missing):
+    assert missing_numbers(names) == missing

@@ -8,7 +8,7 @@ from jax.errors import KeyReuseError
 from scipy import stats
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.objective import denoising_loss, min_snr_weights
+from copymit.diffusion.objective import denoising_loss, draw_noise, min_snr_weights
 
 B = 6
 
@@ -21,6 +21,11 @@ def latents(rng):
 @pytest.fixture
 def text(rng):
     return jnp.asarray(rng.normal(size=(B, 5, 8)), jnp.float32)
+
+
+def losses_of(predict, scheduler, latents, text, key, **options):
+    draw = draw_noise(key, latents.shape, scheduler.num_train_timesteps)
+    return denoising_loss(predict, scheduler, latents, text, draw, **options)[0]
 
 
 def _scales(scheduler, timesteps):
@@ -41,7 +46,7 @@ def test_a_network_that_knows_the_images_has_no_loss(
             return noise
         return signal * noise - sigma * latents
 
-    losses = denoising_loss(oracle, scheduler, latents, text, key)
+    losses = losses_of(oracle, scheduler, latents, text, key)
     assert losses.shape == (B,)
     # Squared rounding errors, divided by a noise scale of at least 0.03.
     np.testing.assert_allclose(losses, np.zeros(B), atol=1e-8)
@@ -50,7 +55,7 @@ def test_a_network_that_knows_the_images_has_no_loss(
 def test_a_network_that_says_nothing_loses_the_variance_of_its_target(text, key):
     scheduler = make_noise_scheduler("linear", "epsilon")
     large = jnp.zeros((B, 64, 64, 3))
-    losses = denoising_loss(lambda x, t, c: 0 * x, scheduler, large, text, key)
+    losses = losses_of(lambda x, t, c: 0 * x, scheduler, large, text, key)
     # Means of 12,288 squared normal numbers: a standard error of 1.3 %.
     np.testing.assert_allclose(losses, np.ones(B), atol=0.06)
 
@@ -65,7 +70,7 @@ def seen(key):
         shown.update(noisy_latents=noisy_latents, timesteps=np.asarray(timesteps))
         return noisy_latents
 
-    denoising_loss(
+    losses_of(
         predict, scheduler, jnp.zeros((4000, 2, 2, 1)), jnp.zeros((4000, 1, 1)), key
     )
     _, sigma = _scales(scheduler, shown["timesteps"])
@@ -103,7 +108,7 @@ def test_no_key_is_used_twice(latents, text, key):
     """
     scheduler = make_noise_scheduler()
     with jax.debug_key_reuse(True):
-        denoising_loss(lambda x, t, c: x, scheduler, latents, text, key)
+        losses_of(lambda x, t, c: x, scheduler, latents, text, key)
         with pytest.raises(KeyReuseError):
             jax.random.normal(key, (B,))
 
@@ -115,10 +120,8 @@ def test_the_loss_of_an_example_does_not_depend_on_the_others(latents, text, key
         shift = encoder_hidden_states.mean(axis=(1, 2)) + timesteps / 1000
         return jnp.tanh(noisy_latents) + shift[:, None, None, None]
 
-    before = denoising_loss(predict, scheduler, latents, text, key)
-    after = denoising_loss(
-        predict, scheduler, latents.at[1].mul(3), text.at[4].add(1), key
-    )
+    before = losses_of(predict, scheduler, latents, text, key)
+    after = losses_of(predict, scheduler, latents.at[1].mul(3), text.at[4].add(1), key)
     unchanged = np.array([0, 2, 3, 5])
     np.testing.assert_array_equal(before[unchanged], after[unchanged])
     assert (np.asarray(before != after)[[1, 4]]).all()
@@ -127,7 +130,7 @@ def test_the_loss_of_an_example_does_not_depend_on_the_others(latents, text, key
 def test_another_key_gives_other_losses(latents, text):
     scheduler = make_noise_scheduler()
     one, other = (
-        denoising_loss(lambda x, t, c: x, scheduler, latents, text, jax.random.key(i))
+        losses_of(lambda x, t, c: x, scheduler, latents, text, jax.random.key(i))
         for i in (0, 1)
     )
     assert (np.asarray(one) != np.asarray(other)).all()
@@ -169,8 +172,8 @@ def test_every_example_is_weighted_by_its_own_timestep(latents, text, key):
         seen.append(np.asarray(timesteps))
         return jnp.tanh(noisy_latents)
 
-    plain = denoising_loss(predict, scheduler, latents, text, key)
-    weighted = denoising_loss(predict, scheduler, latents, text, key, min_snr_gamma=0.3)
+    plain = losses_of(predict, scheduler, latents, text, key)
+    weighted = losses_of(predict, scheduler, latents, text, key, min_snr_gamma=0.3)
     np.testing.assert_array_equal(seen[0], seen[1])
     weights = min_snr_weights(scheduler, 0.3)[seen[0]]
     assert len(np.unique(weights)) > 2
@@ -183,7 +186,9 @@ def test_a_gamma_that_is_not_positive_is_refused(gamma):
         min_snr_weights(make_noise_scheduler(), gamma)
 
 
-def test_examples_that_do_not_count_leave_the_mean_to_the_others(latents, text, key):
+def test_an_example_that_does_not_count_has_no_loss_and_the_others_theirs(
+    latents, text, key
+):
     scheduler = make_noise_scheduler("scaled_linear", "epsilon")
     seen = []
 
@@ -194,22 +199,31 @@ def test_examples_that_do_not_count_leave_the_mean_to_the_others(latents, text, 
     def predict(x, t, c):
         return 0.1 * x
 
-    every = denoising_loss(predict, scheduler, latents, text, key)
-    some = denoising_loss(predict, scheduler, latents, text, key, keep=keep)
+    draw = draw_noise(key, latents.shape, scheduler.num_train_timesteps)
+    every, all_kept = denoising_loss(predict, scheduler, latents, text, draw)
+    some, kept = denoising_loss(predict, scheduler, latents, text, draw, keep=keep)
     assert seen == [(latents.shape, latents.shape, (B,))]
-    assert np.flatnonzero(some).tolist() == [0, 3]
-    # The rounding of one product.
-    np.testing.assert_allclose(jnp.mean(some), jnp.mean(every[::3]), rtol=1e-6)
+    assert kept.tolist() == [1, 0, 0, 1, 0, 0]
+    assert all_kept.tolist() == [1] * B
+    np.testing.assert_array_equal(some, every * kept)
 
 
-def test_a_batch_of_which_nothing_counts_has_no_loss(latents, text, key):
-    scheduler = make_noise_scheduler("scaled_linear", "epsilon")
-    losses = denoising_loss(
-        lambda x, t, c: x,
-        scheduler,
-        latents,
-        text,
-        key,
-        keep=lambda x, y, t: jnp.zeros(B, bool),
-    )
-    assert losses.tolist() == [0.0] * B
+def test_an_offset_of_the_noise_is_one_number_a_channel_and_is_asked_for(key):
+    shape = (2000, 4, 4, 3)
+    plain, shifted = (draw_noise(key, shape, 10, noise_offset=x) for x in (0.0, 0.5))
+    np.testing.assert_array_equal(plain.timesteps, shifted.timesteps)
+    np.testing.assert_array_equal(shifted.noise, shifted.added)
+    offset = np.asarray(shifted.noise - plain.noise)
+    np.testing.assert_allclose(offset, offset[:, :1, :1] + 0 * offset, atol=1e-6)
+    assert stats.kstest(offset[:, 0, 0].ravel() / 0.5, "norm").pvalue > 1e-3
+
+
+def test_a_perturbation_of_the_input_is_seen_and_not_asked_for(key):
+    shape = (200, 4, 4, 3)
+    plain = draw_noise(key, shape, 10)
+    perturbed = draw_noise(key, shape, 10, input_perturbation=0.1)
+    np.testing.assert_array_equal(plain.timesteps, perturbed.timesteps)
+    np.testing.assert_array_equal(plain.noise, perturbed.noise)
+    further = np.asarray(perturbed.added - perturbed.noise).ravel() / 0.1
+    assert stats.kstest(further, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(further, np.ravel(plain.noise))[0, 1]) < 0.05

@@ -130,7 +130,6 @@ def test_latents_after_50_steps_equal_those_of_diffusers(
         beta_start=0.00085,
         beta_end=0.012,
         prediction_type=prediction_type,
-        timestep_spacing="leading",
         steps_offset=1,
         **options,
     )

@@ -8,7 +8,11 @@ import pytest
 
 from configs import common
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.diffusion.scheduler_config import diffusion_settings, scheduler_config
+from copymit.diffusion.scheduler_config import (
+    describe_sampling,
+    diffusion_settings,
+    scheduler_config,
+)
 from copymit.diffusion.trajectory import SAMPLERS
 
 # As published, with every key.
@@ -47,6 +51,16 @@ CLASSES = [
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
 ]
 SETTINGS = {
     "stable diffusion 1": {
@@ -78,7 +92,10 @@ def test_stable_diffusion_is_read_as_published():
     assert first == full_settings({"set_alpha_to_one": False})
     second = diffusion_settings(STABLE_DIFFUSION_2)
     assert second == {**first, "prediction_type": "v_prediction"}
-    assert diffusion_settings(STABLE_DIFFUSION_XL) == first
+    assert diffusion_settings(STABLE_DIFFUSION_XL) == {
+        **first,
+        "timestep_spacing": "leading",
+    }
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
@@ -87,6 +104,7 @@ def test_what_a_file_leaves_out_has_the_default_of_its_class(class_name):
     reference = getattr(diffusers, class_name)().config
     settings = diffusion_settings({"_class_name": class_name, "clip_sample": False})
     assert settings.keys() == full_settings({}).keys()
+    assert settings.pop("timestep_spacing") == ""  # each sampler's own
     for name in settings.keys() & reference.keys():
         assert settings[name] == reference[name], name
 
@@ -163,27 +181,27 @@ def test_diffusers_other_samplers_load_it_too():
             {"_class_name": "FlowMatchEuler"},
             r"_class_name='FlowMatchEuler': use .*PNDM",
         ),
-        ({"_class_name": None}, r"_class_name=None: use one of DDIMScheduler"),
+        ({"_class_name": None}, r"_class_name=None: use one of .*DDIMScheduler"),
         ({"_class_name": ["DDIM"]}, r"_class_name=\['DDIM'\]: use one of"),
         ({"trained_betas": [0.1, 0.2]}, r"trained_betas=\[0.1, 0.2\]: .*beta_schedule"),
         (
             {"trained_betas": [0.1] * 999},
             r"trained_betas=\[[0.1, ]{56}\.\.\.: a config",
         ),
-        ({"clip_sample": True}, r"clip_sample=True: .*eval.clip_latents"),
-        ({"thresholding": True}, r"thresholding=True: set it to False"),
         (
             {"prediction_type": "sample"},
             r"prediction_type='sample'.*use one of epsilon",
         ),
-        ({"use_karras_sigmas": True}, r"use_karras_sigmas=True: set it to False"),
-        ({"solver_order": 3}, r"solver_order=3: set it to 2"),
-        ({"final_sigmas_type": "sigma_min"}, r"final_sigmas_type='sigma_min'.*'zero'"),
+        ({"use_flow_sigmas": True}, r"use_flow_sigmas=True: set it to False"),
+        ({"timestep_type": "continuous"}, r"timestep_type='continuous': .*'discrete'"),
         ({"variance_type": "learned_range"}, r"variance_type='learned_range'.*network"),
         ({"beta_schedule": "sigmoid"}, r"beta_schedule='sigmoid': use .*squaredcos"),
         ({"beta_schedule": "cosine"}, r"beta_schedule='cosine': use .*squaredcos"),
         ({"beta_schedule": []}, r"beta_schedule=\[\]: it must be str"),
-        ({"timestep_spacing": "odd"}, r"timestep_spacing='odd'.*use one of leading"),
+        (
+            {"timestep_spacing": "odd"},
+            r"timestep_spacing='odd'.*use one of '', leading",
+        ),
         ({"beta_end": "0.012"}, r"beta_end='0.012': it must be float"),
         ({"beta_end": float("nan")}, r"beta_end=nan must rise within 0 and 1"),
         ({"beta_end": 7}, r"beta_end=7 must rise within 0 and 1"),
@@ -203,12 +221,44 @@ def test_what_is_not_understood_is_named_with_the_way_out(changes, message):
     with pytest.raises(ValueError, match=message) as failure:
         diffusion_settings({**STABLE_DIFFUSION_1, **changes})
     assert str(failure.value).startswith("scheduler_config.json: ")
-    assert len(str(failure.value)) < 400
+    assert len(str(failure.value)) < 600
 
 
-def test_a_class_that_clips_by_default_is_not_read_as_one_that_does_not():
-    with pytest.raises(ValueError, match=r"clip_sample=True: .*eval.clip_latents"):
-        diffusion_settings({"_class_name": "DDPMScheduler"})
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({}, ""),
+        ({"_class_name": "DDIMScheduler"}, ""),
+        (
+            {"_class_name": "DDIMScheduler", "clip_sample": True},
+            "eval.clip_latents=1.0",
+        ),
+        ({"_class_name": "UniPCMultistepScheduler"}, "UniPCMultistepScheduler(), we"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            "Scheduler(use_karras_sigmas=True), we",
+        ),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+                "solver_order": 3,
+            },
+            "algorithm_type='sde-dpmsolver++', solver_order=3",
+        ),
+        ({"_class_name": "LCMScheduler"}, "distilled for few steps"),
+    ],
+)
+def test_another_sampler_is_noted_and_does_not_change_the_noise_levels(changes, note):
+    published = STABLE_DIFFUSION_1 | changes
+    assert diffusion_settings(published) == diffusion_settings(STABLE_DIFFUSION_1)
+    told = describe_sampling(published)
+    assert note in told
+    assert bool(told) == bool(note)
+
+
+def test_a_class_that_clips_by_default_is_told_to():
+    assert "clip_sample=True" in describe_sampling({"_class_name": "DDPMScheduler"})
 
 
 def test_a_file_that_holds_no_settings_is_named():
@@ -224,3 +274,30 @@ def test_a_sampler_without_a_class_is_named():
 def test_every_sampler_can_be_written():
     for sampler in SAMPLERS:
         assert scheduler_config({}, sampler)["_class_name"] in CLASSES
+
+
+@pytest.mark.parametrize(
+    ("sampler", "class_name", "first"),
+    [
+        ("ddim", "DDIMScheduler", [981, 961]),
+        ("dpmsolver++", "DPMSolverMultistepScheduler", [999, 979]),
+        ("euler", "EulerDiscreteScheduler", [999, 978.6]),
+    ],
+)
+def test_a_file_without_a_spacing_leaves_it_to_each_sampler(sampler, class_name, first):
+    diffusers = pytest.importorskip("diffusers")
+    # As a pipeline does when the scheduler of a checkpoint is replaced.
+    published = diffusers.DDIMScheduler.from_config(STABLE_DIFFUSION_2).config
+    reference = getattr(diffusers, class_name).from_config(published)
+    reference.set_timesteps(50)
+    noise_scheduler = make_noise_scheduler(**diffusion_settings(STABLE_DIFFUSION_2))
+    ours = SAMPLERS[sampler](noise_scheduler, 50).timesteps
+    np.testing.assert_allclose(ours, reference.timesteps.numpy(), atol=1e-4)
+    np.testing.assert_allclose(ours[:2], first, atol=0.02)
+
+
+def test_a_spacing_of_the_file_holds_for_every_sampler():
+    given = {**STABLE_DIFFUSION_2, "timestep_spacing": "trailing"}
+    noise_scheduler = make_noise_scheduler(**diffusion_settings(given))
+    for make_trajectory in SAMPLERS.values():
+        assert make_trajectory(noise_scheduler, 50).timesteps[:2].tolist() == [999, 979]

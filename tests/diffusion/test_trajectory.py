@@ -95,7 +95,8 @@ def test_trailing_timesteps_start_in_pure_noise():
         trailing = make_trajectory(sampler, 7, timestep_spacing="trailing")
         assert trailing.timesteps[0] == 999
     assert make_trajectory("ddim", 7).timesteps[0] == 6 * 142 + 1
-    assert make_trajectory("dpmsolver++", 7).timesteps[0] == 7 * 125 + 1
+    leading = make_trajectory("dpmsolver++", 7, timestep_spacing="leading")
+    assert leading.timesteps[0] == 7 * 125 + 1
 
 
 def test_ddim_ends_at_clean_latents_or_at_the_first_noise_level():

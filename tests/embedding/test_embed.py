@@ -1,5 +1,9 @@
 """Embedding a set of images: a fake embedder with a known answer, kills, and reuse."""
 
+import logging
+import re
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +11,12 @@ from PIL import Image
 
 from copymit.data.images import ImageError
 from copymit.embedding import embed as embed_module
-from copymit.embedding.embed import embed, is_blank, pixel_digest
+from copymit.embedding.embed import embed, embed_arrays, is_blank, pixel_digest
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet, open_images
 from copymit.embedding.resizing import resize_to
 from copymit.embedding.store import EmbeddingStore, load_embeddings
+from copymit.models.backend import tracing_for
 
 SIZE_PX = 8
 
@@ -44,9 +49,10 @@ class Counter:
         return images.astype(jnp.float32).mean(axis=(1, 2))
 
 
-def run(counter, images, store, trusted=False, **options):
-    if not trusted:
-        store = EmbeddingStore(store.directory)
+def run(counter, images, store, inputs=None, **options):
+    """Embeds; of other `inputs` than before, every image is read again."""
+    if inputs is not None:
+        store = EmbeddingStore(store.directory, inputs)
     embed(counter.embedder, images, store, batch_size=2, shard_rows=4, **options)
     return load_embeddings(store)
 
@@ -67,9 +73,9 @@ def test_every_image_is_embedded_once_and_in_order(store):
 
 
 def test_finished_shards_of_trusted_inputs_are_not_even_read(store):
-    run(Counter(), images_of(range(9)), store, trusted=True)
+    run(Counter(), images_of(range(9)), store)
     unread = ImageSet("generations", images_of(range(9)).ids, lambda i: 1 / 0)
-    again = run(Counter(), unread, store, trusted=True)
+    again = run(Counter(), unread, store)
     np.testing.assert_allclose(again.features[:, 0], range(9))
 
 
@@ -83,10 +89,10 @@ def test_a_killed_run_goes_on_after_its_last_shard(store, monkeypatch):
 
     images = images_of(range(9))
     with pytest.raises(KeyboardInterrupt):
-        run(Counter(), images._replace(read=dies), store, trusted=True)
-    assert [len(shard.ids) for shard in store.shards_of_any_inputs()] == [4]
+        run(Counter(), images._replace(read=dies), store)
+    assert [len(digests) for _, digests in store.known("mean colour")] == [4]
     counter = Counter()
-    found = run(counter, images, store, trusted=True)
+    found = run(counter, images, store)
     np.testing.assert_allclose(found.features[:, 0], range(9))
     assert counter.prepared == 5
 
@@ -104,7 +110,7 @@ def test_known_pixels_are_not_embedded_again_whatever_they_are_called(store, tmp
 def test_changed_pixels_under_an_old_name_are_embedded(store):
     run(Counter(), images_of([1, 2, 3]), store)
     counter = Counter()
-    found = run(counter, images_of([1, 99, 3]), store)
+    found = run(counter, images_of([1, 99, 3]), store, "since changed")
     np.testing.assert_allclose(found.features[:, 0], [1, 99, 3])
     assert counter.prepared == 1
 
@@ -112,13 +118,13 @@ def test_changed_pixels_under_an_old_name_are_embedded(store):
 def test_features_of_another_protocol_are_thrown_away(store):
     run(Counter(), images_of(range(6)), store)
     counter = Counter("mean colour, twice")
-    found = run(counter, images_of(range(6)), store, trusted=True)
+    found = run(counter, images_of(range(6)), store)
     assert (counter.prepared, found.protocol) == (6, "mean colour, twice")
 
 
 def test_a_set_that_shrank_keeps_no_rows_of_the_larger_one(store):
     run(Counter(), images_of(range(9)), store)
-    found = run(Counter(), images_of(range(3)), store, trusted=True)
+    found = run(Counter(), images_of(range(3)), store)
     assert found.ids == ["image 0", "image 1", "image 2"]
 
 
@@ -148,7 +154,7 @@ def test_skipped_images_are_listed_and_the_others_keep_their_rows(store):
         ("image 8", "is corrupt"),
     ]
     # They are listed, too, where no shard had to be made.
-    again = run(Counter(), images, store, skip_corrupt=True, trusted=True)
+    again = run(Counter(), images, store, skip_corrupt=True)
     assert again.skipped == found.skipped
 
 
@@ -166,6 +172,115 @@ def test_features_that_are_not_finite_name_the_image(value, store):
     embedder = Embedder("fake", "broken", lambda image: image, (), broken)
     with pytest.raises(ValueError, match="1 of the generations, first image 1"):
         embed(embedder, images_of([7, 3, 9]), store, batch_size=2)
+
+
+@pytest.mark.parametrize("kill_after", [0, 3, 7])
+def test_images_that_moved_are_known_however_often_the_new_set_is_killed(
+    store, kill_after
+):
+    """Rows of an earlier set are read while the new one is written, never over them."""
+    run(Counter(), images_of(range(12)), store)
+    moved = images_of([*range(100, 105), *range(12)], "new")
+    counter, read = Counter(), []
+
+    def dies(i):
+        read.append(i)
+        if len(read) > kill_after:
+            raise KeyboardInterrupt
+        return moved.read(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(counter, moved._replace(read=dies), store, "more images")
+    found = run(counter, moved, store, "more images")
+    np.testing.assert_allclose(found.features[:, 0], [*range(100, 105), *range(12)])
+    assert counter.prepared <= 5 + min(kill_after, 3)
+    assert len(list(store.directory.iterdir())) == 2 * 5
+
+
+def test_more_known_shards_than_a_process_may_have_files_open(tmp_path, few_open_files):
+    """A second run ended with "Too many open files" beyond 1,024 shards."""
+    before, values = EmbeddingStore(tmp_path / "before"), list(range(120))
+    embed(Counter().embedder, images_of(values), before, batch_size=4, shard_rows=2)
+    counter = Counter()
+    now = EmbeddingStore(tmp_path / "now", "the same images, in another order")
+    images = images_of(values[::-1], "new")
+    embed(counter.embedder, images, now, batch_size=4, shard_rows=40, known=[before])
+    assert counter.prepared == 0
+    found = load_embeddings(now)
+    np.testing.assert_allclose(found.features[:, 0], values[::-1])
+
+
+def test_known_features_that_vanish_meanwhile_are_computed(store, tmp_path):
+    run(Counter(), images_of([5, 6, 7, 8, 9]), store)
+    values, counter = [9, 5, 1, 6], Counter()
+
+    def read(i):
+        for path in store.directory.glob("00000-*"):
+            path.unlink(missing_ok=True)  # as another process may
+        return images_of(values).read(i)
+
+    images = images_of(values, "new")._replace(read=read)
+    found = run(counter, images, EmbeddingStore(tmp_path / "other"), known=[store])
+    np.testing.assert_allclose(found.features[:, 0], values)
+    assert counter.prepared == 3
+
+
+def test_progress_counts_what_is_left_to_do(store, caplog):
+    caplog.set_level(logging.INFO)
+    images = images_of(range(11))
+    for index in (1, 0):
+        embed(
+            *(Counter().embedder, images, store),
+            batch_size=2,
+            shard_rows=4,
+            share=(index, 2),
+        )
+    shutil.copytree(store.directory, store.directory.parent / "known")
+    next(store.directory.glob("00001-*.npy")).unlink()
+    run(Counter(), images, store)
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("copymit")]
+    assert [re.sub(r"  [\d,.]+ images/s  in \d+s", "", line) for line in lines] == [
+        "generations with fake 4/4",
+        "generations with fake 7/7",
+        "generations with fake, 7 done before, 4/4",
+    ]
+    run(Counter(), images, store)
+    assert caplog.messages[-1] == "generations with fake, 11 done before, nothing left"
+
+
+def test_a_batch_is_never_larger_than_a_shard(store):
+    sizes = []
+
+    def apply(_, batch):
+        sizes.append(len(batch))
+        return batch.astype(jnp.float32).mean(axis=(1, 2))
+
+    embedder = Embedder("fake", "mean colour", lambda image: image, (), apply)
+    for batch_size in (1000, 7, 4):
+        other = EmbeddingStore(store.directory, f"batches of {batch_size}")
+        with tracing_for("tpu"):  # a CPU's network sees parts of batches
+            embed(
+                *(embedder, images_of(range(20)), other),
+                batch_size=batch_size,
+                shard_rows=8,
+            )
+        embedder = embedder._replace(protocol=f"but {batch_size}")
+    assert sizes == [8, 4]  # each shape is compiled once
+
+
+@pytest.mark.parametrize(("count", "part"), [(1, 1), (7, 1), (8, 2), (10, 2)])
+def test_a_network_on_a_cpu_sees_equal_parts_of_a_batch(count, part):
+    sizes = []
+
+    def apply(scale, batch):
+        sizes.append(len(batch))
+        return scale * batch.astype(jnp.float32).mean(axis=(1, 2))
+
+    images = flat(range(count))
+    embedder = Embedder("fake", "mean", lambda image: image, jnp.float32(2), apply)
+    features = embed_arrays(embedder, images, batch_size=64)
+    np.testing.assert_allclose(features, 2 * images.mean((1, 2)), rtol=1e-6)
+    assert set(sizes) == {part}
 
 
 def test_two_processes_write_the_shards_of_one(store, tmp_path, monkeypatch):

@@ -5,16 +5,19 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from copymit.data.images import ImageError
 from copymit.data.sources import load_source
+from copymit.embedding import image_set
 from copymit.embedding.image_set import (
     ImageSet,
     common_size,
+    count_sizes,
     examples_as_images,
     open_images,
     reader_by_id,
+    view_images,
 )
 
 
@@ -136,14 +139,52 @@ def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
-    with pytest.raises(ValueError, match="12 x 8 pixels"):
-        open_images("generations", tmp_path, None)
+    images = view_images("generations", tmp_path)
+    assert count_sizes(images) == {(12, 8): 1}
+    assert images.read(0).shape == (8, 12, 3)
 
 
-def test_images_that_are_not_square_are_refused_with_the_way_out(tmp_path):
-    save(tmp_path, "a.png", (8, 12))
-    with pytest.raises(ValueError, match=r"8 x 12 pixels: say .*eval\.resolution"):
-        open_images("generations", tmp_path, None)
+def test_images_of_one_short_side_are_cropped_to_it_and_known_as_they_are(tmp_path):
+    save(tmp_path, "tall.png", (8, 12))
+    save(tmp_path, "wide.png", (20, 8))
+    images = open_images("generations", tmp_path, None, keep_original=True)
+    assert [images.read(i).shape for i in range(2)] == [(8, 8, 3)] * 2
+    originals = [reader_by_id(images, original=True)(i).shape for i in images.ids]
+    assert originals == [(12, 8, 3), (8, 20, 3)]
+
+
+def test_short_sides_that_differ_are_refused_with_the_way_out():
+    assert common_size("generations", {(8, 12): 3, (8, 8): 1, (20, 8): 2}) == 8
+    with pytest.raises(ValueError, match=r"2 sizes \(3 of 8 x 12, 1 of 9 x 9\).*resol"):
+        common_size("generations", {(8, 12): 3, (9, 9): 1})
+    with pytest.raises(ValueError, match="none of the generations can be read"):
+        common_size("generations", {})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        as_folder,
+        as_tar,
+        as_npz,
+        as_npy,
+        as_paths,
+        lambda pixels, _: pixels,
+        lambda pixels, folder: f"{as_folder(pixels, folder)}/*.png",
+        lambda pixels, folder: [Image.open(p) for p in as_paths(pixels, folder)],
+    ],
+)
+def test_sizes_are_counted_without_decoding(make, pixels, tmp_path, monkeypatch):
+    images = view_images("generations", make(pixels[:, :, :10], tmp_path))
+    decoded = []
+    monkeypatch.setattr(
+        image_set,
+        "decode_image",
+        lambda _, name: decoded.append(name) or Image.new("L", (1, 1)),
+    )
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self))
+    assert count_sizes(images) == {(10, 12): 3}
+    assert decoded == []
 
 
 @pytest.mark.parametrize(
@@ -182,7 +223,7 @@ def test_a_corrupt_image_is_named_unless_it_may_be_skipped(pixels, tmp_path):
     with pytest.raises(ImageError, match=r"image '1\.png' is not a readable"):
         open_images("generations", tmp_path, None)
     images = open_images("generations", tmp_path, None, skip_corrupt=True)
-    assert common_size(images, skip_corrupt=True) == 12
+    assert count_sizes(view_images("x", tmp_path), skip_corrupt=True) == {(12, 12): 2}
     with pytest.raises(ImageError):
         images.read(1)
 
@@ -193,3 +234,21 @@ def test_a_list_whose_file_is_gone_names_it(pixels, tmp_path):
     paths[2].unlink()
     with pytest.raises(ImageError, match=r"2\.png' cannot be read"):
         images.read(2)
+
+
+def test_images_of_odd_sizes_are_named(tmp_path, caplog):
+    for name, size in (("a", (8, 8)), ("b", (8, 8)), ("c", (9, 8)), ("d", (7, 9))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match="have 3 sizes"):
+        open_images("generations", tmp_path, None)
+    assert "of other sizes than most: 'd.png 7 x 9', 'c.png 9 x 8'" in caplog.text
+
+
+def test_a_pattern_finds_images_by_content_and_names_the_rest(tmp_path, caplog):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "photo").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "log.rst").write_text("words")
+    images = open_images("generations", str(tmp_path / "*"), 8)
+    assert sorted(images.ids) == ["a.png", "photo"]
+    assert "1 files that match" in caplog.text
+    assert "log.rst" in caplog.text

@@ -9,6 +9,7 @@ from copymit.embedding.registry import (
     check_embedders,
     check_weights,
     make_embedder,
+    missing_weights,
     weights_name,
 )
 from copymit.settings import evaluation_settings
@@ -65,3 +66,14 @@ def test_the_packaged_network_tells_images_apart(rng):
     features = np.asarray(embedder.apply(embedder.params, images))
     assert features.shape == (2, 1280)
     assert not np.allclose(features[0], features[1])
+
+
+def test_missing_weights_are_told_before_they_are_needed(tmp_path):
+    names = ["pixels", "sscd_288", "sscd_dcr", "pixels"]
+    given = {"sscd_disc_mixup": str(tmp_path / "gone.pt")}
+    first, second = missing_weights(names, given)
+    assert first.startswith("sscd_288: no file ")
+    assert "gone.pt" in first
+    assert second.startswith("sscd_dcr: sscd_dcr needs the weights of SSCD: download")
+    (tmp_path / "gone.pt").write_bytes(b"x")
+    assert missing_weights(names[:2], given) == []

@@ -13,7 +13,7 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation import detect as detect_module
 from copymit.evaluation.detect import detect_prompts, summarise
 from copymit.evaluation.prompts import Prompt
-from copymit.mitigation.detection import DETECTORS
+from copymit.mitigation.detector import DETECTORS
 
 
 @pytest.fixture

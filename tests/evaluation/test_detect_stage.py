@@ -19,7 +19,7 @@ from copymit.evaluation.detect_stage import (
     with_truth,
 )
 from copymit.evaluation.prompts import Prompt
-from copymit.mitigation.detection import DETECTORS
+from copymit.mitigation.detector import DETECTORS
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import make_tokenizer
 from copymit.evaluation import generate as generate_module
 from copymit.evaluation.generate import generate
+from copymit.evaluation.notes import read_notes
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.prompts import make_prompts, read_prompts
 from copymit.generator import Generated
@@ -172,6 +173,7 @@ class FlatImages:
         self.batches = []
         self.stop_after = None
         self.optimised = ()
+        self.broken = ()
 
     def __call__(self, params, input_ids, image_ids):
         if len(self.batches) == self.stop_after:
@@ -181,7 +183,8 @@ class FlatImages:
         assert len(input_ids) == len(numbers)
         colours = (10 * numbers).astype(np.uint8).reshape(-1, 1, 1, 1)
         images = jnp.broadcast_to(colours, (len(numbers), 16, 16, 3))
-        return Generated(images, dict.fromkeys(self.optimised, image_ids % 5))
+        steps = dict.fromkeys(self.optimised, image_ids % 5)
+        return Generated(images, steps, ~np.isin(numbers, self.broken))
 
 
 @pytest.fixture
@@ -255,8 +258,8 @@ def test_a_prompt_that_is_cut_is_reported(run, caplog):
     assert "prompt is cut to 8 tokens: 'family: man, woman, boy'" in caplog.text
 
 
-def pictures_of(out):
-    return sorted((out / "generations").iterdir())
+def notes_of(out):
+    return [read_notes(path) for path in sorted((out / "generations").iterdir())]
 
 
 def test_what_optimisations_came_to_is_counted_even_after_an_interruption(
@@ -267,7 +270,7 @@ def test_what_optimisations_came_to_is_counted_even_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         run()
     flat_images.stop_after = None
-    found = score_optimisations(pictures_of(run()), config.mitigation.generate)
+    found = score_optimisations(notes_of(run()), config.mitigation.generate)
     # Of 0 to 11 by 5: 0, 5 and 10 took no step, 4 and 9 all four.
     assert found["num_noises_optimised"] == 9
     assert found["num_noises_still_above_target"] == 2
@@ -276,18 +279,32 @@ def test_what_optimisations_came_to_is_counted_even_after_an_interruption(
 
 
 def test_a_target_above_every_generation_is_told(run, config, flat_images):
-    config.mitigation.generate.prompt_target = 100.0
+    config.mitigation.generate.update(prompt_target=100.0)
     config.eval.num_generations = 1
     flat_images.optimised = ("prompt_target",)
-    found = score_optimisations(pictures_of(run()), config.mitigation.generate)
+    found = score_optimisations(notes_of(run()), config.mitigation.generate)
     assert found["num_prompts_optimised"] == 0
     (warning,) = found["warnings"]
     assert "prompt_target=100 changed nothing: no generation was above" in warning
 
 
 def test_pictures_without_optimisation_or_without_notes_are_not_counted(run, config):
-    pictures = pictures_of(run())
+    notes = notes_of(run())
     nothing = {"warnings": []}
-    assert score_optimisations(pictures, config.mitigation.generate) == nothing
-    config.mitigation.generate.prompt_target = 3.0
-    assert score_optimisations(pictures, config.mitigation.generate) == nothing
+    assert score_optimisations(notes, config.mitigation.generate) == nothing
+    config.mitigation.generate.update(prompt_target=3.0)
+    assert score_optimisations(notes, config.mitigation.generate) == nothing
+
+
+def test_images_that_were_not_finite_are_noted_even_after_an_interruption(
+    run, flat_images, caplog
+):
+    flat_images.broken, flat_images.stop_after = (2, 9), 1
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    flat_images.stop_after = None
+    notes = notes_of(run())
+    assert [i for i, note in enumerate(notes) if note] == [2, 9]
+    assert notes[2] == {"not_finite": "1"}
+    assert "not finite: 000002" in caplog.text
+    assert "not finite: 000009" in caplog.text

@@ -75,7 +75,7 @@ def test_a_lock_in_a_bucket_is_its_owners_while_it_gives_signs_of_life(
     bucket, monkeypatch
 ):
     url, store = bucket
-    with lock._in_bucket(url, "process 1 on here"):
+    with lock._in_bucket(url, "evaluation.lock", "process 1 on here"):
         beats = iter(range(9))
         monkeypatch.setattr(
             lock.time,
@@ -86,7 +86,7 @@ def test_a_lock_in_a_bucket_is_its_owners_while_it_gives_signs_of_life(
         )
         with (
             pytest.raises(ValueError, match="is being evaluated by process 1 on here"),
-            lock._in_bucket(url, "process 2 on there"),
+            lock._in_bucket(url, "evaluation.lock", "process 2 on there"),
         ):
             pass
 
@@ -95,7 +95,7 @@ def test_a_lock_in_a_bucket_whose_owner_died_is_taken_over(bucket, monkeypatch):
     url, store = bucket
     store.write("evaluation.lock", "process 1 on here, long ago").result()
     monkeypatch.setattr(lock.time, "sleep", lambda _: None)
-    with lock._in_bucket(url, "process 2 on there"):
+    with lock._in_bucket(url, "evaluation.lock", "process 2 on there"):
         owner = store.read("evaluation.lock").result().value
         assert owner.startswith(b"process 2 on there")
     assert not store.read("evaluation.lock").result().value
@@ -105,9 +105,9 @@ def test_a_lock_whose_answer_was_lost_is_ours(bucket, monkeypatch):
     _, store = bucket
     monkeypatch.setattr(lock.time, "time", lambda: 7.0)
     before = store.read("evaluation.lock").result().stamp.generation
-    first = lock._write(store, "process 1", before)
-    assert lock._write(store, "process 1", before) == first
-    assert lock._write(store, "process 2", before) == b""
+    first = lock._write(store, "evaluation.lock", "process 1", before)
+    assert lock._write(store, "evaluation.lock", "process 1", before) == first
+    assert lock._write(store, "evaluation.lock", "process 2", before) == b""
 
 
 def test_images_elsewhere_have_a_directory_of_their_own(folder, open_audit):

@@ -35,7 +35,9 @@ def monitored(config, monkeypatch, tmp_path):
         monkeypatch.setattr(
             online,
             "make_generate",
-            lambda *_: lambda *_: Generated(jnp.asarray(made), {}),
+            lambda *_: (
+                lambda *_: Generated(jnp.asarray(made), {}, jnp.ones(len(made), bool))
+            ),
         )
         return make_copy_monitor(config, None, None, dataset, tmp_path)({}, 3)
 

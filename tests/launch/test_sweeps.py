@@ -14,6 +14,7 @@ from configs.sweeps_types import (
     Scatter,
     Tradeoff,
 )
+from copymit.mitigation.registry import with_mitigations
 from copymit.scores.complexity import Complexity
 from launch.trials import list_trials, load_sweep, plan, unique_tasks
 
@@ -90,3 +91,13 @@ def test_the_paper_scale_is_the_papers_recipe():
         config = module.get_config()
         config.update_from_flattened_dict(dict(trial.train))
         assert (config.train.steps, config.train.batch_size) == (100_000, 16)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_strength_of_the_sweep_of_mitigations_is_one_that_can_be(preset):
+    for trial in list_trials(load_sweep("configs/sweeps.py:mitigations"), preset, 1):
+        module = importlib.import_module(f"configs.{trial.config[8:-3]}")
+        config = module.get_config()
+        changes = {**dict(trial.train), **dict(trial.evaluate)}
+        config.update_from_flattened_dict(changes)
+        with_mitigations(config)  # refuses what cannot be

@@ -16,8 +16,8 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import sample, transitions, with_guidance
 from copymit.diffusion.trajectory import SAMPLERS, ddim_trajectory
 from copymit.mitigation import detector
-from copymit.mitigation.detection import DETECTORS, EOS_TOKEN_ID, bright_ending_mask
-from copymit.mitigation.detector import DetectionOptions, make_detector
+from copymit.mitigation.detector import DETECTORS, DetectionOptions, make_detector
+from copymit.mitigation.observation import EOS_TOKEN_ID, bright_ending
 from copymit.models.assembly import DiffusionModel
 from copymit.models.functional import describe_params, make_apply
 from copymit.models.torch_layout import from_torch_order, to_torch_name
@@ -136,7 +136,10 @@ def jax_noise(prompt, seed, shape, draw=None) -> np.ndarray:
 
 
 def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
-    """Computes every detector of one prompt and seed, with a loop and autograd."""
+    """Computes every detector of one prompt and seed, with a loop and autograd.
+
+    Detectors are of predicted noise, `sigma x + signal v`; norms are as of 64x64x4.
+    """
     import torch
     from diffusers import DDIMScheduler
 
@@ -147,6 +150,12 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
 
     def predict(x, t, c):
         return torch_model(x, t, c[None]).sample[0]
+
+    def predict_noise(x, t, c):
+        if prediction_type == "epsilon":
+            return predict(x, t, c)
+        a = scheduler.alphas_cumprod[t]
+        return (1 - a) ** 0.5 * x[0] + a**0.5 * predict(x, t, c)
 
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -165,8 +174,8 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
     end = ENDS[prompt]
     differences, attention, result = [], [], {}
     for i, t in enumerate(scheduler.timesteps):
-        unconditional = predict(latents, t, negative)
-        conditional = predict(latents, t, text)
+        unconditional = predict_noise(latents, t, negative)
+        conditional = predict_noise(latents, t, text)
         taps = dict(found)
         d = conditional - unconditional
         differences.append(d)
@@ -176,26 +185,30 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
         if i == 0:
             sigma = (1 - scheduler.alphas_cumprod[t]) ** 0.5
             _, curvature = torch.autograd.functional.jvp(
-                lambda x, t=t: (predict(x, t, text) - predict(x, t, negative))[None],
+                lambda x, t=t: (
+                    predict_noise(x, t, text) - predict_noise(x, t, negative)
+                )[None],
                 latents,
                 d[None],
             )
             result["sharpness"] = (curvature / sigma**2).norm()
             leaf = text.clone().requires_grad_()
-            length = (predict(latents, t, leaf) - unconditional).norm()
+            length = (predict_noise(latents, t, leaf) - unconditional).norm()
             (gradient,) = torch.autograd.grad(length, leaf)
             result["token_attribution"] = gradient.norm(dim=-1)
             changes = []
             for draw in (3, 4):
                 blur = torch.from_numpy(jax_noise(prompt, seed, (L, D), draw))
-                blurred = predict(latents, t, text + 0.2 * blur)
+                blurred = predict_noise(latents, t, text + 0.2 * blur)
                 changes.append((blurred - conditional).norm())
             result["text_stability"] = d.norm() / torch.stack(changes).mean()
             result["attention_entropy_e"] = -(layers[1] * layers[1].log()).sum()
+        unguided, guided = predict(latents, t, negative), predict(latents, t, text)
         latents = scheduler.step(
-            (unconditional + 3.0 * d)[None], t, latents
+            (unguided + 3.0 * (guided - unguided))[None], t, latents
         ).prev_sample
-    norms = torch.stack([d.norm() for d in differences])
+    unit = (64 * 64 * 4 / latents.numel()) ** 0.5
+    norms = unit * torch.stack([d.norm() for d in differences])
     h = [-(a * a.log()) for a in attention]
     result |= {
         "noise_norm_first": norms[0],
@@ -209,7 +222,7 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
     mask = torch.stack([x[:, :, end].mean(0) for x in taps.values()]).mean(0)
     mask = mask.reshape(1, SIZE, SIZE)
     local = torch.stack([(mask * d).norm() for d in differences])
-    result["bright_ending_norm"] = local.mean() / mask.mean()
+    result["bright_ending_norm"] = unit * local.mean() / mask.mean()
     return {name: np.asarray(value) for name, value in result.items()}
 
 
@@ -222,13 +235,13 @@ def trajectory_of(prediction_type):
     )
 
 
-@pytest.fixture(scope="module")
-def pair(model, params, torch_model, table):
-    detect = make_detector(model, trajectory_of("epsilon"), OPTIONS, NEGATIVE_IDS)
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pair(request, model, params, torch_model, table):
+    detect = make_detector(model, trajectory_of(request.param), OPTIONS, NEGATIVE_IDS)
     compiled = detect.lower(params, INPUT_IDS, PROMPT_IDS).compile()
     singles = [
         [
-            measure_in_torch(torch_model, table, "epsilon", i, OPTIONS.seed + s)
+            measure_in_torch(torch_model, table, request.param, i, OPTIONS.seed + s)
             for s in range(SEEDS)
         ]
         for i in range(B)
@@ -280,7 +293,7 @@ def test_the_mask_is_of_the_layers_of_finest_resolution():
         name: jnp.asarray(rng.random((2, 3, positions, L), np.float32))
         for name, positions in (("a", 4), ("b", 16), ("c", 16))
     }
-    mask = bright_ending_mask(taps, jnp.array([1, 4]), (8, 8))
+    mask = bright_ending(taps, jnp.array([1, 4]), (8, 8))
     for row, end in enumerate((1, 4)):
         maps = np.stack([taps[n][row, :, :, end] for n in "bc"]).mean((0, 1))
         expected = np.kron(maps.reshape(4, 4), np.ones((2, 2)))

@@ -9,11 +9,9 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.diffusion.sampler import Step, sample_with_state, with_combination
 from copymit.diffusion.trajectory import SAMPLERS
 from copymit.mitigation.descent import per_row, row_norms
-from copymit.mitigation.guidance import (
-    constant_guidance,
-    dynamic_transition,
-    static_transition,
-)
+from copymit.mitigation.guidance import constant_guidance
+from copymit.mitigation.methods.dynamic_transition import dynamic_transition
+from copymit.mitigation.methods.static_transition import static_transition
 
 SCALE, BEFORE = 7.5, -2.0
 
@@ -30,12 +28,12 @@ def scales_of(schedule, magnitudes, timesteps=None) -> np.ndarray:
     return np.stack(scales)
 
 
-def expected_start(curve, latest) -> int:
+def expected_start(curve) -> int:
     """Is the step after the first inner local minimum, by looking at the whole curve."""
     for i in range(1, len(curve) - 1):
         if curve[i - 1] > curve[i] < curve[i + 1]:
-            return min(i + 1, latest)
-    return min(latest, len(curve))
+            return i + 1
+    return len(curve)
 
 
 def test_constant_guidance_is_the_same_at_every_step():
@@ -56,21 +54,21 @@ def test_a_static_transition_starts_at_its_timestep_and_not_above():
         ([5, 4, 3, 4, 5, 6], 3),  # the minimum is step 2
         ([1, 4, 3, 2, 5, 6], 4),  # a rise at first is not a minimum
         ([5, 3, 4, 2, 3, 1], 2),  # only the first minimum counts
-        ([6, 5, 4, 3, 2, 1], 5),  # none: the latest step
-        ([3, 3, 3, 3, 3, 3], 5),  # nor is a plateau
+        ([6, 5, 4, 3, 2, 1], 6),  # none
+        ([3, 3, 3, 3, 3, 3], 6),  # nor is a plateau
     ],
 )
 def test_a_dynamic_transition_starts_after_the_first_minimum(curve, start):
     magnitudes = np.array(curve, np.float32)[:, None]
-    scales = scales_of(dynamic_transition(SCALE, BEFORE, 5), magnitudes)[:, 0]
+    scales = scales_of(dynamic_transition(SCALE, BEFORE), magnitudes)[:, 0]
     assert scales.tolist() == [BEFORE] * start + [SCALE] * (6 - start)
 
 
 def test_random_curves_start_where_the_whole_curve_says(rng):
     magnitudes = rng.random((12, 40)).astype(np.float32)
-    scales = scales_of(dynamic_transition(SCALE, BEFORE, 8), magnitudes)
+    scales = scales_of(dynamic_transition(SCALE, BEFORE), magnitudes)
     starts = (scales == BEFORE).sum(0)
-    assert starts.tolist() == [expected_start(curve, 8) for curve in magnitudes.T]
+    assert starts.tolist() == [expected_start(curve) for curve in magnitudes.T]
     assert len(set(starts.tolist())) > 3  # each example has a transition of its own
 
 
@@ -86,7 +84,7 @@ def test_every_sampler_walks_with_the_scales_of_its_examples(
         [[8, 7, 6, 7, 8, 7, 6, 5], [8, 9, 8, 7, 6, 7, 8, 9], [9, 8, 7, 6, 5, 4, 3, 2]],
         jnp.float32,
     ).T
-    expected = np.where(np.arange(S)[:, None] >= [3, 5, 6], SCALE, BEFORE)
+    expected = np.where(np.arange(S)[:, None] >= [3, 5, 8], SCALE, BEFORE)
     noise = jnp.asarray(rng.normal(size=(B, 2, 2, 1)), jnp.float32)
     table = jnp.asarray(trajectory.timesteps)
 
@@ -109,7 +107,7 @@ def test_every_sampler_walks_with_the_scales_of_its_examples(
 
         return combine
 
-    schedule = dynamic_transition(SCALE, BEFORE, 6)
+    schedule = dynamic_transition(SCALE, BEFORE)
     told = jnp.asarray(expected, jnp.float32)
     results = [
         np.asarray(

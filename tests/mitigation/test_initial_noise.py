@@ -4,12 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from copymit.mitigation import initial_noise
-from copymit.mitigation.initial_noise import (
-    select_noise,
-    sharpness,
-    sharpness_loss,
-)
+from copymit.mitigation.methods import noise_optimisation
+from copymit.mitigation.methods.noise_optimisation import sharpness_loss
+from copymit.mitigation.methods.noise_selection import select_noise, sharpness
 
 SHAPE = (2, 2, 1)
 FACTORS = jnp.array([4.0, 1.0, 0.5, 2.0])
@@ -20,8 +17,18 @@ def difference(noise):
     return (noise.reshape(-1, 4) * FACTORS).reshape(noise.shape)
 
 
-def optimise_noise(*inputs, **options):
-    return initial_noise.optimise_noise(*inputs, **options).position
+# Norms are as of 64x64x4 numbers, here of 4.
+UNIT = 64
+
+
+def optimise_noise(*inputs, target, **options):
+    return noise_optimisation.optimise_noise(
+        *inputs, target=target * UNIT, norm_weight=0.05, **options
+    ).position
+
+
+def loss_of(noise):
+    return np.asarray(sharpness_loss(difference, noise, 0.05)) / UNIT
 
 
 @pytest.fixture
@@ -42,10 +49,12 @@ def test_sharpness_of_a_linear_difference_is_the_norm_of_a_product(noise):
     np.testing.assert_allclose(sharpness(difference, noise), expected, rtol=1e-5)
 
 
-def test_the_loss_adds_the_norm_of_the_noise(noise):
-    norms = np.linalg.norm(np.asarray(noise).reshape(3, 4), axis=1)
-    added = sharpness_loss(difference, noise, 0.5) - sharpness(difference, noise)
-    np.testing.assert_allclose(added, 0.5 * norms, rtol=1e-5)
+def test_the_loss_is_of_the_difference_beyond_and_of_the_norm_of_the_noise(noise):
+    x, factors = np.asarray(noise).reshape(3, 4), np.asarray(FACTORS)
+    direction = x * factors / np.linalg.norm(x * factors, axis=1, keepdims=True)
+    beyond = np.linalg.norm((x + direction) * factors, axis=1)
+    expected = beyond + 0.05 * np.linalg.norm(x, axis=1)
+    np.testing.assert_allclose(loss_of(noise), expected, rtol=1e-5)
 
 
 def test_no_difference_at_all_is_not_sharp(noise):
@@ -54,14 +63,13 @@ def test_no_difference_at_all_is_not_sharp(noise):
 
 
 def test_the_loss_falls_below_the_target_and_noise_below_it_stays(noise):
-    before = np.asarray(sharpness_loss(difference, noise, 0.05))
+    before = loss_of(noise)
     target = float(np.sort(before)[1]) + 1e-3
     moved = optimise_noise(difference, noise, target=target, max_iterations=200)
     stays = (np.asarray(moved) == np.asarray(noise)).all(axis=(1, 2, 3))
     assert stays.tolist() == (before <= target).tolist()
     assert stays.sum() == 2
-    after = np.asarray(sharpness_loss(difference, moved, 0.05))
-    assert (after <= target).all()
+    assert (loss_of(moved) <= target).all()
 
 
 def test_noise_moves_by_no_more_than_the_steps_allow(noise):

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from copymit.diffusion.sampler import Step
-from copymit.mitigation.prompt_optimisation import optimise_prompts
+from copymit.mitigation.methods.prompt_optimisation import optimise_prompts
 
 B, L, D = 3, 4, 12
+# Norms are as of 64x64x4 numbers, here of 12.
+UNIT = (64 * 64 * 4 / 12) ** 0.5
 
 
 def network(noisy_latents, timesteps, hidden):
@@ -28,7 +30,8 @@ def optimise(hidden, unconditional=None, **options):
     step = STEP._replace(noisy_latents=jnp.zeros((len(hidden), 2, 2, 3)))
     if unconditional is None:
         unconditional = jnp.zeros_like(step.noisy_latents)
-    found = optimise_prompts(network, hidden, unconditional, step, **options)
+    options["target"] *= UNIT
+    found = optimise_prompts(network, hidden, unconditional, step, "epsilon", **options)
     return found.position
 
 

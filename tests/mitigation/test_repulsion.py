@@ -11,19 +11,29 @@ from copymit.diffusion.noise_scheduler import (
 )
 from copymit.diffusion.sampler import Step, sample_with_state
 from copymit.diffusion.trajectory import SAMPLERS
-from copymit.mitigation.repulsion import (
-    Repulsion,
-    make_references,
-    repel,
-    similarities,
-    similarity_threshold,
-    turn_away,
-)
+from copymit.mitigation.methods.repulsion import similarity_threshold, turn_away
+from copymit.mitigation.references import make_references, similarities
+from copymit.mitigation.registry import MITIGATIONS, strengths, values_of
+from copymit.mitigation.scene import Scene, Text
 
 SHAPE = (2, 2, 3)
-ON = Repulsion(
-    strength=0.5, despecification=0.0, clean_threshold=0.4, noisy_threshold=0.3
-)
+ON = {"repulsion": 0.5}
+
+
+def repel(settings, references, step, guided, scales, *, prediction_type):
+    """Is one step of a sampling with these settings."""
+    values = values_of(strengths(**settings))
+    trajectory = SAMPLERS["ddim"](make_noise_scheduler("cosine", prediction_type), 5)
+    text = Text(*[jnp.zeros((4, 1))] * 3)
+    scene = Scene(lambda prompts: None, trajectory, text, 1000, references)
+    if values["despecification"]:
+        despecify = MITIGATIONS["despecification"].scales
+        scales = despecify(values, scene, step, guided, scales)
+    model_pred = guided(scales)
+    if values["repulsion"]:
+        turn = MITIGATIONS["repulsion"].prediction
+        model_pred = turn(values, scene, step, model_pred)
+    return model_pred
 
 
 def turned(s, amount):
@@ -116,7 +126,8 @@ def test_any_embedding_falls_as_much_to_first_order(images, near, rng):
 
 def test_the_threshold_is_a_parabola_between_its_ends():
     values = [
-        float(similarity_threshold(ON, jnp.asarray(share))) for share in (0, 0.5, 1)
+        float(similarity_threshold(0.3, 0.4, jnp.asarray(share)))
+        for share in (0, 0.5, 1)
     ]
     np.testing.assert_allclose(values, [0.4, 0.325, 0.3], rtol=1e-6)
 
@@ -145,7 +156,6 @@ def test_what_is_foreseen_is_turned_by_the_excess(
         lambda scales: model_pred,
         jnp.full(4, 7.5),
         prediction_type=prediction_type,
-        num_train_timesteps=1000,
     )
     x0, _ = predicted_latents_and_noise(
         prediction_type, repelled, step.noisy_latents, step.signal, step.sigma
@@ -159,8 +169,8 @@ def test_what_is_not_too_similar_is_left_alone(references, near):
     step = STEP._replace(noisy_latents=near)
     model_pred = prediction_for(near, step, "epsilon")
     for settings in (
-        ON._replace(clean_threshold=1.0, noisy_threshold=1.0, despecification=13.0),
-        ON._replace(strength=0.0),
+        ON | {"clean_threshold": 1.0, "noisy_threshold": 1.0, "despecification": 13.0},
+        {},
     ):
         repelled = repel(
             settings,
@@ -169,7 +179,6 @@ def test_what_is_not_too_similar_is_left_alone(references, near):
             lambda scales: model_pred * per_scale(scales),
             jnp.ones(4),
             prediction_type="epsilon",
-            num_train_timesteps=1000,
         )
         np.testing.assert_array_equal(repelled, model_pred)
 
@@ -189,15 +198,13 @@ def test_despecification_lowers_the_guidance_but_not_below_one(
         asked.append(np.asarray(scales))
         return prediction_for(near, step, "epsilon")
 
-    settings = ON._replace(strength=0.0, despecification=rate)
     repel(
-        settings,
+        {"despecification": rate},
         references,
         step,
         guided,
         jnp.full(4, scale),
         prediction_type="epsilon",
-        num_train_timesteps=1000,
     )
     s = np.asarray(similarities(references, near))
     taken = np.maximum(np.minimum(rate * s, scale - 1), 0)
@@ -221,14 +228,13 @@ def test_a_model_that_remembers_ends_as_far_away_as_computed(
             lambda scales: model_pred,
             jnp.ones(4),
             prediction_type="epsilon",
-            num_train_timesteps=1000,
         )
 
     latents = jax.jit(lambda noise: sample_with_state(denoise, (), trajectory, noise))(
         noise
     )
     # Every sampler ends at the estimate of its last step.
-    last = similarity_threshold(ON, jnp.asarray(trajectory.timesteps[-1] / 1000))
+    last = similarity_threshold(0.3, 0.4, jnp.asarray(trajectory.timesteps[-1] / 1000))
     excess = similarities(references, near) - last
     expected = near + turn_away(references, near, 0.5 * excess)
     np.testing.assert_allclose(latents, expected, atol=1e-3)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from copymit.models import attention
-from copymit.models.attention import attend
-from copymit.models.backend import target_backend, tracing_for
+from copymit.models import attention_blocks
+from copymit.models.attention import Sizes, attend, choose
+from copymit.models.attention_kernels import attend_cudnn
+from copymit.models.backend import target_backend, target_machine, tracing_for
 from copymit.sharding import make_mesh
 
 # (B, P, L, N, K): self-attention, few keys, sizes that no block divides, one query.
@@ -31,11 +32,15 @@ def reference(query, key, value, is_causal=False):
 # From blocks of a few rows of one head to all heads at once.
 @pytest.fixture(params=[64, 500, 2**20])
 def block_scores(request, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_SCORES", request.param)
+    monkeypatch.setattr(attention_blocks, "BLOCK_SCORES", request.param)
+    monkeypatch.setattr(attention_blocks, "CHUNK_SCORES", request.param)
 
 
+@pytest.mark.parametrize("implementation", ["blockwise", "chunked"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_blocks_of_scores_give_the_same_values_and_gradients(rng, shape, block_scores):
+def test_blocks_of_scores_give_the_same_values_and_gradients(
+    rng, shape, implementation, block_scores
+):
     arrays = inputs(rng, shape)
     weights = jnp.asarray(rng.standard_normal(arrays[0].shape), jnp.float32)
 
@@ -44,7 +49,7 @@ def test_blocks_of_scores_give_the_same_values_and_gradients(rng, shape, block_s
         value, pull = jax.vjp(function, *arrays)
         return value, *pull(weights)
 
-    blockwise = functools.partial(attend, implementation="blockwise")
+    blockwise = functools.partial(attend, implementation=implementation)
     ours, *found = value_and_gradients(blockwise, *arrays)
     value, *expected = value_and_gradients(reference, *arrays)
     # Sums of 64 terms in another order: 1e-6.
@@ -54,22 +59,23 @@ def test_blocks_of_scores_give_the_same_values_and_gradients(rng, shape, block_s
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-def test_causal_blocks_see_no_later_key(rng, block_scores):
+@pytest.mark.parametrize("implementation", ["blockwise", "chunked"])
+def test_causal_blocks_see_no_later_key(rng, implementation, block_scores):
     query, key, value = inputs(rng, (2, 33, 33, 2, 8))
-    blockwise = attend(query, key, value, is_causal=True, implementation="blockwise")
+    blockwise = attend(query, key, value, is_causal=True, implementation=implementation)
     np.testing.assert_allclose(blockwise, reference(query, key, value, True), atol=1e-5)
     changed = attend(
         query,
         key,
         value.at[:, 20:].add(1.0),
         is_causal=True,
-        implementation="blockwise",
+        implementation=implementation,
     )
     np.testing.assert_array_equal(changed[:, :20], blockwise[:, :20])
     assert np.abs(changed[:, 20:] - blockwise[:, 20:]).max() > 0.1
 
 
-@pytest.mark.parametrize("implementation", ["xla", "blockwise"])
+@pytest.mark.parametrize("implementation", ["xla", "chunked", "blockwise"])
 def test_softmax_is_float32_for_bfloat16(rng, implementation):
     query, key, value = inputs(rng, (1, 16, 512, 2, 8), jnp.bfloat16)
     exact = reference(*(x.astype(jnp.float32) for x in (query, key, value)))
@@ -80,19 +86,104 @@ def test_softmax_is_float32_for_bfloat16(rng, implementation):
     np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=4e-3)
 
 
-def test_auto_chooses_for_the_machine_and_the_size():
-    def chosen(backend, positions, keys):
-        query = jax.ShapeDtypeStruct((16, positions, 8, 8), jnp.float32)
-        key = jax.ShapeDtypeStruct((16, keys, 8, 8), jnp.float32)
-        with tracing_for(backend):
-            return attention._choose(query, key)
+@pytest.mark.parametrize("shape", [(2, 64, 64, 4, 8), (1, 37, 7, 3, 5)])
+def test_chunks_have_derivatives_forward_and_of_second_order(rng, shape, monkeypatch):
+    monkeypatch.setattr(attention_blocks, "CHUNK_SCORES", 2000)
+    arrays, tangents = inputs(rng, shape), inputs(rng, shape)
+    chunked = functools.partial(attend, implementation="chunked")
 
-    assert chosen("cpu", 1024, 1024) == "blockwise"
-    assert chosen("cpu", 16, 16) == "xla"
-    assert chosen("tpu", 1024, 1024) == "flash"
-    assert chosen("tpu", 1024, 77) == "xla"  # text tokens do not fill tiles
-    assert chosen("tpu", 256, 256) == "xla"
-    assert chosen("gpu", 1024, 1024) == "xla"
+    def forward_over_reverse(function):
+        def gradients(*arrays):
+            return jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1, 2))(
+                *arrays
+            )
+
+        return jax.jvp(gradients, arrays, tangents)
+
+    for differentiate in (
+        lambda function: jax.jvp(function, arrays, tangents),
+        forward_over_reverse,
+    ):
+        found, expected = (
+            jax.jit(differentiate, static_argnums=0)(f) for f in (chunked, reference)
+        )
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=1e-4), found, expected
+        )
+
+
+def test_chunks_never_hold_all_scores(rng, monkeypatch):
+    monkeypatch.setattr(attention_blocks, "CHUNK_SCORES", 2 * 4 * 16 * 64)
+    arrays = inputs(rng, SHAPES[0])
+
+    def loss(*arrays, implementation):
+        return jnp.sum(attend(*arrays, implementation=implementation) ** 2)
+
+    def program(implementation):
+        of = functools.partial(loss, implementation=implementation)
+        return str(jax.make_jaxpr(jax.grad(of, (0, 1, 2)))(*arrays))
+
+    assert "64,64]" in program("xla")
+    assert "64,64]" not in program("chunked")
+    assert "f32[2,4,16,64]" in program("chunked")
+
+
+BF16, F32 = jnp.bfloat16, jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("machine", "sizes", "dtype", "chosen"),
+    [
+        ("cpu", Sizes(16, 1024, 1024, 8, 8), F32, "blockwise"),
+        ("cpu", Sizes(16, 16, 16, 8, 8), F32, "xla"),
+        ("tpu", Sizes(16, 1024, 1024, 8, 8), F32, "flash"),
+        ("tpu", Sizes(16, 1024, 77, 8, 8), BF16, "xla"),  # 77 do not fill tiles
+        ("tpu", Sizes(16, 256, 256, 8, 8), BF16, "xla"),
+        ("tpu", Sizes(64, 4096, 77, 20, 64), BF16, "chunked"),
+        # SD 2.x at 512 px: its own positions, and the text's.
+        ("cuda", Sizes(16, 4096, 4096, 5, 64), BF16, "cudnn"),
+        ("cuda", Sizes(16, 4096, 77, 5, 64), BF16, "cudnn"),
+        ("cuda", Sizes(16, 64, 64, 20, 64), BF16, "xla"),  # little to gain
+        ("cuda", Sizes(16, 4096, 4096, 5, 64), F32, "chunked"),
+        ("cuda", Sizes(2, 256, 256, 5, 64), F32, "xla"),
+        # SD 1.x: heads of 40, 80 and 160.
+        ("cuda", Sizes(16, 4096, 4096, 8, 40), BF16, "cudnn"),
+        ("cuda", Sizes(16, 256, 256, 8, 160), BF16, "xla"),
+        ("cuda", Sizes(64, 4096, 4096, 8, 160), BF16, "chunked"),
+        ("cuda", Sizes(16, 4097, 4097, 8, 64), BF16, "chunked"),
+        ("rocm", Sizes(16, 4096, 4096, 5, 64), BF16, "chunked"),
+    ],
+)
+def test_auto_chooses_for_the_machine_and_the_size(machine, sizes, dtype, chosen):
+    assert choose(machine, sizes, dtype, splits=True, shards=1) == chosen
+
+
+def test_auto_counts_the_scores_of_one_device_and_knows_whether_kernels_split():
+    sizes = Sizes(16, 4096, 4096, 5, 64)
+    assert choose("rocm", sizes, BF16, splits=True, shards=16) == "xla"
+    assert choose("tpu", sizes, BF16, splits=False, shards=16) == "xla"
+    assert choose("tpu", sizes, BF16, splits=False, shards=1) == "chunked"
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (128, 77), (64, 1)])
+def test_keys_that_fill_up_cudnns_tiles_are_not_attended_to(rng, queries, keys):
+    arrays = inputs(rng, (2, queries, keys, 3, 16), jnp.bfloat16)
+    found = attend_cudnn(*arrays, implementation="xla")
+    exact = reference(*(x.astype(jnp.float32) for x in arrays))
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((1, 64, 64, 2, 160), BF16, r"heads of 160"),
+        ((1, 50, 64, 2, 64), BF16, r"50 queries"),
+        ((1, 64, 64, 2, 64), F32, r"not float32"),
+    ],
+)
+def test_what_cudnn_does_not_take_is_named(rng, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        attend(*inputs(rng, shape, dtype), implementation="cudnn")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -114,8 +205,9 @@ def test_sizes_that_the_tpu_kernel_does_not_take_are_named(rng):
 
 def test_the_target_is_this_machine_unless_said_otherwise():
     assert target_backend() == "cpu"
-    with tracing_for("tpu"):
-        assert target_backend() == "tpu"
+    for backend, machine in (("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")):
+        with tracing_for(backend):
+            assert (target_backend(), target_machine()) == (backend, machine)
     assert target_backend() == "cpu"
 
 

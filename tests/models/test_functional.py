@@ -10,6 +10,7 @@ from flax import nnx
 
 from copymit.models.functional import (
     describe_params,
+    in_slices,
     init_params,
     make_apply,
     module_params,
@@ -126,3 +127,19 @@ def test_missing_and_unknown_parameters_are_named(params):
         apply(missing, jnp.ones((1, 3)))
     with pytest.raises(ValueError, match=r"another model: layers\.2\.bias$"):
         apply(params | {"layers.2.bias": jnp.ones(2)}, jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "largest"), [(12, 5, 4), (7, 3, 1), (6, 9, 6)]
+)
+def test_slices_compute_the_same_and_divide_the_batch(rng, length, size, largest):
+    batch = rng.standard_normal((length, 3)).astype(np.float32)
+    seen = []
+
+    def function(rows):
+        seen.append(len(rows))
+        return jnp.cumsum(rows, axis=1) * 2
+
+    found = in_slices(function, jnp.asarray(batch), size)
+    np.testing.assert_array_equal(found, jnp.cumsum(batch, axis=1) * 2)
+    assert seen[-1] == largest

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from copymit.pretrained import load as load_module
 from copymit.pretrained.load import load_network
+from copymit.pretrained.settings import with_pretrained_settings
 from copymit.pretrained.source import open_source
 from tests.pretrained.miniatures import abstract_of, make_pipeline
 
@@ -149,3 +151,15 @@ def test_parameters_are_born_on_their_shardings(sd14):
         timeout=300,
     )
     assert result.stdout == "unet split True\ntext_encoder split True\n", result.stderr
+
+
+def test_missing_weights_of_a_base_model_are_named_before_data_are_read(copy):
+    config = common.get_config()
+    config.model.pretrained = str(copy)
+    assert with_pretrained_settings(config).model.unet.block_out_channels == (32, 64)
+    for file in (copy / "unet").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="has no weights of the unet"):
+        with_pretrained_settings(config)
+    config.model.from_scratch = ("unet",)
+    with_pretrained_settings(config)

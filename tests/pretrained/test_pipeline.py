@@ -87,3 +87,47 @@ def test_a_padding_token_outside_of_the_vocabulary_is_refused(copy, token):
     change_json(copy / "tokenizer" / "tokenizer_config.json", pad_token=token)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json has pad_token="):
         read(copy)
+
+
+def test_a_token_of_textual_inversion_is_named(copy):
+    path = copy / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    token = {"id": 49408, "content": "<sks-cat>", "special": False}
+    content["added_tokens"].append(token)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json adds '<sks-cat>'"):
+        read_pipeline(open_source(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("added_tokens", {"<sks-cat>": 49408}, "adds '<sks-cat>'"),
+        (
+            "tokenizer_config",
+            {"added_tokens_decoder": {"49408": {"content": "<sks-cat>"}}},
+            "adds '<sks-cat>'",
+        ),
+        ("tokenizer", {"model": {"vocab": {"a": 0}}}, "is not CLIP's vocabulary"),
+        ("tokenizer", {"model": None}, "is not CLIP's vocabulary"),
+    ],
+)
+def test_every_file_that_decides_how_captions_are_read_is_compared(
+    copy, name, content, message
+):
+    (copy / "tokenizer" / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name}\.json {message}"):
+        read_pipeline(open_source(str(copy)))
+
+
+def test_other_merges_are_refused_and_old_ones_are_read(copy):
+    path = copy / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    merges = content["model"]["merges"]
+    content["model"]["merges"] = [" ".join(pair) for pair in merges]
+    path.write_text(json.dumps(content))
+    read_pipeline(open_source(str(copy)))
+    content["model"]["merges"] = merges[1:]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has other merges"):
+        read_pipeline(open_source(str(copy)))

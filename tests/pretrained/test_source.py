@@ -4,10 +4,16 @@ import types
 
 import huggingface_hub
 import pytest
+from etils import epath
 from huggingface_hub import errors
 
+from copymit.data.images import ImageError, decode_image
 from copymit.pretrained.base_models import BASE_MODELS, find_base_model
 from copymit.pretrained.source import open_source, read_json
+from copymit.pretrained.weight_files import open_weight_file
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -220,3 +226,52 @@ def test_base_models_are_found_by_short_name_and_hub_id():
     assert find_base_model("stable-diffusion-v1-4") is model
     assert find_base_model("CompVis/stable-diffusion-v1-4") is model
     assert find_base_model("CompVis/stable-diffusion-v1-3") is None
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438354725\n"
+
+
+def test_what_git_left_instead_of_a_file_is_named_with_the_command(tmp_path):
+    (tmp_path / "model_index.json").write_text(POINTER)
+    with pytest.raises(ValueError, match=r"pointer of git-lfs .*run git lfs pull"):
+        read_json(open_source(str(tmp_path)), "model_index.json")
+    weights = tmp_path / "model.safetensors"
+    weights.write_text(POINTER)
+    with (
+        pytest.raises(ValueError, match="run git lfs pull"),
+        open_weight_file(epath.Path(weights)),
+    ):
+        pass
+    with pytest.raises(ValueError, match="run git lfs pull"):
+        open_source(str(weights))
+    with pytest.raises(ImageError, match="run git lfs pull"):
+        decode_image(POINTER.encode(), "x.png")
+
+
+def test_a_lora_is_named_with_the_way_out(tmp_path):
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    file.write_bytes(b"x")
+    for name in (file, tmp_path):
+        with pytest.raises(ValueError, match=r"is a LoRA.*fuse_lora"):
+            open_source(str(name))
+
+
+def test_an_intermediate_checkpoint_of_a_trainer_is_named(tmp_path):
+    (tmp_path / "checkpoint-500/unet").mkdir(parents=True)
+    (tmp_path / "checkpoint-500/optimizer.bin").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match="checkpoint-500 is an intermediate checkpoint"
+    ):
+        open_source(str(tmp_path / "checkpoint-500"))
+
+
+def test_weights_of_eight_bits_are_named(tmp_path):
+    file = tmp_path / "model.safetensors"
+    tensor = torch.zeros(2, 2).to(torch.float8_e4m3fn)
+    safetensors_torch.save_file({"a": tensor}, file)
+    with (
+        pytest.raises(ValueError, match=r"8 bits \(F8_E4M3\).*16 or 32") as error,
+        open_weight_file(epath.Path(file)),
+    ):
+        pass
+    assert "download" not in str(error.value)

@@ -17,7 +17,12 @@ from copymit.config import read_config
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.generator import make_generate, sampling_options
 from copymit.models.assembly import make_model
-from copymit.pretrained.trained import export_trained, latest_step, load_trained
+from copymit.pretrained.trained import (
+    export_lora,
+    export_trained,
+    latest_step,
+    load_trained,
+)
 from copymit.sharding import make_mesh
 from copymit.training.loop import train
 
@@ -78,13 +83,14 @@ def save_tiny_pipeline(folder):
     return networks
 
 
-@pytest.fixture(scope="module", params=["frozen text", "trained text"])
+@pytest.fixture(scope="module", params=["frozen text", "trained text", "lora"])
 def run(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("round_trip")
     networks = save_tiny_pipeline(root / "base")
     config = tiny.get_config()
     config.model.pretrained = str(root / "base")
-    config.model.text_encoder.train = request.param == "trained text"
+    config.model.text_encoder.train = request.param != "frozen text"
+    config.train.lora_rank = 2 if request.param == "lora" else 0
     config.data.resolution = RESOLUTION
     config.data.cache_latents = True
     config.data.cache_embeddings = request.param == "frozen text"
@@ -116,7 +122,7 @@ def test_training_starts_at_the_weights_and_moves_only_what_it_should(run):
     exported = StableDiffusionPipeline.from_pretrained(
         root / "exported", safety_checker=None
     )
-    moved = {"unet"} | ({"text_encoder"} if kind == "trained text" else set())
+    moved = {"unet"} | ({"text_encoder"} if kind != "frozen text" else set())
     for name, before in networks.items():
         after = getattr(exported, name).state_dict()
         differences = [
@@ -125,20 +131,48 @@ def test_training_starts_at_the_weights_and_moves_only_what_it_should(run):
             if value.is_floating_point()
         ]
         # Adam moves by at most the learning rate a step, a little more with decay.
-        assert max(differences) < STEPS * 1.5e-3
+        # With LoRA it is a factor that moves, the other one is of size 1 / rank.
+        assert max(differences) < STEPS * 1.5e-3 * (4 if kind == "lora" else 1)
         assert (max(differences) > 0) == (name in moved)
 
 
 def test_diffusers_generates_the_same_image_from_the_exported_run(run):
     root, *_ = run
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        root / "exported", safety_checker=None
+    )
+    check_that_it_generates_the_same(root, pipeline)
+
+
+def test_diffusers_adds_the_exported_lora_to_the_model_that_it_was_trained_on(run):
+    pytest.importorskip("peft")
+    root, _, kind = run
+    if kind != "lora":
+        with pytest.raises(ValueError, match=r"lora_rank=0: it has no LoRA"):
+            export_lora(root / "run", root / "lora")
+        return
+    export_lora(root / "run", root / "lora")
+    # The base of these tests has no tokenizer of its own.
+    whole = StableDiffusionPipeline.from_pretrained(
+        root / "exported", safety_checker=None
+    )
+    networks = {
+        name: type(getattr(whole, name)).from_pretrained(root / "base" / name)
+        for name in ("unet", "text_encoder")
+    }
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        root / "exported", safety_checker=None, **networks
+    )
+    pipeline.load_lora_weights(root / "lora")
+    check_that_it_generates_the_same(root, pipeline)
+
+
+def check_that_it_generates_the_same(root, pipeline):
     config = read_config(epath.Path(root / "run"))
     model = make_model(config.model, RESOLUTION, "float32")
     step = latest_step(root / "run")
     assert step == STEPS
     params = load_trained(config, root / "run", step, model, make_mesh())
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        root / "exported", safety_checker=None
-    )
     pipeline.set_progress_bar_config(disable=True)
 
     def token_ids(text):

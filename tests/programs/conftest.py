@@ -136,7 +136,7 @@ def finished(programs, tmp_path_factory):
             shutil.rmtree(run.workdir, ignore_errors=True)  # of a worker that failed
             programs.run("train.py", *programs.flags, f"--workdir={run.workdir}")
             said = programs.run("evaluate.py", f"--workdir={run.workdir}")
-            assert said.splitlines()[1] == str(run.out / "report.html")
+            assert str(run.out / "report.html") in said.splitlines()
             (root / "finished.ok").touch()
     return run
 

@@ -12,9 +12,11 @@ from etils import epath
 from copymit.report.comparison import describe_difference, make_strip
 from copymit.report.evaluated_run import EvaluatedRun, list_generations
 from copymit.report.page import write_report
+from copymit.scores.grades import GRADES
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
+PAIRS = "copies/page_001.html"  # which is linked, not loaded
 SECTIONS = ["similarity", "duplication", "comparison", "training", "warnings"]
 
 
@@ -45,6 +47,11 @@ def make_run(title="full x10", num_generations=40, num_references=12, side=16, s
         "protocol": "short side 224",
         "num_generations": num_generations,
         "num_references": num_references,
+        "num_copies": 2,
+        "num_exact_copies": 1,
+        "copied_images": 1,
+        "copy_threshold": 0.9,
+        "false_discovery_rate": 0.01,
         "similarity_mean": 0.83,
         "similarity_mean_ci95": [0.81, 0.85],
         "background_similarity_mean": 0.62,
@@ -88,6 +95,13 @@ def make_run(title="full x10", num_generations=40, num_references=12, side=16, s
             }
         ),
         metrics=pd.DataFrame({"step": [10, 20, 30], "loss": [1.0, 0.5, np.nan]}),
+        measured=pd.DataFrame(
+            {
+                "generation": ids,
+                "grade": ["exact", "none", "likely copy"] + ["none"] * (len(ids) - 3),
+                "copy_of": ["r/2.png", None, "r/2.png"] + [None] * (len(ids) - 3),
+            }
+        ),
     )
 
 
@@ -102,6 +116,7 @@ def bare(run):
         prompts=None,
         duplication=None,
         metrics=None,
+        measured=None,
     )
 
 
@@ -158,8 +173,11 @@ def test_every_part_is_there_when_its_data_is(full):
     folder, page = full
     assert page.sections() == [
         "content",
+        "returned",
         "gallery",
-        *SECTIONS[:-1],
+        "similarity",
+        "numbers",
+        *SECTIONS[1:-1],
         "scores",
         "card",
         "settings",
@@ -174,11 +192,12 @@ def test_every_part_is_there_when_its_data_is(full):
         "tradeoff",
     ]
     for text in (
-        "Copies were not looked for",
-        "95th percentile of similarity is 0.950",
-        "most copied",
+        "2 of 40 generations are copies of 1 training image (1 exact)",
+        "called copies; where a picture has near others",
+        "came back 2 times",
+        "most similar",
         "drawn at random",
-        "least copied",
+        "least similar",
         "duplicated ×10",
         "prompted by it",
         "The same prompts in every run",
@@ -194,7 +213,9 @@ def test_parts_without_data_are_absent(tmp_path):
     stale.parent.mkdir()
     stale.touch()
     page = report(tmp_path, bare(make_run()))
-    assert page.sections() == ["content", "gallery", "scores", "card", "settings"]
+    assert page.sections() == [
+        *("content", "gallery", "numbers", "scores", "card", "settings")
+    ]
     assert figure_names(tmp_path) == []  # those of the last report are gone
     for text in ("Prompt", "Caption:", "duplicated ×", "None", "Compared with"):
         assert text not in page.text
@@ -230,7 +251,7 @@ def test_the_page_loads_nothing_from_outside(full):
     _, page = full
     for tag, attrs in page.tags:
         assert attrs.get("src", "data:").startswith("data:"), tag
-        assert attrs.get("href", "#").startswith(("#", "data:")), tag
+        assert attrs.get("href", "#").startswith(("#", "data:", PAIRS)), tag
         assert not attrs.keys() & {"srcset", "action", "style", "background"}, tag
     assert "url(" not in page.html
     assert "@import" not in page.html
@@ -262,7 +283,7 @@ def inline_hash(page, tag):
 def test_links_lead_to_parts_and_images_have_words(full):
     _, page = full
     targets = {a["href"][1:] for t, a in page.tags if t == "a"}
-    assert targets == set(page.sections())
+    assert targets - {PAIRS[1:]} == set(page.sections())
     images = [a for t, a in page.tags if t == "img"]
     assert len(images) > 40
     assert all(a["alt"] and int(a["width"]) > 0 for a in images)
@@ -399,8 +420,12 @@ def test_pictures_start_blurred_where_that_is_asked_for(full, tmp_path):
 
 def test_without_a_script_cards_are_sorted_and_the_controls_hidden(full):
     _, page = full
-    similarities = [float(card["data-similarity"]) for card in page.cards()]
-    assert similarities == sorted(similarities, reverse=True)
+    places = [
+        (GRADES.index(card["data-grade"]), -float(card["data-similarity"]))
+        for card in page.cards()
+    ]
+    assert places == sorted(places)
+    assert [grade for grade, _ in places[:2]] == [0, 4]  # one for each copied image
     for name in ("controls", "copy", "nothing"):
         (attributes,) = (a for _, a in page.tags if a.get("id") == name)
         assert "hidden" in attributes

@@ -165,3 +165,10 @@ def test_two_clusters_say_nothing_of_a_correlation():
     assert scores["complexity_entropy_pearson"] == pytest.approx(1)
     assert scores["complexity_entropy_pearson_ci95"] is None
     assert scores["complexity_entropy_pvalue"] is None
+
+
+def test_total_variation_of_a_large_image_is_exact(rng):
+    image = rng.choice(np.array([0, 255], np.uint8), (700, 400, 3))
+    levels = image.astype(float)
+    expected = sum(np.abs(np.diff(levels, axis=axis)).sum() for axis in (0, 1))
+    assert total_variation(image) == expected > 2**27

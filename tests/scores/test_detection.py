@@ -96,7 +96,10 @@ def test_perfect_useless_and_wrong_detectors_have_the_known_numbers():
         summary = detection_summary(scores, memorised)
         assert summary["auc"] == auc
         assert summary["tpr_at_1_percent_fpr"] == rate
-        assert summary["auc_ci95"] == [auc, auc]
+        low, high = summary["auc_ci95"]
+        assert low <= auc <= high
+        # Ties alone have no spread; four pairs in order do not tell that all others are.
+        assert (high - low > 0.5) == (auc != 0.5)
         assert (summary["memorised_count"], summary["other_count"]) == (4, 6)
 
 
@@ -121,10 +124,39 @@ def test_the_same_seed_gives_the_same_interval(rng):
     assert detection_summary(scores, memorised, seed=4) != first
 
 
-def test_a_single_prompt_of_a_kind_has_no_interval():
-    summary = detection_summary(np.arange(5.0), np.arange(5) == 4)
-    assert summary["auc"] == 1.0
+def delong_deviation(scores, memorised):
+    """Standard deviation of the AUC by DeLong, DeLong and Clarke-Pearson 1988."""
+    wins = (scores[memorised][:, None] > scores[~memorised]) * 1.0
+    wins += 0.5 * (scores[memorised][:, None] == scores[~memorised])
+    variances = [wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)]
+    return np.sqrt(sum(variances))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "tied"])
+def test_the_interval_of_the_auc_is_as_wide_as_delongs(kind, rng):
+    scores, memorised = some_scores(kind, rng, count=400)
+    low, high = detection_summary(scores, memorised)["auc_ci95"]
+    expected = 2 * 1.96 * delong_deviation(scores, memorised)
+    assert high - low == pytest.approx(expected, rel=0.1)
+
+
+def test_a_detector_that_was_always_right_may_be_wrong_elsewhere():
+    """Of perfect samples the interval was [1, 1]; it must hold detectors that give them."""
+    memorised = np.arange(50) < 10
+    summary = detection_summary(memorised + np.linspace(0, 0.5, 50), memorised)
+    low, high = summary["auc_ci95"]
+    assert (summary["auc"], high) == (1, 1)
+    assert summary["tpr_at_1_percent_fpr_ci95"] == [low, high]
+    # One that finds a memorised prompt with probability `low` finds all ten so rarely.
+    assert low**10 == pytest.approx(0.025)
+
+
+def test_a_single_prompt_of_a_kind_has_only_an_exact_interval():
+    summary = detection_summary(np.array([0.0, 1, 2, 3, 2.5]), np.arange(5) == 4)
+    assert summary["auc"] == 0.75
     assert summary["auc_ci95"] is None
+    # A threshold found nothing, of one: this says next to nothing.
+    assert summary["tpr_at_1_percent_fpr_ci95"] == pytest.approx([0, 0.975])
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,12 @@ def test_images_that_cannot_be_compared_are_refused():
         tiled_l2(small, large)
     with pytest.raises(ValueError, match="at least 4 pixels"):
         tiled_l2(small, small)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_large_tiles_lose_no_digits(rng, levels):
+    image, other = rng.integers(0, levels, (2, 1000, 600, 3), np.uint8)
+    difference = image.astype(np.float64) - other
+    tiles = np.square(difference).reshape(4, 250, 4, 150, 3)
+    expected = np.sqrt(tiles.mean((1, 3, 4))) / 255
+    np.testing.assert_allclose(tile_distances(image, other), expected, rtol=1e-6)

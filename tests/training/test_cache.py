@@ -13,9 +13,9 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.models.assembly import make_model
 from copymit.sharding import make_mesh
 from copymit.training import cache
+from copymit.training.gradients import hidden_states_of, moments_of
 from copymit.training.loop import _add_caches, _make_draws
 from copymit.training.state import init_state, make_optimizer
-from copymit.training.step import _hidden_states, _moments
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def cached_draws(run, workdir):
 def test_cached_batches_are_the_uncached_ones(run, workdir):
     config, model, state, dataset, _ = run
     cached, uncached = cached_draws(run, workdir), _make_draws(config, dataset)
-    moments_of = jax.jit(lambda batch: _moments(model, state.frozen, batch))
-    text_of = jax.jit(lambda batch: _hidden_states(model, state.frozen, batch))
+    images_of = jax.jit(lambda batch: moments_of(model, state.frozen, batch))
+    text_of = jax.jit(lambda batch: hidden_states_of(model, state.frozen, batch))
     flips = set()
     for draw in range(40):
         mine, theirs = cached.record(draw), uncached.record(draw)
         assert mine["example_index"] == theirs["example_index"]
         batch = {name: value[None] for name, value in theirs.items()}
         # The cache encodes eight images at a time: sums in another order, 1e-6 each.
-        np.testing.assert_allclose(mine["moments"], moments_of(batch)[0], atol=1e-5)
+        np.testing.assert_allclose(mine["moments"], images_of(batch)[0], atol=1e-5)
         np.testing.assert_allclose(
             mine["encoder_hidden_states"], text_of(batch)[0], atol=1e-5
         )
@@ -163,3 +163,51 @@ def test_every_caption_that_a_run_draws_is_listed(run):
         rng.random(2)
         example = dataset.source[int(dataset.indices[draw % len(dataset.indices)])]
         assert draws.caption(example, True, rng) in listed
+
+
+def test_trainings_share_a_directory_of_caches_when_told_to(config):
+    config = config.copy_and_resolve_references()
+    workdir = epath.Path("gs://bucket/sweep/trial")
+    for named, found in {
+        "": "gs://bucket/sweep/trial/cache",
+        "../cache": "gs://bucket/sweep/cache",
+        "../../all": "gs://bucket/all",
+    }.items():
+        config.data.cache_dir = named
+        assert str(cache.cache_folder(workdir, config)) == found
+
+
+def test_embeddings_are_counted_before_they_are_computed(config, tmp_path, monkeypatch):
+    config = config.copy_and_resolve_references()
+    config.train.update(steps=1000, batch_size=8)
+    config.model.text_encoder.update(max_length=77, hidden_size=1024)
+    folder = epath.Path(tmp_path) / "cache"
+    taken = 7000 * 77 * 1024 * 4
+    monkeypatch.setattr(cache, "_free_bytes", lambda folder: 2 * taken)
+    assert cache.embeddings_pay(config, 7000, folder)
+    assert not cache.embeddings_pay(config, 7001, folder)
+    config.train.dtype = "bfloat16"
+    assert cache.embeddings_pay(config, 7999, folder)
+    # As many as are drawn: hardly one would be met twice.
+    assert not cache.embeddings_pay(config, 8000, folder)
+    config.model.text_encoder.hidden_size = 32
+    assert cache.embeddings_pay(config, 8000, folder)  # but it is little
+
+
+def test_embeddings_of_a_bfloat16_run_are_kept_as_they_are(run, tmp_path):
+    config, _, _, dataset, mesh = run
+    config = config.copy_and_resolve_references()
+    config.train.dtype = "bfloat16"
+    config.data.cache_latents = False
+    model = make_model(config.model, config.data.resolution, "bfloat16")
+    state = init_state(model, make_optimizer(config.train), config, mesh)
+    draws, uncached = _make_draws(config, dataset), _make_draws(config, dataset)
+    _add_caches(draws, epath.Path(tmp_path), config, model, state, dataset, mesh)
+    kept = draws.record(0)["encoder_hidden_states"]
+    ids = uncached.record(0)["input_ids"][None]
+    expected = jax.jit(lambda ids: model.encode_text(state.frozen, ids))(ids)[0]
+    assert kept.dtype == expected.dtype == jax.numpy.bfloat16
+    # The cache encodes eight captions at a time: roundings of bfloat16, 2^-8 each.
+    np.testing.assert_allclose(
+        kept.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=0.02
+    )

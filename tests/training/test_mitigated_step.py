@@ -56,6 +56,8 @@ def train(ids, steps=1, seed=0, weight_decay=0.0, **mitigations):
     batches = np.asarray(ids, np.int32)
     batches = batches if batches.ndim == 2 else np.tile(batches, (steps, 1))
     config = tiny.get_config()
+    if "skip_above" in mitigations:  # a norm as of 64x64x4 latents
+        mitigations["skip_above"] *= 128 / ROOT
     config.mitigation.train.update(mitigations)
     config.train.update(ema_decay=0.0, weight_decay=weight_decay, warmup_steps=0)
     optimizer, mesh = make_optimizer(config.train), make_mesh()

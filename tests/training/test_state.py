@@ -14,6 +14,7 @@ import pytest
 
 from configs import tiny
 from copymit.models.assembly import make_model
+from copymit.models.lora import assemble
 from copymit.sharding import make_mesh
 from copymit.training.state import (
     abstract_state,
@@ -48,9 +49,22 @@ def test_the_cosine_schedule_falls_from_the_peak_to_zero(config):
     assert end == pytest.approx(0.0, abs=1e-6)
 
 
+def test_the_linear_and_the_polynomial_schedule_fall_to_zero(config):
+    config.train.update(steps=110, warmup_steps=10, learning_rate=2.0)
+    left = 1 - np.arange(101) / 100
+    for schedule, power in (("linear", 1), ("polynomial", 3)):
+        config.train.learning_rate_schedule = schedule
+        config.train.learning_rate_power = 3.0
+        rate = make_learning_rate(config.train)
+        rates = [float(rate(step)) for step in range(10, 111)]
+        np.testing.assert_allclose(rates, 2.0 * left**power, atol=1e-6)
+
+
 def test_an_unknown_schedule_is_named(config):
     config.train.learning_rate_schedule = "triangle"
-    with pytest.raises(ValueError, match=r"'triangle' is not known: use constant or"):
+    with pytest.raises(
+        ValueError, match=r"'triangle' is not known: use one of constant"
+    ):
         make_learning_rate(config.train)
 
 
@@ -139,6 +153,45 @@ def test_networks_that_are_given_are_kept_and_the_others_drawn_as_ever(config):
     given = {"text_encoder": jax.tree.map(lambda x: x + 1, alone["text_encoder"])}
     state = init_state(model, optimizer, config, mesh, given)
     jax.tree.map(np.testing.assert_array_equal, state.params, alone | given)
+
+
+def test_lora_trains_products_beside_layers_that_stay(config):
+    config.train.lora_rank = 2
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    state = init_state(model, optimizer, config, mesh)
+    assert state.params.keys() == {"unet", "text_encoder"} == state.frozen.keys()
+    attention = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    first, second = (state.params["unet"][f"{attention}.lora_{x}.kernel"] for x in "AB")
+    assert (first.shape, second.shape) == ((32, 2), (2, 32))
+    assert float(np.std(first)) == pytest.approx(0.5, rel=0.3)
+    # What is drawn for the networks themselves is as without.
+    config.train.lora_rank = 0
+    whole = init_state(model, make_optimizer(config.train), config, mesh).params
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, whole)
+    jax.tree.map(
+        np.testing.assert_array_equal, assemble(state.params, state.frozen), whole
+    )
+
+
+def test_a_target_that_no_layer_has_is_named(config):
+    config.train.update(lora_rank=2, lora_targets=("to_q",))
+    model = make_model(config.model, config.data.resolution, "float32")
+    with pytest.raises(ValueError, match=r"=to_q names no layer of the text_encoder"):
+        abstract_state(model, make_optimizer(config.train), config, make_mesh())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_small_moments_lie_where_their_parameters_lie(config, dtype):
+    config.train.moments_dtype = dtype
+    model = make_model(config.model, config.data.resolution, "float32")
+    optimizer, mesh = make_optimizer(config.train), make_mesh()
+    state = init_state(model, optimizer, config, mesh)
+    abstract = abstract_state(model, optimizer, config, mesh)
+    jax.tree.map(lambda x, a: (x.sharding == a.sharding) or 1 / 0, state, abstract)
+    moments = sum(x.nbytes for x in jax.tree.leaves(state.opt_state))
+    params = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    assert moments / params < {"bfloat16": 1.05, "float8": 0.7}[dtype]
 
 
 _ON_8_DEVICES = """

@@ -7,7 +7,6 @@ image, in the order of the source, so that the number of lines is how far it is.
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ from PIL import Image
 
 from copymit.data.captions import example_generator
 from copymit.data.captions_file import is_text, write_captions
+from copymit.data.checking import check_images
 from copymit.data.examples import ExampleSource
-from copymit.data.images import check_images, decode_image
+from copymit.data.images import decode_image
+from copymit.progress import Progress
 
 logger = logging.getLogger("copymit.data.caption")
 
 CaptionBatch = Callable[
     [Sequence[Image.Image], Float64[np.ndarray, "B M L"]], list[list[str]]
 ]
-
-_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 def caption_source(
@@ -68,7 +67,7 @@ def caption_source(
     remaining = range(done, len(source))
     if remaining:
         check_images(source, remaining)
-    started = reported = time.monotonic()
+    progress = Progress("captioned", len(source), done=done)
     with partial.open("a", encoding="utf-8") as file:
         for first in range(done, len(source), batch_size):
             indices = range(first, min(first + batch_size, len(source)))
@@ -91,12 +90,7 @@ def caption_source(
                 line = json.dumps([example.example_id, originals + texts])
                 file.write(line + "\n")
             file.flush()
-            now = time.monotonic()
-            if now - reported > _SECONDS_BETWEEN_REPORTS or indices.stop == len(source):
-                reported = now
-                logger.info(
-                    _progress(indices.stop, done, len(source), max(now - started, 1e-9))
-                )
+            progress.add(len(indices))
     write_captions(path, _read_partial(partial))
     partial.unlink()
 
@@ -150,13 +144,3 @@ def _check_texts(example_id: str, texts: Sequence[str]) -> None:
         raise ValueError(
             f"the model wrote an empty caption for {example_id!r}: raise --min_length"
         )
-
-
-def _progress(reached: int, before: int, total: int, seconds: float) -> str:
-    rate = (reached - before) / seconds
-    left = (total - reached) / rate
-    return (
-        f"{reached} of {total} images, {rate:.3g} images/s, {left / 3600:.1f} h left"
-        if left > 5400
-        else f"{reached} of {total} images, {rate:.3g} images/s, {left / 60:.1f} min left"
-    )

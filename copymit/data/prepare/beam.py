@@ -5,8 +5,8 @@
         --runner=DataflowRunner ...
 
 In: tar files, and the .parquet beside each if it is there. Out: the data set that
-`python -m copymit.data.prepare img2dataset` writes, with another draw: the examples with
-the smallest hashes of seed and id, in that order, since no process lists them all. The
+`python -m copymit.data.prepare img2dataset` writes, with the same draw, the examples with
+the smallest hashes of seed and id, but in that order, since no process lists them all. The
 bytes do not depend on the number of workers. Any Beam option is understood; docs/data.md
 has the command for Dataflow. Needs an environment of its own (the extra `beam`).
 """
@@ -29,6 +29,7 @@ from etils import epath
 
 from copymit.console import explain_bad_input, set_up_logging
 from copymit.data.captions_file import refuse
+from copymit.data.draw import draw_key
 from copymit.data.prepare import layout
 from copymit.data.prepare.img2dataset import Img2datasetSource
 from copymit.data.prepare.rows import Row, make_row
@@ -37,7 +38,6 @@ from copymit.data.prepare.selection import (
     Good,
     Plan,
     as_good,
-    draw_key,
     plan_shards,
     shard_of,
     smallest,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from copymit.data.captions_file import refuse
-from copymit.data.sources import IMAGENETTE_CLASSES, FolderSource
+from copymit.data.folder_source import IMAGENETTE_CLASSES, FolderSource
 
 CONFIGS = ("160px-v2", "320px-v2", "full-size-v2")
 SPLITS = {"train": "train", "validation": "val"}  # name -> folder in the archive

@@ -4,6 +4,7 @@ In: its output folder, in the format `webdataset` (`00000.tar`) or `files`
 (`00000/000000000.jpg`). Out: an `ExampleSource` with the same ids for both.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +14,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from copymit.data.captions_beside import (
+    describe_suffixes,
+    pair_texts,
+    parse_metadata,
+    read_beside,
+)
 from copymit.data.captions_file import refuse
 from copymit.data.examples import Example
-from copymit.data.tar_source import TarSource, parse_metadata
+from copymit.data.folder_listing import is_junk, read_head, warn_of_missing
+from copymit.data.images import is_image_file
+from copymit.data.tar_source import TarSource
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _MAX_IMAGE_BYTES = 2**28
 _MAX_TEXT_BYTES = 2**20
-_DEFAULT_CAPTION = "An image"
 
 
 class _Shard(Protocol):
     example_ids: Sequence[str]
+    caption_counts: np.ndarray
+    captions_from: str
+    left_out: Sequence[str]
 
     def __getitem__(self, index: int) -> Example: ...
 
@@ -55,7 +65,9 @@ class Img2datasetSource:
         self._shards: list[_Shard] = []
         ids: list[str] = []
         starts = [0]
-        for path in _shard_paths(root):
+        paths = list(_shard_paths(root))
+        warn_of_missing([path.name for path in paths], str(root))
+        for path in paths:
             try:
                 shard = _open_shard(path)
             except ValueError as error:
@@ -69,12 +81,16 @@ class Img2datasetSource:
         if not ids:
             raise ValueError(
                 f"no images in {str(folder)!r}: give the --output_folder of img2dataset, "
-                "made with --output_format=webdataset or files"
+                "made with --output_format=webdataset or files (parquet: python -m "
+                "copymit.data.prepare huggingface)"
             )
         self._starts = np.array(starts)
         self.example_ids: Sequence[str] = ids
         self.labels = np.full(len(ids), -1, np.int32)
-        self.caption_counts = np.ones(len(ids), np.int32)
+        self.caption_counts = np.concatenate([s.caption_counts for s in self._shards])
+        origins = sorted({s.captions_from for s in self._shards if s.captions_from})
+        self.captions_from = " and ".join(origins)
+        self.left_out = [name for shard in self._shards for name in shard.left_out]
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -98,30 +114,54 @@ class _FilesShard:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        found: dict[str, Path] = {}
-        twice, leaving = [], []
+        images: dict[str, str] = {}
+        others, twice, leaving = [], [], []
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() not in _IMAGE_SUFFIXES or path.name.startswith("."):
+            if is_junk(path.name):
                 continue
             if path.is_symlink() or not path.is_file():
                 leaving.append(str(path))
-            if path.stem in found:
+            elif not is_image_file(path.name, functools.partial(read_head, path)):
+                others.append(path.name)
+            elif path.stem in images:
                 twice.append(str(path))
-            found[path.stem] = path
+            else:
+                images[path.stem] = path.name
         refuse("are links or no regular files: remove them", leaving)
         refuse("images share a name with another: keep one", twice)
-        self.example_ids: Sequence[str] = list(found)
-        self._paths = list(found.values())
+        self.example_ids: Sequence[str] = list(images)
+        self._images = list(images.values())
+        self._beside, rest = pair_texts(self._images, others)
+        self.left_out: Sequence[str] = [f"{folder.name}/{name}" for name in rest]
+        self.captions_from = describe_suffixes(self._beside) if self._beside else ""
+        self.caption_counts = np.array(
+            [self._count_captions(name) for name in self._images], np.int32
+        )
 
     def __getitem__(self, index: int) -> Example:
-        path = self._paths[index]
-        image = _read(path, _MAX_IMAGE_BYTES)
-        caption = (_read_beside(path, ".txt") or b"").decode().strip()
-        return Example(path.stem, image, (caption or _DEFAULT_CAPTION,), None)
+        name = self._images[index]
+        image = _read(self.folder / name, _MAX_IMAGE_BYTES)
+        return Example(self.example_ids[index], image, self._captions(name), None)
 
     def metadata(self, index: int) -> Mapping[str, Any]:
-        data = _read_beside(self._paths[index], ".json")
-        return {} if data is None else parse_metadata(data)
+        facts = self._beside.get(self._images[index], {}).get("json")
+        return {} if facts is None else parse_metadata(self._read_text(facts))
+
+    def _captions(self, image: str) -> tuple[str, ...]:
+        texts = self._beside.get(image, {})
+        return read_beside(texts, self._read_text, by_lines=False)
+
+    def _count_captions(self, image: str) -> int:
+        text = self._beside.get(image, {}).get("txt")
+        if text is not None and (self.folder / text).stat().st_size:
+            return 1
+        try:
+            return len(self._captions(image))
+        except ValueError:  # Told when the example itself is read.
+            return 1
+
+    def _read_text(self, name: str) -> bytes:
+        return _read(self.folder / name, _MAX_TEXT_BYTES)
 
 
 def _shard_paths(root: Path) -> Iterator[Path]:
@@ -163,10 +203,3 @@ def _read(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} has more than {most} bytes")
     return data
-
-
-def _read_beside(image: Path, suffix: str) -> bytes | None:
-    path = image.with_suffix(suffix)
-    if path.is_symlink() or not path.is_file():
-        return None
-    return _read(path, _MAX_TEXT_BYTES)

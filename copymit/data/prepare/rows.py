@@ -67,8 +67,11 @@ def make_row(source: ExampleSource, position: int, min_side: int) -> Row | str:
     if min(image.size) < min_side:
         return f"is {image.width} x {image.height}, smaller than {min_side} pixels"
     captions = tuple(clean_caption(caption) for caption in example.captions)
-    if not captions or not all(caption.strip() for caption in captions):
-        return "has no caption or an empty one"
+    # A set without any captions is kept: styles that need none can train on it.
+    if source.caption_counts.any() and not captions:
+        return "has no caption"
+    if not all(caption.strip() for caption in captions):
+        return "has an empty caption"
     if not all(map(is_text, captions)):
         return "has a caption that is no valid text"
     example = example._replace(captions=captions)

@@ -1,20 +1,20 @@
 """Which examples of a source are tried, in which order, until enough are good.
 
-In: how many there are, how many are wanted, a seed. Out: indices, and where to go on
+In: the ids, how many are wanted, a seed. Out: indices, and where to go on
 after an interruption. And the same without a list of all: each example has a key, and
 those with the smallest keys are taken.
 """
 
 import bisect
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-_KEY_BYTES = 12  # among a billion examples two are alike with a chance of 1e-11
-_KEY_DTYPE = np.dtype(f"S{2 * _KEY_BYTES}")
-_LAST_KEY = b"f" * 2 * _KEY_BYTES
+from copymit.data.draw import KEY_BYTES, draw_order
+
+_KEY_DTYPE = np.dtype(f"S{2 * KEY_BYTES}")
+_LAST_KEY = b"f" * 2 * KEY_BYTES
 
 
 class Cursor(NamedTuple):
@@ -37,20 +37,20 @@ class Cursor(NamedTuple):
 
 
 class Selector:
-    """Draws `wanted` of `available` examples, or takes all of them in order.
+    """Draws `wanted` of the examples, or takes all of them in order.
 
     Args:
       wanted: None takes all.
       seed: of the draw; a smaller draw is contained in a larger one.
     """
 
-    def __init__(self, available: int, wanted: int | None, seed: int):
+    def __init__(self, example_ids: Sequence[str], wanted: int | None, seed: int):
         self.wanted = wanted
-        self._draw = np.arange(available)
-        if wanted is not None:
-            self._draw = np.random.Generator(np.random.PCG64(seed)).permutation(
-                available
-            )
+        self._draw = (
+            np.arange(len(example_ids))
+            if wanted is None
+            else draw_order(seed, example_ids)
+        )
 
     @property
     def first(self) -> Cursor:
@@ -95,15 +95,6 @@ class Plan(NamedTuple):
     ends: list[bytes]
     lengths: list[int]
     num_tried: int
-
-
-def draw_key(seed: int, example_id: str) -> bytes:
-    """Returns an example's place in the draw, which depends on nothing else.
-
-    24 hexadecimal digits, in the order of texts.
-    """
-    text = f"{seed} {example_id}".encode()
-    return hashlib.blake2b(text, digest_size=_KEY_BYTES).hexdigest().encode()
 
 
 def as_good(keys: Sequence[bytes], sizes: Sequence[int], num_tried: int) -> Good:

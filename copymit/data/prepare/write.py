@@ -8,8 +8,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -23,10 +21,10 @@ from copymit.data.prepare import layout
 from copymit.data.prepare.rows import Row, make_row
 from copymit.data.prepare.selection import Cursor, Selector
 from copymit.data.record_source import RecordSource, is_prepared
+from copymit.progress import Progress
 
 _logger = logging.getLogger("copymit.data.prepare")
 _READ_AHEAD = 64  # examples decoded at a time
-_REPORT_SECS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +114,7 @@ def _write_rest(
     Returns:
       Where the selection ended, and what was passed over after the last shard.
     """
-    selector = Selector(len(source), settings.num_examples, settings.seed)
+    selector = Selector(source.example_ids, settings.num_examples, settings.seed)
     cursor = shards[-1].cursor if shards else selector.first
     if cursor.kept:
         _logger.info("going on after %d examples", cursor.kept)
@@ -160,8 +158,8 @@ def _outcomes(
 ) -> Iterator[_Outcome]:
     """Tries one example after the other until enough are good, and tells the rate."""
     total = selector.wanted or len(source)
-    kept_before, started = cursor.kept, time.monotonic()
-    reported = started
+    counted = cursor.kept
+    progress = Progress("read", total, done=counted, unit="examples")
     if not len(selector.rest(cursor)):
         # The last shard was closed by the last example of its round.
         cursor = selector.next_round(cursor)
@@ -175,15 +173,8 @@ def _outcomes(
                     kept = cursor.kept + (row is not None)
                     cursor = cursor._replace(tried=cursor.tried + 1, kept=kept)
                     yield _Outcome(cursor, source.example_ids[index], row, fault)
-                now = time.monotonic()
-                if now - reported >= _REPORT_SECS:
-                    reported = now
-                    rate = (cursor.kept - kept_before) / (now - started)
-                    secs = (total - cursor.kept) / rate if rate else math.inf
-                    _logger.info(
-                        "%d of %d examples, %.0f a second, %.0f s left",
-                        *(cursor.kept, total, rate, secs),
-                    )
+                progress.add(cursor.kept - counted)
+                counted = cursor.kept
             cursor = selector.next_round(cursor)
 
 
@@ -192,6 +183,8 @@ def _begin(folder: epath.Path, source: ExampleSource, settings: Settings) -> Non
     identity = dataclasses.asdict(settings)
     # A run that stopped at a bad example may go on without it.
     del identity["on_corrupt"]
+    if settings.num_examples is not None:
+        identity["draw"] = "hash"  # until 2026-11 it was by the order of arrival
     layout.claim(folder, identity | {"source_sha256": _fingerprint(source)})
 
 

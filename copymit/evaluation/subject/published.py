@@ -9,12 +9,16 @@ from ml_collections import ConfigDict
 
 from copymit.config import flatten, trained_settings
 from copymit.data.dataset import load_dataset
+from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import content_digest
 from copymit.evaluation.subject.places import name_after, place_of
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
-from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
+from copymit.mitigation.registry import (
+    mitigation_settings,
+    unused_in_evaluation,
+    with_mitigations,
+)
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
-from copymit.settings import mitigation_settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +36,15 @@ def open_model(
     Raises:
       FileNotFoundError, ValueError: if the model or the data cannot be used.
     """
-    given = config.to_dict()
     config = config.copy_and_resolve_references()
+    size = config.eval.resolution or config.data.resolution
+    config.eval, choice = resolve_embedders(config.eval, lambda: size)
+    given = config.to_dict()
     config.model.pretrained = source
     config = with_mitigations(with_pretrained_settings(config))
     for problem in unused_in_evaluation(config.mitigation, mitigation_settings()):
         logger.warning(problem)
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
     # A hub id, or a name that copymit knows, is no path.
     places = [
         place_of(path) if os.path.exists(path) else path
@@ -55,4 +61,5 @@ def open_model(
             "model": source,
             "config": given,
         },
+        choice=choice,
     )

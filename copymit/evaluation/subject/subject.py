@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 from copymit.config import flatten
 from copymit.data.dataset import Dataset
 from copymit.data.examples import ExampleSource
+from copymit.data.texts import split_lines
+from copymit.embedding.headline import Choice
 from copymit.embedding.image_set import ImageSet, examples_as_images, open_images
 from copymit.embedding.store import listing_digest
 from copymit.evaluation.stages import data_digest
 from copymit.metrics import read_metrics
+from copymit.mitigation.registry import needed
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.scores.provenance import Provenance, trace_provenance
 
@@ -35,6 +38,11 @@ class Run(NamedTuple):
     dataset: Dataset
     load_params: Callable[[DiffusionModel, Mesh], ModelParams]
     workdir: epath.Path | None
+
+
+def captions_of(source: ExampleSource) -> Mapping[str, Sequence[str]]:
+    """Returns the captions of a source, or none if some of its images have none."""
+    return SourceCaptions(source) if source.caption_counts.all() else {}
 
 
 class SourceCaptions(Mapping[str, Sequence[str]]):
@@ -96,7 +104,7 @@ class Generated(NamedTuple):
         path = self.out / "prompts.jsonl"
         if not path.exists():
             raise ValueError(f"{path} is missing: run the generate stage first")
-        return pd.DataFrame([json.loads(s) for s in path.read_text().splitlines()])
+        return pd.DataFrame([json.loads(s) for s in split_lines(path.read_text())])
 
     def missing(self) -> list[str]:
         """Lists the ids of `prompts.jsonl` that no picture exists of."""
@@ -125,6 +133,7 @@ class Subject:
       made: the generations.
       run: what makes the generations, or None if they were given.
       duplication: the run's table, or None.
+      choice: of the headline embedder, where nobody named one.
     """
 
     title: str
@@ -140,6 +149,7 @@ class Subject:
     made: Given | Generated
     run: Run | None = None
     duplication: pd.DataFrame | None = None
+    choice: Choice | None = None
 
     @property
     def generations_folder(self) -> epath.Path:
@@ -189,7 +199,7 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
     mitigation = config.mitigation.generate
     names = [listing_digest(dataset.example_ids), listing_digest(dataset.heldout_ids)]
     files = data_digest(config.data)
-    repelled = files if mitigation.repulsion or mitigation.despecification else None
+    repelled = files if needed("generate", mitigation, "training images") else None
     return Subject(
         out=out,
         settings=flatten(config.to_dict()) | fields.pop("more_settings", {}),
@@ -204,7 +214,7 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
         if len(dataset.heldout)
         else None,
         size=size,
-        captions=SourceCaptions(source),
+        captions=captions_of(source),
         made=Generated(out, size),
         run=run,
         **fields,

@@ -11,13 +11,15 @@ from ml_collections import ConfigDict
 
 from copymit.config import flatten, read_config, restore_types, trained_settings
 from copymit.data.dataset import load_dataset, read_duplication
+from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
-from copymit.mitigation.compose import unused_in_evaluation, with_mitigations
-from copymit.settings import (
+from copymit.mitigation.registry import (
     changed_mitigations,
-    evaluation_settings,
     mitigation_settings,
+    unused_in_evaluation,
+    with_mitigations,
 )
+from copymit.settings import evaluation_settings
 
 
 def open_run(
@@ -67,7 +69,9 @@ def _open(
 ) -> Subject:
     from copymit.pretrained.trained import load_trained
 
-    dataset = load_dataset(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed, workdir)
+    size = config.eval.resolution or config.data.resolution
+    config.eval, choice = resolve_embedders(config.eval, lambda: size)
     duplication = read_duplication(workdir, dataset)
     load = functools.partial(load_trained, config, workdir, step)
     return subject_of_run(
@@ -85,6 +89,7 @@ def _open(
             "generate": config.mitigation.generate.to_dict(),
         },
         duplication=duplication.to_pandas(),
+        choice=choice,
     )
 
 

@@ -78,7 +78,9 @@ def test_several_captions_ids_and_bare_bytes_are_read(tmp_path, noise):
         }
     )
     save(made, tmp_path / "train.parquet")
-    source = HuggingfaceSource(tmp_path)
+    with pytest.raises(ValueError, match="captions, text may be captions: say which"):
+        HuggingfaceSource(tmp_path)
+    source = HuggingfaceSource(tmp_path, caption_column="captions")
     assert list(source.example_ids) == ["7", "9"]
     assert list(source.caption_counts) == [3, 1]
     assert source[0].captions == ("a", "b", "c")
@@ -117,16 +119,14 @@ def test_rows_without_a_caption_are_skipped(tmp_path, noise):
     save(table(noise, range(3), text=["ok", None, " "]), tmp_path / "hf/train.parquet")
     source = HuggingfaceSource(tmp_path / "hf")
     summary = write_data_set(source, tmp_path / "out", Settings(on_corrupt="skip"))
-    assert [reason for _, reason in summary.skipped] == [
-        "has no caption or an empty one"
-    ] * 2
+    assert [reason for _, reason in summary.skipped] == ["has no caption"] * 2
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"text": ["a"]}, "but none of image"),
-        ({"image": [b"x"]}, "but none of captions"),
+        ({"image": [b"x"], "title": ["t"]}, "but none of captions.*, or none"),
     ],
 )
 def test_a_missing_column_is_named_with_the_way_out(tmp_path, columns, message):
@@ -155,3 +155,114 @@ def test_a_folder_without_tables_is_named(tmp_path):
         HuggingfaceSource(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         HuggingfaceSource(tmp_path / "absent")
+
+
+def test_a_row_for_each_caption_is_one_image_with_several(tmp_path, noise):
+    images = [{"bytes": noise(i // 2), "path": None} for i in range(4)]
+    rows = {"image": pa.array(images, IMAGE), "image_id": [5, 5, 6, 6], "id": range(4)}
+    texts = {"caption": ["a", "b", "c", None]}
+    save(pa.table(rows | texts), tmp_path / "train.parquet")
+    source = HuggingfaceSource(tmp_path)
+    assert list(source.example_ids) == ["5", "6"]
+    assert source.caption_counts.tolist() == [2, 1]
+    assert source[0].captions == ("a", "b")
+    assert (source[1].image, source[1].captions) == (noise(1), ("c",))
+    by_row = HuggingfaceSource(tmp_path, id_column="row")
+    assert list(by_row.example_ids) == [f"{i:08d}" for i in range(4)]
+    rows["image_id"] = [5, 6, 5, 6]
+    save(pa.table(rows | texts), tmp_path / "train.parquet")
+    with pytest.raises(
+        ValueError, match="rows 0 and others have its id, but hold diff"
+    ):
+        HuggingfaceSource(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"caption_1": ["b"], "caption_0": ["a"]},
+        {"captions": [{"raw": ["a", "b"], "sentid": [1, 2]}]},
+        {"captions": [[{"raw": "a", "tokens": ["x"]}, {"raw": "b", "tokens": []}]]},
+        {"sentences": pa.array([["a", "b"]], pa.large_list(pa.large_string()))},
+    ],
+)
+def test_several_columns_and_structs_of_captions_are_read(tmp_path, noise, columns):
+    save(pa.table({"image": [noise(0)], **columns}), tmp_path / "train.parquet")
+    source = HuggingfaceSource(tmp_path)
+    assert source[0].captions == ("a", "b")
+    assert source.caption_counts.tolist() == [2]
+
+
+def test_images_and_classes_without_captions_are_kept_without(tmp_path, noise):
+    folder = tmp_path / "hf"
+    save(table(noise, range(2)).drop_columns(["text"]), folder / "train.parquet")
+    source = HuggingfaceSource(folder)
+    assert source.caption_counts.tolist() == [0, 0]
+    write_data_set(source, tmp_path / "out", Settings())
+    assert RecordSource(tmp_path / "out")[1].captions == ()
+    save(table(noise, range(2)), folder / "train.parquet")
+    assert not HuggingfaceSource(folder, caption_column="none").caption_counts.any()
+
+
+def test_parts_with_other_kinds_of_text_are_joined_and_others_are_named(
+    tmp_path, noise
+):
+    small = table(noise, range(2))
+    large = small.set_column(1, "text", pa.array(["x", "y"], pa.large_string()))
+    save(small, tmp_path / "chunk_0.parquet")
+    save(large, tmp_path / "chunk_1.parquet")
+    source = HuggingfaceSource(tmp_path)
+    assert [source[i].captions[0] for i in (0, 3)] == ["picture 0", "y"]
+    save(small.drop_columns(["text"]), tmp_path / "chunk_2.parquet")
+    with pytest.raises(ValueError, match=r"chunk_2\.parquet has no column 'text'"):
+        HuggingfaceSource(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["flickr-train.arrow", "flickr-test.arrow"], {"train": 1, "test": 1}),
+        (
+            [f"imagefolder-train-0000{i}-of-00002.arrow" for i in range(2)]
+            + ["imagefolder-validation.arrow"],
+            {"train": 2, "validation": 1},
+        ),
+        (["train-00000-of-00001-ab12cd34.parquet", "test.parquet"], {"train": 1}),
+        (["default/train/0000.parquet", "default/test/0000.parquet"], {"test": 1}),
+        (
+            ["query-00000-of-00001.parquet", "gallery-00000-of-00001.parquet"],
+            {"query": 1},
+        ),
+    ],
+)
+def test_splits_are_told_apart_and_never_merged(tmp_path, noise, names, splits):
+    for name in names:
+        save(table(noise, range(1)), tmp_path / name)
+    with pytest.raises(ValueError, match=r"has the splits .*--split"):
+        HuggingfaceSource(tmp_path)
+    for split, length in splits.items():
+        assert len(HuggingfaceSource(tmp_path, split=split)) == length
+
+
+def test_chunks_and_parts_are_no_splits(tmp_path, noise):
+    names = ["chunk_0", "chunk_1", "part-00000", "0003", "my-photos"]
+    for name in names:
+        save(table(noise, range(1)), tmp_path / f"{name}.parquet")
+    (tmp_path / "cache-1f3a.arrow").write_bytes(b"what map() left")
+    assert len(HuggingfaceSource(tmp_path)) == len(names)
+
+
+def test_missing_parts_are_told(tmp_path, noise, caplog):
+    save(table(noise, range(2)), tmp_path / "train-00001-of-00003.parquet")
+    HuggingfaceSource(tmp_path)
+    assert "1 of its 3 files are there" in caplog.text
+
+
+def test_an_id_that_is_empty_names_no_image(tmp_path, noise):
+    made = pa.table({"image": [noise(0), noise(1)], "id": ["a", None]})
+    save(made, tmp_path / "train.parquet")
+    with pytest.raises(
+        ValueError, match=r"column id has 1 empty cells.*--id_column=row"
+    ):
+        HuggingfaceSource(tmp_path)
+    assert len(HuggingfaceSource(tmp_path, id_column="row", caption_column="none")) == 2

@@ -5,11 +5,11 @@ import tarfile
 
 import pytest
 
+from copymit.data.folder_source import IMAGENETTE_CLASSES
 from copymit.data.prepare import imagenette
 from copymit.data.prepare.__main__ import main
 from copymit.data.prepare.imagenette import open_imagenette
 from copymit.data.record_source import RecordSource
-from copymit.data.sources import IMAGENETTE_CLASSES
 
 
 @pytest.fixture

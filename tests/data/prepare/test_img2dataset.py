@@ -127,7 +127,7 @@ def test_texts_that_are_not_utf8_and_damaged_json_are_skipped_and_listed(
     (root / "00000" / "000000001.json").write_bytes(b"[1]")
     (root / "00000" / "000000002.txt").unlink()
     source = Img2datasetSource(root)
-    with pytest.raises(ValueError, match=r"'00000/000000000' cannot be read .*utf-8"):
+    with pytest.raises(ValueError, match=r"'00000/000000000' cannot be read .*UTF-8"):
         write_data_set(source, tmp_path / "stop", Settings())
     summary = write_data_set(source, tmp_path / "out", Settings(on_corrupt="skip"))
     assert [name for name, _ in summary.skipped] == [
@@ -135,7 +135,8 @@ def test_texts_that_are_not_utf8_and_damaged_json_are_skipped_and_listed(
         "00000/000000001",
     ]
     assert "not an object" in summary.skipped[1][1]
-    assert RecordSource(tmp_path / "out")[0].captions == ("An image",)
+    # Where the text is missing, the caption in the .json is the image's own, too.
+    assert RecordSource(tmp_path / "out")[0].captions == ("picture 2",)
 
 
 def test_links_are_refused(download, tmp_path):

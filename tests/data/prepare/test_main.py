@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from configs import demo
+from copymit.data.captions_file import write_captions
 from copymit.data.dataset import load_dataset
+from copymit.data.examples import describe_captions
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare.__main__ import main
 from copymit.data.record_source import RecordSource
-from copymit.data.sources import FolderSource
+from copymit.data.sources import load_source
 
 
 def captions_of(folder):
@@ -97,7 +100,7 @@ print(builder.info.features["label"].names, "tensorflow" in sys.modules)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size = (folder / "dogs/10.png").stat().st_size
     assert done.stdout.splitlines() == [
-        f"12 b'dogs/10.png' [b'An image of dogs'] 1 {size}",
+        f"12 b'dogs/10.png' [] 1 {size}",
         "(16, 16, 3)",
         "['cats', 'dogs'] False",
     ]
@@ -113,3 +116,27 @@ def test_real_photos_of_imagenette_keep_their_bytes(shared_data, tmp_path):
     assert len(prepared) == len(photos[::5]) == 100
     assert "English springer" in prepared.class_names
     assert all(prepared[i] == source[i] for i in range(100))
+
+
+def test_captions_of_a_model_make_a_prepared_set_with_several(folder, tmp_path):
+    prepared, captions = tmp_path / "prepared", tmp_path / "captions.json"
+    main(["folder", str(folder), f"--output={prepared}"])
+    source = load_source(str(prepared))
+    assert not source.caption_counts.any()
+    write_captions(
+        captions, ((i, [f"{i} {n}" for n in "abc"]) for i in source.example_ids)
+    )
+    # Trained with at once, or written as a set of its own.
+    both = load_source(str(prepared), captions=str(captions))
+    assert describe_captions(both).endswith("12 images, 3 each, from captions.json")
+    again = tmp_path / "again"
+    main(["prepared", str(prepared), f"--output={again}", f"--captions={captions}"])
+    for index, example in enumerate(
+        map(load_source(str(again)).__getitem__, range(12))
+    ):
+        assert example == both[index]
+        assert example.image == source[index].image
+        assert len(example.captions) == 3
+    captions.write_text('{"cats/01.png": ["x"]}')
+    with pytest.raises(ValueError, match="11 images without captions"):
+        load_source(str(prepared), captions=str(captions))

@@ -99,8 +99,8 @@ def test_captions_are_made_storable(noise, captions, stored):
     ("captions", "reason"),
     [
         ((), "no caption"),
-        (("ok", " "), "an empty one"),
-        (("\0",), "an empty one"),
+        (("ok", " "), "an empty caption"),
+        (("\0",), "an empty caption"),
         (("\ud800",), "no valid text"),
     ],
 )

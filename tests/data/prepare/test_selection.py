@@ -3,11 +3,11 @@
 import numpy as np
 from scipy import stats
 
+from copymit.data.draw import draw_key, draw_order
 from copymit.data.prepare.selection import (
     Cursor,
     Selector,
     as_good,
-    draw_key,
     plan_shards,
     shard_of,
     smallest,
@@ -15,13 +15,13 @@ from copymit.data.prepare.selection import (
 
 
 def test_all_are_taken_in_order():
-    selector = Selector(5, None, seed=0)
+    selector = Selector([f"{i}" for i in range(5)], None, seed=0)
     np.testing.assert_array_equal(selector.rest(selector.first), range(5))
     assert not len(selector.rest(selector.next_round(Cursor(0, 5, 5, 3))))
 
 
 def test_bad_ones_are_made_up_for_by_further_rounds():
-    selector = Selector(10, 6, seed=0)
+    selector = Selector([f"{i}" for i in range(10)], 6, seed=0)
     first = selector.rest(selector.first)
     assert len(first) == 6
     assert list(first) == sorted(first)
@@ -34,13 +34,13 @@ def test_bad_ones_are_made_up_for_by_further_rounds():
 
 
 def test_nothing_more_is_tried_when_enough_are_good():
-    selector = Selector(10, 6, seed=0)
+    selector = Selector([f"{i}" for i in range(10)], 6, seed=0)
     done = selector.first._replace(tried=6, kept=6)
     assert not len(selector.rest(selector.next_round(done)))
 
 
 def test_a_round_goes_on_where_it_was_left():
-    selector = Selector(10, 6, seed=0)
+    selector = Selector([f"{i}" for i in range(10)], 6, seed=0)
     cursor = selector.first
     np.testing.assert_array_equal(
         selector.rest(cursor._replace(tried=2)), selector.rest(cursor)[2:]
@@ -91,3 +91,21 @@ def test_files_are_closed_when_they_are_large_enough():
 
 def test_too_few_good_examples_leave_nothing_to_write():
     assert plan_shards(as_good(keys_of(3), [1] * 3, 5), 4, 100).lengths == []
+
+
+def test_the_draw_does_not_depend_on_the_order_of_arrival_nor_on_other_examples():
+    ids = [f"{i:05d}.jpg" for i in range(200)]
+    drawn = [ids[i] for i in draw_order(3, ids)]
+    turned = ids[::-1]
+    assert [turned[i] for i in draw_order(3, turned)] == drawn
+    fewer = [name for name in drawn if name < "00100"]
+    assert [ids[:100][i] for i in draw_order(3, ids[:100])] == fewer
+    assert [ids[i] for i in draw_order(4, ids)] != drawn
+    assert [ids[i] for i in draw_order(3, ids, "duplicated")] != drawn
+    first, second = (Selector(order, 10, 3) for order in (ids, turned))
+    chosen = {ids[i] for i in first.rest(first.first)}
+    assert chosen == {turned[i] for i in second.rest(second.first)}
+
+
+def test_a_name_is_drawn_alike_however_its_accents_are_composed():
+    assert draw_key(0, "caf\u00e9.png") == draw_key(0, "cafe\u0301.png")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from copymit.data.folder_source import FolderSource
 from copymit.data.prepare import layout
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource
-from copymit.data.sources import FolderSource, load_source
+from copymit.data.sources import load_source
 
 ROOT = Path(__file__).parents[3]
 
@@ -153,7 +154,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 from copymit.data.prepare import layout
 from copymit.data.prepare.write import Settings, write_data_set
-from copymit.data.sources import FolderSource
+from copymit.data.folder_source import FolderSource
 
 def count():
     # Unlike Path.rglob, os.walk survives a folder that is removed under it.

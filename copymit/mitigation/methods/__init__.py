@@ -1,0 +1,1 @@
+"""The mitigations, one a file. Each holds `MITIGATIONS`, which `registry` finds."""

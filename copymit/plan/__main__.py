@@ -1,0 +1,94 @@
+"""What a training costs on TPUs or on the devices that are here, before it is paid for.
+
+    pip install -c constraints.txt -e '.[tpu]'
+    python -m copymit.plan --config=configs/laion10k.py --topology=v5e:8x8
+    python -m copymit.plan --config=configs/laion10k.py            (the devices here)
+
+Compiles the real training step, and with --sampler the generation of `eval.batch_size`
+images, and prints what the compiler says of them: memory by kind, operations, bytes,
+communication. No TPU is needed and nothing is loaded or trained; a network of Stable
+Diffusion's size takes minutes to compile. Times are a roofline, operations at the chip's
+peak or bytes at its bandwidth, whichever is longer: no training is faster.
+"""
+
+import os
+import re
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from copymit.chips import CHIPS, find_chip
+from copymit.console import explain_bad_input, parse_flags, set_up_logging
+from copymit.plan.cost import describe, roofline_seconds
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings of the training.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "TPUs to compile for, as v5e:8x8 or v5p:2x2x2; the devices here."
+)
+_SAMPLER = flags.DEFINE_bool("sampler", False, "Also compile the generation of images.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messages.")
+
+_DAY_SECS = 24 * 3600
+
+
+def main(argv: list[str]) -> None:
+    """Plans what the command line names."""
+    if argv[1:]:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    set_up_logging(_DEBUG.value)
+    with explain_bad_input(_DEBUG.value):
+        plan(_CONFIG.value, _TOPOLOGY.value, sampler=_SAMPLER.value)
+
+
+def plan(config: ConfigDict, topology: str, *, sampler: bool = False) -> None:
+    """Prints what the training of `config` costs on a topology, or on the devices here.
+
+    Raises:
+      ValueError: for a config that cannot train there, or a topology that is not known.
+    """
+    if topology:
+        _use_topologies(topology)
+    # Only now, since jax reads the environment when it is imported.
+    from copymit.plan import programs
+
+    devices = programs.devices_of(topology)
+    chip = find_chip(devices[0].device_kind)
+    step = programs.plan_step(config, devices)
+    print(
+        f"{step.parameters / 1e6:.1f} M parameters, {step.trained / 1e6:.1f} M train; "
+        f"{len(devices)} x {chip.name if chip else devices[0].device_kind}, mesh "
+        f"{step.mesh}, batch of {config.train.batch_size}"
+    )
+    print(*describe("training step", step.cost, chip, config), sep="\n")
+    if chip is not None:
+        seconds, _ = roofline_seconds(step.cost, chip)
+        days = config.train.steps * seconds / _DAY_SECS
+        print(
+            f"  at most        {_DAY_SECS / seconds:,.0f} steps a day: train.steps="
+            f"{config.train.steps} take at least {days:.2f} days"
+        )
+    if sampler:
+        cost = programs.plan_sampler(config, devices)
+        name = f"{config.eval.batch_size} images in {config.eval.num_inference_steps} steps"
+        print(*describe(name, cost, chip, config), sep="\n")
+
+
+def _use_topologies(topology: str) -> None:
+    """Readies jax to compile for TPUs on a machine without one."""
+    family = topology.partition(":")[0]
+    known = [chip.topology for chip in CHIPS if chip.topology]
+    if family not in known or not re.fullmatch(r"\w+:\d+(x\d+)+", topology):
+        raise ValueError(
+            f"--topology={topology} is not known: use one of {', '.join(known)} and how "
+            "many chips lie along each axis, as v5e:8x8 or v5p:2x2x2"
+        )
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    }
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,113 @@
+"""What a compiled program takes of a device, as numbers and as a report."""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from copymit.chips import Chip
+
+# A step of training has these collectives; what others are called is not counted.
+_COLLECTIVE = re.compile(
+    r"= \(?([^=]*?)\)? (all-reduce|all-gather|reduce-scatter|all-to-all|"
+    r"collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
+
+
+class Cost(NamedTuple):
+    """What a compiled program takes of each device.
+
+    Attributes:
+      arguments: bytes of what is there before, by kind.
+      temporary: bytes in between.
+      flops, accessed: operations, and bytes read or written in memory; of kernels only
+        what enters and leaves them.
+      collectives: kind -> (how many, bytes of their results).
+    """
+
+    arguments: dict[str, float]
+    temporary: float
+    flops: float
+    accessed: float
+    collectives: dict[str, tuple[int, float]]
+
+    @property
+    def total_bytes(self) -> float:
+        """What must fit the device's memory."""
+        return sum(self.arguments.values()) + self.temporary
+
+
+def roofline_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
+    """Returns the least time of a program, and what bounds it."""
+    compute = cost.flops / chip.bf16_flops
+    memory = cost.accessed / chip.bytes_per_second
+    return max((compute, "operations"), (memory, "memory's bandwidth"))
+
+
+def count_collectives(program: str) -> dict[str, tuple[int, float]]:
+    """Counts the collectives in the text of a compiled program, each once."""
+    found: dict[str, tuple[int, float]] = collections.defaultdict(lambda: (0, 0.0))
+    for results, kind in _COLLECTIVE.findall(program):
+        size = sum(
+            _item_bytes(dtype) * math.prod(int(n) for n in sizes.split(",") if n)
+            for dtype, sizes in _ARRAY.findall(results)
+        )
+        count, total = found[kind]
+        found[kind] = (count + 1, total + size)
+    return dict(found)
+
+
+def _item_bytes(dtype: str) -> float:
+    digits = re.search(r"\d+", dtype)
+    return max(int(digits[0]) if digits else 8, 8) / 8
+
+
+def what_to_change(config: ConfigDict, cost: Cost, chip: Chip) -> Iterator[str]:
+    """Yields, for a program that does not fit, settings that would make it smaller."""
+    train, state = config.train, cost.arguments.get("optimizer", 0.0)
+    if cost.temporary > 0.2 * chip.memory_bytes:
+        if train.dtype == "float32":
+            yield "train.dtype='bfloat16' halves what is in between"
+        if config.model.unet.remat != "blocks":
+            yield "model.unet.remat='blocks' computes twice instead of remembering"
+        yield (
+            f"train.accumulate_steps={2 * train.accumulate_steps} halves what is in between"
+        )
+    if config.mesh.fsdp == 1:
+        yield "mesh.fsdp=-1 mesh.data=1 divides parameters and moments among devices"
+    if state and train.moments_dtype == "float32":
+        yield "train.moments_dtype='bfloat16' halves the moments, 'float8' quarters them"
+    if "frozen" in cost.arguments and not (
+        config.data.cache_latents and config.data.cache_embeddings
+    ):
+        yield "data.cache_latents and data.cache_embeddings keep frozen networks away"
+    yield "more devices, or some with more memory"
+
+
+def describe(
+    name: str, cost: Cost, chip: Chip | None, config: ConfigDict
+) -> Iterator[str]:
+    """Yields the lines of a report, all numbers of one device."""
+    gib = 2**30
+    yield f"{name}, per device"
+    yield f"  memory         {cost.total_bytes / gib:.3f} GiB"
+    for kind, size in [*cost.arguments.items(), ("temporary", cost.temporary)]:
+        yield f"    {kind:16} {size / gib:8.3f}"
+    yield f"  operations     {cost.flops / 1e12:.3f} TFLOP"
+    yield f"  bytes          {cost.accessed / 1e9:.2f} GB read and written"
+    for kind, (count, size) in sorted(cost.collectives.items()):
+        yield f"  {kind:14} {count} of {size / 1e9:.3f} GB"
+    if chip is None:
+        yield "  no table knows this device: neither time nor fit can be said"
+        return
+    seconds, bound = roofline_seconds(cost, chip)
+    yield f"  at least       {seconds * 1e3:.2f} ms, bound by {bound} ({chip.source})"
+    if cost.total_bytes <= chip.memory_bytes:
+        yield f"  fits           the {chip.memory_bytes / gib:.1f} GiB of a {chip.name}"
+        return
+    yield f"  DOES NOT FIT   the {chip.memory_bytes / gib:.1f} GiB of a {chip.name}:"
+    yield from (f"    - {change}" for change in what_to_change(config, cost, chip))
