@@ -183,7 +183,7 @@ def test_pairs_lie_side_by_side_under_safe_names_and_never_outlive_scores(
     result = audit(tmp_path, *places, prompts=prompts, copy_pictures=1)
     folder = result.directory / "copies"
     names = sorted(path.name for path in folder.iterdir())
-    assert names[1:] == ["copies.csv"]
+    assert names[1:] == ["copies.csv", "page_001.html"]
     pairs = {"0001-exact-cmd-x-png.png": trained[3], "0001-exact-b-png.png": trained[7]}
     pair = np.asarray(Image.open(folder / names[0]))
     for half in (pair[:, :SIZE_PX], pair[:, -SIZE_PX:]):
