@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.generator import make_generate, sampling_options
-from copymit.mitigation.compose import with_mitigations
+from copymit.mitigation.registry import with_mitigations
 from copymit.models.assembly import abstract_params, make_model
 from copymit.models.backend import tracing_for
 from copymit.plan.cost import Cost, count_collectives
