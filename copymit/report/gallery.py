@@ -78,7 +78,7 @@ class Card(NamedTuple):
 
 
 def choose_generations(generations: Sequence[Generation], size: int) -> list[Choice]:
-    """Picks the most copied generations, and fewer random and least copied ones.
+    """Picks copies and the most similar generations, fewer random and least similar.
 
     The surest copies come first, then the most similar, one for each training image, or
     a single often copied image would fill the gallery. The random ones are always the
