@@ -115,12 +115,13 @@ def faulty_bucket():
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """A folder of images, enough for the tiny config."""
+    """A folder of images with a text beside each, enough for the tiny config."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(24):
         pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"noise number {i}")
     return folder
 
 
