@@ -194,9 +194,26 @@ def _both(m: Mitigation, values: Values, circumstances: Circumstances) -> str | 
     return f"and {name}={values[name]} both say when it is enough: use one of them"
 
 
+def forget_idle(mitigation: ConfigDict) -> None:
+    """Sets to its default whatever only says how a mitigation acts that is off.
+
+    A run notes all its settings, and an older copymit had other defaults of some.
+    """
+    for section in ("train", "generate"):
+        alive = _alive(section, mitigation[section])
+        for setting in SETTINGS.values():
+            if setting.section == section and setting.path not in alive:
+                mitigation[section][setting.name] = setting.default
+
+
+def _alive(section: str, values: Values) -> set[str]:
+    """Lists the settings of the mitigations that are on."""
+    return {setting.path for m in active(section, values) for setting in m.settings}
+
+
 def _check_section(section: str, values: Values) -> None:
     on = active(section, values)
-    alive = {setting.path for m in on for setting in m.settings}
+    alive = _alive(section, values)
     switches = {m.switch.path for m in MITIGATIONS.values()}
     for setting in SETTINGS.values():
         if setting.section != section:

@@ -17,6 +17,7 @@ from copymit.mitigation.registry import (
     active,
     check_captions_vary,
     defaults,
+    forget_idle,
     strengths,
     unused_in_evaluation,
     with_mitigations,
@@ -302,3 +303,18 @@ def test_a_mitigation_of_the_text_is_handed_a_key_of_its_own():
         finally:
             MITIGATIONS[name] = real
     assert handed["gaussian_noise"] != handed["embedding_mixup"]
+
+
+def test_what_an_older_run_noted_of_mitigations_that_are_off_is_forgotten(config):
+    section = config.mitigation.generate
+    section.noise_norm_weight = 0.05  # which was the default once
+    with pytest.raises(
+        ValueError, match=r"noise_norm_weight=0\.05 changes nothing alone"
+    ):
+        with_mitigations(config)
+    forget_idle(config.mitigation)
+    assert section.noise_norm_weight == defaults("generate")["noise_norm_weight"]
+    with_mitigations(config)
+    section.update(noise_target=8.2, noise_norm_weight=0.05)
+    forget_idle(config.mitigation)
+    assert section.noise_norm_weight == 0.05  # of what is on, it is kept

@@ -15,6 +15,7 @@ from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.subject.subject import Run, Subject, subject_of_run
 from copymit.mitigation.registry import (
     changed_mitigations,
+    forget_idle,
     mitigation_settings,
     unused_in_evaluation,
     with_mitigations,
@@ -60,6 +61,7 @@ def reopen_run(workdir: epath.Path, record: Mapping[str, Any], name: str) -> Sub
     config = _completed(read_config(workdir))
     config.eval.update(restore_types(record["eval"]))
     config.mitigation.generate.update(restore_types(record["generate"]))
+    forget_idle(config.mitigation)
     digest = _checkpoint_digest(workdir, record["step"]) or record["checkpoint"]
     return _open(workdir, config, name, record["step"], digest)
 
@@ -100,7 +102,7 @@ def _checkpoint_digest(workdir: epath.Path, step: int) -> str:
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
-    """Adds settings that an older copymit did not know, at their defaults."""
+    """Reads an older copymit's settings: those it did not know, and defaults it had."""
     for name, defaults in (
         ("eval", evaluation_settings()),
         ("mitigation", mitigation_settings()),
@@ -108,6 +110,7 @@ def _completed(config: ConfigDict) -> ConfigDict:
         with defaults.unlocked():
             defaults.update(config[name])
         config[name] = defaults
+    forget_idle(config.mitigation)
     return config
 
 
