@@ -69,7 +69,11 @@ def test_a_host_that_is_lost_ends_the_other(number, start):
     lost.send_signal(number)
     ending = fail(other)
     assert _WAY_OUT in said[0]
-    assert "another task died" in ending or _WAY_OUT in ending
+    # Whoever misses the lost host first: jax's coordinator, its collectives, our watch.
+    assert any(
+        words in ending
+        for words in ("another task died", _WAY_OUT, "command again (on every host)")
+    )
     lost.send_signal(signal.SIGCONT)  # it wakes up in a run that is over
     if number == signal.SIGSTOP:
         fail(lost)
