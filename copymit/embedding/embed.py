@@ -292,7 +292,8 @@ def pixel_digest(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    blank = bool((pixels == pixels[:1, :1]).all())
+    first = pixels[:1, :1]
+    blank = bool((pixels[::16, ::16] == first).all() and (pixels == first).all())
     return digest.digest()[: DIGEST_BYTES - 1] + (_BLANK if blank else b"\x01")
 
 

@@ -367,7 +367,10 @@ def _opened(path: str | Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _read_resized(read: Callable, size: int, position: int) -> np.ndarray:
-    return resize_and_crop(Image.fromarray(np.asarray(read(position))), size)
+    pixels = np.asarray(read(position))
+    if pixels.shape == (size, size, 3):
+        return pixels
+    return resize_and_crop(Image.fromarray(pixels), size)
 
 
 def _numbered(count: int) -> list[str]:
