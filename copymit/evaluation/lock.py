@@ -125,7 +125,7 @@ def _in_bucket(directory: epath.Path, name: str, owner: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(_BEAT_SECS)
+        thread.join(_DEAD_SECS)  # after which it counts as dead
 
 
 def _open(directory: epath.Path) -> ts.KvStore:

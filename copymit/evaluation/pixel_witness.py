@@ -19,7 +19,6 @@ from copymit.scores.grades import PixelWitness
 from copymit.scores.nearness import Nearness
 from copymit.scores.tiled import EXTRACTED_BELOW, GRID, tiled_l2
 
-
 # Of training images that are kept decoded: several generations have the same candidate.
 _KEPT_BYTES = 2**28
 
