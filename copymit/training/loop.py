@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -29,7 +29,11 @@ from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
 from copymit.mitigation.record import Words
-from copymit.mitigation.registry import check_captions_vary, with_mitigations
+from copymit.mitigation.registry import (
+    check_captions_vary,
+    mitigation_settings,
+    with_mitigations,
+)
 from copymit.mitigation.training import training_caption
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
@@ -117,9 +121,7 @@ def train(
 
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
-    defaults = flatten({"train": training_settings().to_dict()})
-    defaults["data.random_crop"] = False
-    claim_workdir(workdir, config, defaults, writer=first)
+    claim_workdir(workdir, config, defaults_of_older_runs(), writer=first)
     claim_examples(workdir, dataset, writer=first)
 
     # 4. State: the newest checkpoint, or a new one.
@@ -217,6 +219,16 @@ def train(
         watch.expect("the last checkpoint")
         checkpoints.wait_until_finished()
     return state
+
+
+def defaults_of_older_runs() -> dict[str, Any]:
+    """Returns, flat, what runs of an older copymit did, which knew fewer settings."""
+    sections = {
+        "train": training_settings(),
+        "mitigation": {"train": mitigation_settings().train},
+        "data": {"random_crop": False},
+    }
+    return flatten(ConfigDict(sections).to_dict())
 
 
 def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
