@@ -119,6 +119,9 @@ def train(
     first = jax.process_index() == 0
     defaults = flatten({"train": training_settings().to_dict()})
     defaults["data.random_crop"] = False
+    defaults["model.autoencoder.pretrained"] = ""
+    defaults["model.autoencoder.tiny.act_fn"] = "relu"
+    defaults["model.autoencoder.tiny.upsampling_scaling_factor"] = 2
     claim_workdir(workdir, config, defaults, writer=first)
     claim_examples(workdir, dataset, writer=first)
 
