@@ -23,7 +23,9 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.source = "fluent_emoji"  # the embedded set, or a folder of images
     data.captions = ""  # JSON {relative path: [captions]} for a folder; "" = none
+    data.num_captions = 0  # of each image, the first so many; 0 = all
     data.classes = ()  # names; () = all
+    data.caption_clusters = 0  # that many classes by words of captions; 0 = the set's
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
     data.resolution = 64  # pixels: short side resized, then centre crop

@@ -118,7 +118,8 @@ def train(
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
     defaults = flatten({"train": training_settings().to_dict()})
-    defaults["data.random_crop"] = False
+    defaults |= {"data.random_crop": False, "data.num_captions": 0}
+    defaults["data.caption_clusters"] = 0
     defaults["model.autoencoder.pretrained"] = ""
     defaults["model.autoencoder.tiny.act_fn"] = "relu"
     defaults["model.autoencoder.tiny.upsampling_scaling_factor"] = 2
