@@ -226,7 +226,13 @@ def defaults_of_older_runs() -> dict[str, Any]:
     sections = {
         "train": training_settings(),
         "mitigation": {"train": mitigation_settings().train},
-        "data": {"random_crop": False},
+        "data": {"random_crop": False, "num_captions": 0, "caption_clusters": 0},
+        "model": {
+            "autoencoder": {
+                "pretrained": "",
+                "tiny": {"act_fn": "relu", "upsampling_scaling_factor": 2},
+            }
+        },
     }
     return flatten(ConfigDict(sections).to_dict())
 
