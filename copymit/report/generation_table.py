@@ -28,8 +28,8 @@ def tabulate_generations(
     evaluation grade, copy_of (the training image), p, q, nearness (scores/grades.py),
     repeats (the first generation that is the same picture), tile_l2 and tile_l2_ratio,
     nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the complexity of the
-    nearest reference (scores/complexity.py), and where asked for template_similarity and
-    clip_score.
+    nearest reference (scores/complexity.py), where asked for template_similarity and
+    clip_score, and the picture of a copy beside its training image, in `copies/`.
     """
     table = pd.DataFrame(
         {

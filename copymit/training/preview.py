@@ -53,7 +53,7 @@ def make_preview(
 
     def preview(networks: ModelParams, step: int) -> UInt8[np.ndarray, "H W 3"]:
         numbers = np.arange(len(texts))
-        images = generate_on(mesh, generate, networks, input_ids, numbers)
+        images, _ = generate_on(mesh, generate, networks, input_ids, numbers)
         grid = tile(images, _COLUMNS)
         if jax.process_index() == 0:
             (workdir / "samples").mkdir(exist_ok=True)
