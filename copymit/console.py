@@ -5,8 +5,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
 _HOST_TIMEOUT = flags.DEFINE_integer(
     "host_timeout_seconds", 100, "How long a host may be silent before all others end."
 )
+
+MISUSED = 2  # the exit code of a command line that cannot be run, as argparse's
 
 _LOST_HOST = (
     "A host that ends or is silent for {} s ends all others: the first to end says why. "
@@ -81,30 +84,15 @@ def set_up_logging(verbose: bool) -> None:
     absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.ERROR)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake in the settings ends the program in one line.
-
-    For `app.run(main, flags_parser=parse_flags)`.
-    """
-    with explain_unknown_setting():
-        return app.parse_flags_with_usage(argv)
+def refuse(message: str) -> NoReturn:
+    """Ends the program in one line because of its command line, with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(MISUSED)
 
 
-@contextlib.contextmanager
-def explain_unknown_setting() -> Iterator[None]:
-    """Ends the program in one line where a flag names a setting that does not exist."""
-    try:
-        yield
-    except OSError as error:  # The config file itself.
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError) as error:
-        # ml_collections raises an AttributeError around a KeyError around the text.
-        cause = error.args[0] if isinstance(error, AttributeError) else error
-        message = str(getattr(cause, "args", [cause])[0])
-        sys.exit(
-            f"error: unknown setting {'. '.join(message.splitlines())}\n"
-            "(configs/common.py lists every setting with its meaning)"
-        )
+def program_name(module: str) -> str:
+    """Is what a person calls a program: `copymit VERB`, or `python -m MODULE`."""
+    return sys.argv[0] if sys.argv[0].startswith("copymit ") else f"python -m {module}"
 
 
 @contextlib.contextmanager
@@ -117,6 +105,6 @@ def explain_bad_input(verbose: bool) -> Iterator[None]:
             raise
         sys.exit(f"error: {error}\n(--debug shows where this was found)")
     except RuntimeError as error:
-        if _DISTRIBUTED.value or _COORDINATOR.value:
+        if flags.FLAGS.is_parsed() and (_DISTRIBUTED.value or _COORDINATOR.value):
             error.add_note(_LOST_HOST.format(_HOST_TIMEOUT.value))
         raise

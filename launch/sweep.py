@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    called = sys.argv[0].startswith("copymit ")  # by the console
     parser = argparse.ArgumentParser(
-        prog="python -m launch.sweep",
+        prog=sys.argv[0] if called else "python -m launch.sweep",
         description="Runs the trials of a sweep; again after a kill, it goes on.",
         allow_abbrev=False,
     )

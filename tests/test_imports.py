@@ -21,7 +21,9 @@ _FOUNDATION = (
     "checkpoint",
     "metrics",
     "progress",
+    "project",
     "sharding",
+    "spelling",
     "storage",
 )
 _MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
@@ -38,17 +40,20 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.pretrained": _MIDDLE,
     "copymit.generator": _MIDDLE | {"copymit.mitigation"},
     "copymit.training": _COMPOSED,
-    "copymit.plan": _COMPOSED | {"copymit.training"},
+    "copymit.plan": _COMPOSED | {"copymit.training", "copymit.cli"},
     "copymit.embedding": _MIDDLE | {"copymit.pretrained"},
     "copymit.search": {"copymit"},
     "copymit.scores": {"copymit", "copymit.embedding", "copymit.search"},
     "copymit.report": {"copymit", "copymit.mitigation", "copymit.scores"},
     "copymit.analysis": {"copymit", "copymit.data"} | _MEASURES,
     "copymit.evaluation": _COMPOSED | _MEASURES,
+    # Other programs it reaches by name, when their verb is asked for.
+    "copymit.cli": _PROGRAM,
+    "copymit.__main__": {"copymit.cli"},
     "configs": {"copymit", "copymit.mitigation"},
     "launch": {"configs"},
-    "train": _PROGRAM,
-    "evaluate": _PROGRAM,
+    "train": _PROGRAM | {"copymit.cli"},
+    "evaluate": _PROGRAM | {"copymit.cli"},
 }
 
 
@@ -201,6 +206,7 @@ _FRAMEWORKS = {"tensorflow", "torch", "transformers"}
         ("train", {"copymit.evaluation", "pandas"} | _HEAVY | _FRAMEWORKS),
         ("evaluate", {"copymit.training", "grain", "orbax"} | _HEAVY | _FRAMEWORKS),
         ("launch.sweep", {"copymit", "jax", "pandas"} | _HEAVY | _FRAMEWORKS),
+        ("copymit.cli.verbs", {"jax", "numpy", "pandas"} | _HEAVY | _FRAMEWORKS),
     ],
 )
 def test_a_program_starts_without_what_it_may_not_need(program, left_out):
