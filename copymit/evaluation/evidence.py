@@ -18,6 +18,7 @@ from copymit.evaluation.subject import Subject
 from copymit.report.generation_table import encode_table
 from copymit.report.pairs import write_pair_pages
 from copymit.scores.grades import GRADES
+from copymit.storage import write_whole
 
 _GAP_PX = 8
 _MAX_NAME = 60
@@ -45,14 +46,14 @@ def write_copies(subject: Subject, folder: epath.Path, table: pd.DataFrame) -> N
     for i, row in enumerate(pairs[: subject.eval.copy_pictures].to_dict("records")):
         names[i] = _picture_name(i, row["grade"], row["generation"])
         pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
-        (folder / names[i]).write_bytes(_side_by_side(pair))
+        write_whole(folder / names[i], _side_by_side(pair))
     pairs.insert(0, "picture", names)
     known = ("prompt", "tile_l2", "q")
     rows = pairs.assign(**{name: None for name in known if name not in pairs})
     write_pair_pages(
         folder, rows.astype(object).where(rows.notna(), None).to_dict("records")
     )
-    (folder / "copies.csv").write_bytes(encode_table(pairs))
+    write_whole(folder / "copies.csv", encode_table(pairs))
 
 
 def _picture_name(number: int, grade: str, generation: str) -> str:

@@ -43,6 +43,7 @@ from copymit.report.verdict import (
     read_estimate,
 )
 from copymit.scores.grades import GRADES
+from copymit.storage import write_whole
 
 _SETS = {
     "generations": "",
@@ -134,9 +135,9 @@ def write_report(
 
     page = _fit(illustrate, facts, max_bytes)
     write_generation_table(directory, tabulate_generations(run, generations[0]))
-    (directory / "metrics_card.txt").write_bytes(encode(metrics_card + "\n"))
+    write_whole(directory / "metrics_card.txt", encode(metrics_card + "\n"))
     path = directory / "report.html"
-    path.write_bytes(page)
+    write_whole(path, page)
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from copymit.report.template import encode, render_page
+from copymit.storage import write_whole
 
 _PER_PAGE = 60
 
@@ -34,7 +35,7 @@ def write_pair_pages(folder: epath.Path, pairs: Sequence[Mapping[str, Any]]) -> 
             number=number,
             pages=len(starts),
         )
-        (folder / page_name(number)).write_bytes(encode(page))
+        write_whole(folder / page_name(number), encode(page))
 
 
 def page_name(number: int) -> str:
