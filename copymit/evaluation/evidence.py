@@ -18,6 +18,7 @@ from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.subject import Subject
 from copymit.report.generation_table import encode_table
 from copymit.report.pairs import choose_pairs
+from copymit.storage import write_whole
 
 _GAP_PX = 8
 _MAX_NAME = 60
@@ -45,10 +46,10 @@ def write_copies(
     for i, row in enumerate(pairs[: subject.eval.copy_pictures].to_dict("records")):
         name = _picture_name(i, row["grade"], row["generation"])
         pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
-        (folder / name).write_bytes(_side_by_side(pair))
+        write_whole(folder / name, _side_by_side(pair))
         names[row["generation"]] = name
     pairs.insert(0, "picture", pairs["generation"].map(names))
-    (folder / "copies.csv").write_bytes(encode_table(pairs))
+    write_whole(folder / "copies.csv", encode_table(pairs))
     return names
 
 

@@ -23,6 +23,7 @@ import tensorstore as ts
 from etils import epath
 
 from copymit.evaluation.stages import Share
+from copymit.interrupts import undone
 from copymit.storage import is_remote
 
 _NAME = "evaluation.lock"
@@ -119,13 +120,17 @@ def _in_bucket(directory: epath.Path, name: str, owner: str) -> Iterator[None]:
         if mark:
             store.write(name, None, if_equal=mark).result()
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
+    def release() -> None:
         ended.set()
         thread.join(_DEAD_SECS)  # after which it counts as dead
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    with undone(release):
+        try:
+            yield
+        finally:
+            release()
 
 
 def _open(directory: epath.Path) -> ts.KvStore:

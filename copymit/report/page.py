@@ -45,6 +45,7 @@ from copymit.report.verdict import (
 )
 from copymit.scores.grades import GRADES
 from copymit.scores.names import COMPARISONS, DETECTOR_SCORES
+from copymit.storage import write_whole
 
 _SETS = {
     "generations": "",
@@ -140,9 +141,9 @@ def write_report(
     write_generation_table(directory, table)
     if "grade" in table:
         write_pair_pages(directory / "copies", table, blurred=blurred)
-    (directory / "metrics_card.txt").write_bytes(encode(metrics_card + "\n"))
+    write_whole(directory / "metrics_card.txt", encode(metrics_card + "\n"))
     path = directory / "report.html"
-    path.write_bytes(page)
+    write_whole(path, page)
     return path
 
 

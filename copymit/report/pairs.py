@@ -10,6 +10,7 @@ from etils import epath
 
 from copymit.report.template import encode, render_page
 from copymit.scores.grades import GRADES
+from copymit.storage import write_whole
 
 _PER_PAGE = 60
 _PERHAPS = ("picture", "prompt", "tile_l2", "q")
@@ -56,7 +57,7 @@ def write_pair_pages(
             number=number,
             pages=len(starts),
         )
-        (folder / page_name(number)).write_bytes(encode(page))
+        write_whole(folder / page_name(number), encode(page))
 
 
 def page_name(number: int) -> str:
