@@ -239,7 +239,9 @@ def test_pages_of_pairs_show_blurred_pictures_and_nothing_is_complained_about(
     write_pair_pages(epath.Path(tmp_path), table, blurred=True)
     page = open_page((tmp_path / "page_001.html").as_uri(), reduced_motion="reduce")
     picture = page.locator(".cards img")
-    filters = "image => [image.naturalWidth, getComputedStyle(image).filter.slice(0, 5)]"
+    filters = (
+        "image => [image.naturalWidth, getComputedStyle(image).filter.slice(0, 5)]"
+    )
     assert picture.evaluate(filters) == [48, "blur("]
     page.get_by_role("switch", name="Blur pictures").press("Space")
     assert picture.evaluate(filters) == [48, "none"]
