@@ -25,6 +25,7 @@ exclude_patterns = ["decisions_table.md"]
 
 myst_heading_anchors = 3
 default_role = "code"
+napoleon_attr_annotations = False
 napoleon_use_ivar = True  # fields are listed once, with their meanings
 napoleon_custom_sections = [("Source", "returns_style")]
 autodoc_typehints = "none"  # signatures have jaxtyping's, which say shapes
@@ -52,6 +53,11 @@ def as_text(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = marked
 
 
+def skip_fields(app, what, name, obj, skip, options) -> bool:
+    """Leaves fields to the docstrings of their classes."""
+    return skip or (what == "class" and not callable(obj))
+
+
 def open_with_readme(app, docname: str, source: list[str]) -> None:
     """Makes README the first page; its links start where it lies."""
     if docname == "index":
@@ -63,6 +69,7 @@ def open_with_readme(app, docname: str, source: list[str]) -> None:
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("source-read", open_with_readme)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", as_text, priority=100)  # before napoleon
 
 
