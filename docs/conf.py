@@ -22,6 +22,7 @@ project_copyright = author
 version = copymit.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["decisions_table.md"]
+suppress_warnings = ["toc.not_included"]  # tables of sweeps: linked from results/
 
 myst_heading_anchors = 3
 default_role = "code"
@@ -40,7 +41,7 @@ def as_text(app, what, name, obj, options, lines: list[str]) -> None:
     Stars and bars have no meaning of their own, and in the docstring of a module
     indented lines and tables are shown as they are.
     """
-    marked = []
+    marked: list[str] = []
     for line in lines:
         shown = what == "module" and line.startswith(("    ", "|"))
         if shown and not (marked and marked[-1].startswith("    ")):
