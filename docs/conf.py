@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx.errors import ExtensionError
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import reference  # noqa: E402
@@ -67,9 +69,23 @@ def open_with_readme(app, docname: str, source: list[str]) -> None:
         source[0] = links.sub(lambda m: "](" if m[1] else "](../", readme) + source[0]
 
 
+def check_offline(app, error: Exception | None) -> None:
+    """Refuses a site whose pages or styles load anything from elsewhere."""
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^>]*"
+        r"|(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\s]*"
+    )
+    for path in Path(app.outdir).rglob("*"):
+        if path.suffix in (".html", ".css") and (
+            found := loads.search(path.read_text())
+        ):
+            raise ExtensionError(f"{path.name} loads {found[0]}")
+
+
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("source-read", open_with_readme)
+    app.connect("build-finished", check_offline)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", as_text, priority=100)  # before napoleon
 
