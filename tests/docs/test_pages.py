@@ -7,6 +7,7 @@ import pytest
 
 from configs import sweeps
 from tests.docs.pages import DOCS, PAGES, README, ROOT
+from tests.extras import read_extras
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -61,6 +62,12 @@ def test_the_page_on_the_code_has_every_package():
     listed = re.findall(r"^  (\w+)/", (DOCS / "code.md").read_text(), re.MULTILINE)
     packages = {p.parent.name for p in (ROOT / "copymit").glob("*/__init__.py")}
     assert set(listed) == packages
+
+
+def test_the_page_on_installing_has_every_extra():
+    text = (DOCS / "install.md").read_text()
+    extras = read_extras().keys() - {""}
+    assert not [extra for extra in extras if f"`{extra}`" not in text]
 
 
 def test_nothing_that_is_not_shipped_is_cited():
