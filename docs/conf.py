@@ -10,11 +10,10 @@ from pathlib import Path
 
 from sphinx.errors import ExtensionError
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import reference  # noqa: E402
-
-import copymit  # noqa: E402
+import copymit
+from docs import reference
 
 reference.write(reference.all_pages())
 

@@ -1,6 +1,6 @@
 """Draws docs/pairs.png and prints README's table, of what `make demo` has made.
 
-    python docs/pictures.py runs/demo runs/demo-multiple-captions runs/demo-control
+    python -m docs.pictures runs/demo runs/demo-multiple-captions runs/demo-control
 
 The first is the run pictured; the others are columns of the table.
 """

@@ -1,6 +1,6 @@
 """Writes the manual's tables from the registries that the programs read.
 
-    python docs/reference.py     mitigations.md, scores.md, embedders.md: in the repository
+    python -m docs.reference     mitigations.md, scores.md, embedders.md: in the repository
 
 A test compares those with the registries. `make docs` writes the others too, which are long
 and belong to the built site alone: every setting, every program's flags, every function.
@@ -37,7 +37,7 @@ ROOT = DOCS.parent
 
 _MITIGATIONS = """# Mitigations and detectors
 
-Written by `python docs/reference.py` from the records in `copymit/mitigation/methods/` and
+Written by `python -m docs.reference` from the records in `copymit/mitigation/methods/` and
 `detectors/`, one file each; a test compares. Names and aliases are for
 `--config.mitigation.apply='("GN=0.1", "RNA")'`; any can be combined, in any order, and
 what would change nothing is refused.
@@ -52,7 +52,7 @@ captions of held-out images.
 
 _SCORES = """# Keys of scores.json
 
-Written by `python docs/reference.py` from `copymit/scores/names.py`; a test compares.
+Written by `python -m docs.reference` from `copymit/scores/names.py`; a test compares.
 
 The 95 % interval of a number lies beside it (`_ci95`), where the last column names how it
 is made and there are enough groups to tell. It tells how the number would vary with other
@@ -66,7 +66,7 @@ images bias upwards, and need not hold the unbiased one.
 
 _EMBEDDERS = """# Embedders and base models
 
-Written by `python docs/reference.py` from `copymit/embedding/registry.py` and
+Written by `python -m docs.reference` from `copymit/embedding/registry.py` and
 `copymit/pretrained/base_models.py`; a test compares.
 
 `eval.embedders` compares generations with training images, its first name gives the

@@ -17,7 +17,7 @@ PAGES = reference.committed_pages()
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_written_from_its_registry(name):
-    assert (DOCS / name).read_text() == PAGES[name], "run: python docs/reference.py"
+    assert (DOCS / name).read_text() == PAGES[name], "run: python -m docs.reference"
 
 
 @pytest.mark.parametrize("name", PAGES)
