@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from configs import fine_tuning
+from configs import paper
 
 NAMES = ("imagenette", "laion10k", "laion100k")
 
@@ -40,4 +40,4 @@ def test_an_unknown_variant_is_named():
     with pytest.raises(
         ValueError, match=r"big is no variant .* use text_encoder, from"
     ):
-        fine_tuning.get_config("big,small")
+        paper.get_config("big,small")
