@@ -171,7 +171,9 @@ def check_that_it_generates_the_same(root, pipeline):
     config = read_config(epath.Path(root / "run"))
     model = make_model(config.model, RESOLUTION, "float32")
     step = saved_step(root / "run")
-    assert step == STEPS
+    assert step == STEPS == saved_step(root / "run", STEPS)
+    with pytest.raises(ValueError, match=f"no checkpoint of step 1, only of {STEPS} "):
+        saved_step(root / "run", 1)
     params = load_trained(config, root / "run", step, model, make_mesh())
     pipeline.set_progress_bar_config(disable=True)
 
