@@ -134,9 +134,11 @@ def main(_: list[str]) -> None:
         refuse("--fail_above needs the stage score or report")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         refuse("--generations and --references belong together")
-    of_run = {"step": _STEP.value is not None, "mitigate": bool(_MITIGATE.value)}
-    if (_GENERATIONS.value or _MODEL.value) and any(of_run.values()):
-        refuse(f"--{max(of_run, key=of_run.get)} is for a run that train.py made")
+    if _GENERATIONS.value or _MODEL.value:
+        if _STEP.value is not None:
+            refuse("--step is of a run that train.py made")
+        if _MITIGATE.value:
+            refuse("--mitigate is for a run that train.py made")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         refuse("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
