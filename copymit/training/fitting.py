@@ -14,6 +14,8 @@ def fit_to_data(
 ) -> ConfigDict:
     """Returns the settings with steps in place of epochs, and MC where captions vary.
 
+    With epochs the warm-up takes a tenth of the steps at most.
+
     Args:
       caption_counts: of each training image.
     """
@@ -29,6 +31,8 @@ def fit_to_data(
             logger.info(
                 "train.%s=%g: train.%s=%d", epochs, train[epochs], steps, train[steps]
             )
+    if train.epochs:
+        train.warmup_steps = min(train.warmup_steps, train.steps // 10)
     if config.data.use_all_captions and caption_counts.max() > 1:
         config.mitigation.train.multiple_captions = True
     return config

@@ -13,6 +13,7 @@ from tests.programs.conftest import ROOT
 # What makes the training one of seconds; everything else is as the guide says.
 TINY = (
     "data.resolution=16",
+    "model.autoencoder.name=space_to_depth",
     "model.autoencoder.patch_size=4",
     "model.unet.block_out_channels=(32,)",
     "model.unet.cross_attention=(False,)",

@@ -19,6 +19,7 @@ def test_epochs_become_steps_and_steps_alone_stay():
     asked = config(**changes)
     found = fit_to_data(asked, np.ones(100, int))
     assert (found.train.steps, found.train.evaluate_every_steps) == (250, 31)
+    assert (found.train.warmup_steps, asked.train.warmup_steps) == (25, 500)
     assert asked.train.steps == 10_000
     as_it_is = fit_to_data(config(), np.ones(100, int))
     assert as_it_is.to_dict() == config().to_dict()
