@@ -28,11 +28,13 @@ def get_config() -> ConfigDict:
     data.caption_clusters = 0  # that many classes by words of captions; 0 = the set's
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
+    data.heldout_share = 0.0  # in place of num_heldout: of the images that there are
     data.resolution = 64  # pixels: short side resized, then centre crop
     data.random_flip = True  # half of the visits show the mirror image
     data.random_crop = False  # another part of the long side at every visit
     data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
     data.caption_style = "instance"  # fixed | class | instance | random | unconditional
+    data.use_all_captions = False  # switches MC on where images have several captions
     data.caption_dropout = 0.1  # share trained without caption, for guidance
     data.duplication = "none"  # none | partial | full
     data.duplicated_fraction = 0.05  # share of the images that is duplicated
