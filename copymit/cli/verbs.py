@@ -53,7 +53,7 @@ VERBS: dict[str, Program | click.Command] = {
 
 
 class _InOrder(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return list(self.commands)
 
 
