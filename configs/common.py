@@ -23,7 +23,9 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.source = "fluent_emoji"  # the embedded set, or a folder of images
     data.captions = ""  # JSON {relative path: [captions]} for a folder; "" = none
+    data.num_captions = 0  # of each image, the first so many; 0 = all
     data.classes = ()  # names; () = all
+    data.caption_clusters = 0  # that many classes by words of captions; 0 = the set's
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
     data.resolution = 64  # pixels: short side resized, then centre crop
@@ -55,6 +57,9 @@ def get_config() -> ConfigDict:
 
     model.autoencoder = ConfigDict()
     model.autoencoder.name = "space_to_depth"  # space_to_depth | block_dct | kl | tiny
+    # A folder or hub id of a trained one alone, of diffusers (AutoencoderKL,
+    # AutoencoderTiny) or of TAESD's own files; its sizes are then those of the files.
+    model.autoencoder.pretrained = ""
     model.autoencoder.patch_size = 2  # pixels to one side of a latent position
     model.autoencoder.luminance = 6  # coefficients that block_dct keeps of the light
     model.autoencoder.chrominance = 3  # and of each of the two colour differences
@@ -79,6 +84,8 @@ def get_config() -> ConfigDict:
     tiny.scaling_factor = 1.0
     tiny.shift_factor = 0.0
     tiny.use_midblock_gn = False
+    tiny.act_fn = "relu"  # relu | silu | gelu
+    tiny.upsampling_scaling_factor = 2
 
     model.unet = ConfigDict()
     model.unet.block_out_channels = (64, 128, 192)  # width per level, finest first

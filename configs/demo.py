@@ -9,7 +9,7 @@ With an argument, the same run with one change:
     --config=configs/demo.py:control             the chosen images are not duplicated
 
 Cost: about four minutes of training a run and one of evaluation on two slow cores.
-Expected, 12 of 48 images drawn ten times as often: see the README's table.
+Expected, 12 of 48 images drawn ten times as often: docs/demo.md.
 """
 
 from ml_collections import ConfigDict

@@ -98,7 +98,7 @@ def evaluation_settings() -> ConfigDict:
     evaluation.gallery_size = 24  # generations pictured in the report
     evaluation.blur = False  # whether the report opens with blurred pictures
     evaluation.weights = weights = ConfigDict()  # paths or hub ids; "" = the published
-    weights.sscd_disc_large = ""  # these three must be downloaded, see README
+    weights.sscd_disc_large = ""  # these three must be downloaded: docs/embedders.md
     weights.sscd_disc_mixup = ""
     weights.inception = ""
     weights.clip_vit_b16 = ""

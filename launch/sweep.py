@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from copymit.interrupts import heeded
 from launch.claims import reaching
 from launch.pool import Options, run_tasks
 from launch.status import tabulate, to_text
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        return _run(arguments)
+        with heeded():
+            return _run(arguments)
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise

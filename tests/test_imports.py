@@ -24,14 +24,17 @@ _FOUNDATION = (
     "project",
     "sharding",
     "spelling",
-    "storage",
 )
+# What needs nothing of copymit, and everybody may use.
+_EVERYBODY = {"copymit.interrupts", "copymit.storage"}
 _MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
 _COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.pretrained", "copymit.generator"}
 _MEASURES = {"copymit.embedding", "copymit.search", "copymit.scores", "copymit.report"}
 _PROGRAM = _COMPOSED | _MEASURES | {"copymit.training", "copymit.evaluation", "configs"}
 # What each room may import besides itself; "copymit" stands for the foundation.
 ALLOWED: dict[str, set[str]] = {
+    "copymit.interrupts": set(),
+    "copymit.storage": set(),
     "copymit": set(),
     "copymit.data": {"copymit"},
     "copymit.models": {"copymit"},
@@ -93,7 +96,8 @@ def arrows_back(module: str, source: str, *, is_package: bool = False) -> list[s
         # `from copymit import __version__` is the root itself.
         if other is not None and other not in ALLOWED and target.count(".") == 1:
             other = "copymit"
-        if other is not None and other != room and other not in ALLOWED[room]:
+        allowed = {None, room} | ALLOWED[room] | _EVERYBODY
+        if other not in allowed:
             found.append(f"{module} -> {target}")
     return found
 
@@ -205,7 +209,7 @@ _FRAMEWORKS = {"tensorflow", "torch", "transformers"}
     [
         ("train", {"copymit.evaluation", "pandas"} | _HEAVY | _FRAMEWORKS),
         ("evaluate", {"copymit.training", "grain", "orbax"} | _HEAVY | _FRAMEWORKS),
-        ("launch.sweep", {"copymit", "jax", "pandas"} | _HEAVY | _FRAMEWORKS),
+        ("launch.sweep", {"copymit.console", "jax", "pandas"} | _HEAVY | _FRAMEWORKS),
         ("copymit.cli.verbs", {"jax", "numpy", "pandas"} | _HEAVY | _FRAMEWORKS),
     ],
 )
