@@ -24,6 +24,7 @@ _FOUNDATION = (
     "project",
     "sharding",
     "spelling",
+    "wandb_run",
 )
 # What needs nothing of copymit, and everybody may use.
 _EVERYBODY = {"copymit.interrupts", "copymit.storage"}
