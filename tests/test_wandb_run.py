@@ -117,12 +117,13 @@ def test_a_project_without_the_package_is_refused_by_what_to_install(monkeypatch
 
 def test_wandb_itself_takes_what_it_is_told(tmp_path, monkeypatch):
     """Offline, and where it is installed: what the fake stands in for."""
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     metrics = writer(tmp_path)
     metrics.write(1, {"loss": 0.5})
     metrics.write_image(1, "generations", np.zeros((4, 6, 3), np.uint8))
     metrics.close()
+    wandb.teardown()  # waits for its process, which writes
     (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"loss" in content
