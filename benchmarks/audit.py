@@ -64,7 +64,8 @@ def main() -> None:
 def audit(folder: Path, config: ConfigDict) -> None:
     """Runs the stages one by one."""
     print(
-        "| stage | CPU s | of them kernel | wall s | peak memory GB |\n|---|---|---|---|---|"
+        "| stage | CPU s | of them kernel | wall s | peak memory GB |\n"
+        "|---|---|---|---|---|"
     )
     used, started = _cpu_seconds(), time.perf_counter()
     subject = open_pair(
