@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.sweeps_types import PRESETS, SweepFunction, Trial
+from copymit.spelling import nearest
 
 PROJECT = Path(__file__).parents[1]
 ROOT = "{root}"
@@ -108,6 +109,7 @@ def load_sweep(reference: str) -> SweepFunction:
         raise ValueError(
             f"--sweep={reference}: {file} has no sweep {name!r}; it has "
             f"{', '.join(sorted(known)) or 'none: decorate one with draws()'}"
+            f"{nearest(name, known)}"
         )
     return known[name]
 
@@ -252,8 +254,8 @@ def _resolved(trial: Trial, own: Mapping[str, Any]) -> Trial:
     unknown = sorted({*trial.train, *trial.evaluate} - own.keys())
     if unknown:
         raise ValueError(
-            f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
-            "(configs/common.py lists every one)"
+            f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r}"
+            f"{nearest(unknown[0], own)} (copymit train --list_settings shows all)"
         )
     try:
         train = _changes(own, _read(trial.config, trial.train), trial.train)
