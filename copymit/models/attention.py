@@ -106,7 +106,12 @@ def choose(
     if machine == "cpu":
         large = scores > attention_blocks.BLOCK_SCORES
         return "blockwise" if large else "xla"
-    if machine == "tpu" and splits and fits_flash(P, L, K) and P >= _FLASH_MIN_POSITIONS:
+    if (
+        machine == "tpu"
+        and splits
+        and fits_flash(P, L, K)
+        and P >= _FLASH_MIN_POSITIONS
+    ):
         return "flash"
     if machine == "cuda" and fits_cudnn(P, K, dtype) and P >= _CUDNN_MIN_POSITIONS:
         return "cudnn"
