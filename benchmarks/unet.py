@@ -6,8 +6,8 @@ not fit in 24 GiB:
     python -m benchmarks.unet SIDE SIZE TASK    prints the seconds of one measurement
 
 `small` has 16.8 M parameters, batch 16; `sd2` is Stable Diffusion 2.1's UNet of 865.9 M,
-batch 1; both at 32x32x4 latents and 77 tokens, in float32. Other sizes and bfloat16 on a GPU:
-`benchmarks.gpu`.
+batch 1; both at 32x32x4 latents and 77 tokens, in float32. `benchmarks.gpu` has others, in
+bfloat16.
 """
 
 import functools

@@ -99,8 +99,8 @@ def attend_flash(
     if not fits_flash(P, L, K):
         raise ValueError(
             f"attention implementation 'flash' takes multiples of {FLASH_TILE} queries "
-            f"and keys, and heads of at most 128 or multiples of it, not {P} and {L}, and "
-            f"heads of {K}: use 'auto', or a resolution whose latents have so many positions"
+            f"and keys (and heads, if wider), not {P}, {L} and {K}: use 'auto', or a "
+            "resolution whose latents have so many positions"
         )
 
     queries, keys = (math.gcd(size, FLASH_BLOCK) for size in (P, L))
