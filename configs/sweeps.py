@@ -7,8 +7,9 @@
 A sweep is a function `(preset, seeds) -> iterator of Trial`; write your own beside these or
 in a file of your own. Preset `full` is the paper's recipe (configs/imagenette.py and
 laion10k.py; about a day of an A6000 for each training); `small` is the demo, shrunk to 36
-emoji: five to nine minutes of a slow CPU core for each training. Sweeps in one directory
-share the trainings that they have in common. docs/sweeps.md has the list and what was seen.
+emoji: five to nine minutes of a slow CPU core for each training; `photos` and `photos_cpu`
+are between them: configs/photos.py, on a GPU and on a CPU. Sweeps in one directory share
+the trainings that they have in common. docs/sweeps.md has the list and what was seen.
 The sweeps of mitigations are in sweeps_mitigations.py.
 """
 
@@ -18,7 +19,9 @@ from configs.sweeps_base import (
     BACKGROUND,
     CLIP,
     HITS,
+    MEMORISED,
     QUALITY,
+    QUALITY_HELDOUT,
     SIMILARITY,
     Setting,
     datasets,
@@ -46,6 +49,7 @@ from configs.sweeps_types import (
 )
 
 __all__ = [
+    "caption_count",
     "caption_specificity",
     "complexity",
     "dataset_size",
@@ -65,7 +69,34 @@ __all__ = [
     "unconditional",
 ]
 
-_FACTORS = (1, 5, 10, 20)
+_FACTORS = {
+    "small": (1, 5, 10, 20),
+    "photos": (1, 2, 5, 10, 20, 50),
+    "photos_cpu": (1, 2, 5, 10, 20, 50),
+    "full": (1, 5, 10, 20),
+}
+_SIZES = {
+    "small": (9, 18, 36, 72),
+    "photos": (250, 500, 1_000, 1_800),
+    "photos_cpu": (60, 125, 250, 500),
+    "full": (1_000, 10_000, 100_000),
+}
+_LENGTHS = {
+    "small": (625, 1_250, 2_500, 5_000),
+    "photos": (1_000, 2_000, 3_000, 5_000, 10_000),
+    "photos_cpu": (350, 700, 1_400, 2_800),
+    "full": (25_000, 50_000, 100_000, 200_000),
+}
+# After which photos are copied though each is there once; those of training_length.
+_LONGER = {"photos": 5_000, "photos_cpu": 2_800}
+_CAPTIONS = {
+    "small": (1, 2, 3, 5),
+    "photos": (1, 2, 3, 5),
+    "photos_cpu": (1, 2, 3, 5),
+    "full": (1, 5, 10, 20),
+}
+# Photos have no classes: captions about the same are one.
+_CLUSTERS = {"photos": 10, "photos_cpu": 10}
 _STYLES = {
     "fixed": "fixed",
     "class": "class",
@@ -110,6 +141,15 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
                 },
             )
         return
+    if preset != "small":
+        yield from expand(
+            preset,
+            seeds,
+            first_dataset(preset),
+            Setting({"model": "photos"}, {"data.duplication": "none"}),
+            analysis={"source": "data/photos", "captions": "data/photos.json"},
+        )
+        return
     # Hands and people come in six skin tones with nearly one caption: duplicates of the
     # data set's own.
     yield from expand(
@@ -143,7 +183,7 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 3: similarity and quality over how often images are duplicated."""
     for data, config in datasets(preset).items():
-        for factor in _FACTORS:
+        for factor in _FACTORS[preset]:
             labels = {"data": data, "factor": factor}
             yield from expand(
                 preset, seeds, config, Setting(labels, duplicated(factor, "full"))
@@ -177,7 +217,7 @@ def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 5: images duplicated with their captions (full) or with others (partial)."""
     config = datasets(preset).get("LAION-10k", first_dataset(preset))
     for duplication in ("full", "partial"):
-        for factor in _FACTORS:
+        for factor in _FACTORS[preset]:
             labels = {"duplication": duplication, "factor": factor}
             yield from expand(
                 preset, seeds, config, Setting(labels, duplicated(factor, duplication))
@@ -207,30 +247,55 @@ def text_encoder(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 )
 def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same number of steps on more and more images."""
-    config = "configs/laion100k.py" if preset == "full" else "configs/demo.py"
-    sizes = (1_000, 10_000, 100_000) if preset == "full" else (9, 18, 36, 72)
+    config = "configs/laion100k.py" if preset == "full" else first_dataset(preset)
     for duplication in ("none", "full"):
-        for images in sizes:
+        for images in _SIZES[preset]:
             changes = {
                 "data.num_examples": images,
                 "data.duplication": duplication,
             }
+            if preset == "photos":  # of 2,000 that Flickr8k's smallest copies have
+                changes["data.num_heldout"] = 200
             labels = {"duplication": duplication, "images": images}
             yield from expand(preset, seeds, config, Setting(labels, changes))
 
 
 @draws(
-    Curves("steps", SIMILARITY, "training steps", baseline=BACKGROUND, log=True),
-    Curves("steps", QUALITY, "training steps", log=True),
+    Curves(
+        "steps",
+        SIMILARITY,
+        "training steps",
+        series="duplication",
+        baseline=BACKGROUND,
+        log=True,
+    ),
+    Curves("steps", QUALITY, "training steps", series="duplication", log=True),
 )
 def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
-    """The same images for more and more steps."""
-    lengths = (25_000, 50_000, 100_000, 200_000)
-    for steps in lengths if preset == "full" else (625, 1_250, 2_500, 5_000):
-        changes = {"train.steps": steps}
-        yield from expand(
-            preset, seeds, first_dataset(preset), Setting({"steps": steps}, changes)
-        )
+    """The same images for more and more steps, without duplicates and with them."""
+    for factor in (1, 10):
+        for steps in _LENGTHS[preset]:
+            changes = {"train.steps": steps, **duplicated(factor, "full")}
+            labels = {"duplication": f"x{factor}", "steps": steps}
+            yield from expand(
+                preset, seeds, first_dataset(preset), Setting(labels, changes)
+            )
+
+
+@draws(
+    Curves("captions", SIMILARITY, "captions of an image", baseline=BACKGROUND),
+    Curves("captions", MEMORISED, "captions of an image"),
+    Curves("captions", QUALITY_HELDOUT, "captions of an image"),
+    changes=Changes("captions", 1, (SIMILARITY, MEMORISED, QUALITY_HELDOUT)),
+)
+def caption_count(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
+    """Each visit of an image with another of its captions, of which there are more."""
+    for count in _CAPTIONS[preset]:
+        changes = {"data.num_captions": count}
+        if count > 1:
+            changes["mitigation.train.multiple_captions"] = True
+        setting = Setting({"captions": count}, changes)
+        yield from expand(preset, seeds, first_dataset(preset), setting)
 
 
 @draws(
@@ -246,7 +311,7 @@ def caption_specificity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
             preset,
             seeds,
             first_dataset(preset),
-            Setting({"captions": name}, {"data.caption_style": style}),
+            Setting({"captions": name}, _captioned(preset, style)),
         )
 
 
@@ -261,6 +326,8 @@ def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Are simple training images copied more? Generations over their nearest image."""
     for data, config in datasets(preset).items():
         changes = {"data.duplication": "none"}
+        if preset in _LONGER:
+            changes["train.steps"] = _LONGER[preset]
         yield from expand(preset, seeds, config, Setting({"data": data}, changes))
 
 
@@ -290,16 +357,20 @@ def duplicated(factor: int, duplication: str) -> dict[str, object]:
     return {"data.duplication": duplication, "data.duplication_factor": factor}
 
 
+def _captioned(preset: str, style: str) -> dict[str, object]:
+    """Returns the settings of a style of captions."""
+    classes = {"data.caption_clusters": _CLUSTERS.get(preset, 0)}
+    return {"data.caption_style": style, **(classes if style == "class" else {})}
+
+
 def _text_encoders(
     preset: str, seeds: Sequence[int], styles: dict[str, str]
 ) -> Iterator[Trial]:
     config = first_dataset(preset)
     for trained in (False, True):
         for name, style in styles.items():
-            changes = {
-                "data.caption_style": style,
-                "model.text_encoder.train": trained,
-            }
+            changes = _captioned(preset, style)
+            changes["model.text_encoder.train"] = trained
             if preset == "full":
                 changes["data.cache_embeddings"] = not trained
             labels = {

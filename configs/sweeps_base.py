@@ -22,6 +22,8 @@ MEMORISED = Score(
 
 _DATASETS = {
     "small": {"emoji": "configs/demo.py"},
+    "photos": {"photos": "configs/photos.py"},
+    "photos_cpu": {"photos": "configs/photos.py:cpu"},
     "full": {"Imagenette": "configs/imagenette.py", "LAION-10k": "configs/laion10k.py"},
 }
 _TRAIN: dict[str, dict[str, Any]] = {
@@ -34,10 +36,15 @@ _TRAIN: dict[str, dict[str, Any]] = {
         "train.checkpoint_every_steps": 1_250,
         "train.evaluate_every_steps": 0,
     },
-    "full": {"data.cache_dir": "../cache"},  # of all trainings of the sweep
+    # Latents, and embeddings of captions, are those of all trainings of the sweep.
+    "photos": {"data.cache_dir": "../cache"},
+    "photos_cpu": {"data.cache_dir": "../cache"},
+    "full": {"data.cache_dir": "../cache"},
 }
 _EVALUATE: dict[str, dict[str, Any]] = {
     "small": {"eval.num_generations": 144, "eval.gallery_size": 12},
+    "photos": {},
+    "photos_cpu": {},
     "full": {
         "eval.embedders": ("sscd_dcr",),
         "eval.quality_embedders": ("inception_clean",),

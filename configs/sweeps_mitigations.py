@@ -14,7 +14,9 @@ from configs.sweeps_base import (
     QUALITY_HELDOUT,
     SIMILARITY,
     Setting,
+    datasets,
     expand,
+    first_dataset,
 )
 from configs.sweeps_types import (
     Bars,
@@ -62,7 +64,12 @@ _OPPOSITE = {
     "mitigation.generate.guidance_before": -2.0,
 }
 # What the guide advises before any mitigation; half of the steps of each preset.
-_HALF = {"full": {"train.steps": 50_000}, "small": {"train.steps": 1_250}}
+_HALF = {
+    "small": {"train.steps": 1_250},
+    "photos": {"train.steps": 1_500},
+    "photos_cpu": {"train.steps": 700},
+    "full": {"train.steps": 50_000},
+}
 _DEDUPLICATED = {"data.duplication": "none"}
 _AT_GENERATION = "mitigation.generate."
 # With these, embeddings of captions cannot be computed before the training.
@@ -81,7 +88,7 @@ _KNOWN_PROMPTS = {
     "data.resolution": 512,
 }
 _TEXT_ENCODERS: dict[str, _Changes] = {
-    "frozen": {},
+    "frozen": {"model.text_encoder.train": False},
     "trained": {"model.text_encoder.train": True},
 }
 _PROMPTS = {"trigger": "each", "general": "heldout"}
@@ -97,7 +104,7 @@ def _true_positives(against: str, named: str) -> Score:
 
 
 def _config(preset: str) -> str:
-    return "configs/laion10k.py" if preset == "full" else "configs/demo.py"
+    return datasets(preset).get("LAION-10k", first_dataset(preset))
 
 
 def _setting(
@@ -110,7 +117,7 @@ def _setting(
     """Divides changes into those of the training and those of the evaluation."""
     generated = {k: v for k, v in changes.items() if k.startswith(_AT_GENERATION)}
     trained = {k: v for k, v in changes.items() if k not in generated}
-    if preset == "full" and any(name in changes for name in _UNCACHED):
+    if preset == "full" and any(changes.get(name) for name in _UNCACHED):
         trained["data.cache_embeddings"] = False
     return Setting(labels, {**train, **trained}, {**evaluate, **generated})
 
@@ -273,9 +280,10 @@ def _by_one_ruler(
     preset: str, seeds: Sequence[int], labels: Mapping[str, Any], changes: _Changes
 ) -> Iterator[Trial]:
     """Yields trials with duplicated and held-out images, and with guidance."""
-    # Guidance must be on for what acts on it.
-    config, train = "configs/demo.py", {}
-    evaluate: dict[str, Any] = {"eval.guidance_scale": 2.0}
+    config, train = first_dataset(preset), {}
+    evaluate: dict[str, Any] = {}
+    if preset == "small":  # guidance must be on for what acts on it
+        evaluate = {"eval.guidance_scale": 2.0}
     if preset == "full":
         config = "configs/laion100k.py"
         train = {

@@ -6,7 +6,7 @@ A sweep is a function `(preset, seeds) -> iterator of Trial`, decorated with `dr
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-PRESETS = ("small", "full")
+PRESETS = ("small", "photos", "photos_cpu", "full")
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -24,6 +24,8 @@ class Trial(NamedTuple):
       labels: what the table and the figures know the trial by, with "seed".
       model: a published model, evaluated as it is: nothing is trained.
       analysis: options of `python -m copymit.analysis` for the data; None: not needed.
+      places: settings that only say where things lie, such as {"data.source": ...}: they
+        are no part of the name of a run, so that another machine may have them elsewhere.
       detector: of memorised prompts, whose entry of detection.json are the scores: `auc`
         and `tpr_at_1_percent_fpr`, and with `unseen_` before them; "": scores.json.
     """
@@ -36,6 +38,7 @@ class Trial(NamedTuple):
     model: str = ""
     analysis: Mapping[str, Any] | None = None
     detector: str = ""
+    places: Mapping[str, str] = _NOTHING
 
 
 class Score(NamedTuple):

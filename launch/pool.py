@@ -13,13 +13,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
 
+from copymit.interrupts import deferred, undone
 from launch.claims import Claim, Claims, Version, Watch, reaching
 from launch.slots import Slot, deal_slots, tied
 from launch.trials import PROJECT, Task, command_of
@@ -101,15 +102,22 @@ def run_tasks(tasks: Sequence[Task], root: str, options: Options) -> dict[str, s
     Returns:
       The standing of each task at the end.
     Raises:
+      SystemExit: after Ctrl-C or SIGTERM, with code 128 + signal; what ran is given back.
       ConnectionError: if the records cannot be reached; what runs here is ended.
       ValueError: for options that cannot be.
     """
     if options.max_attempts < 1:
         raise ValueError(f"--max_attempts={options.max_attempts} must be at least 1")
     slots = deal_slots(options.num_workers, f"{root}/.jax_cache")
-    with tempfile.TemporaryDirectory() as scratch, _stop_requests() as stop:
+    saying = "programs are told to save, and their tasks given back"
+    with tempfile.TemporaryDirectory() as scratch, deferred(saying) as stop:
         logs = Path(scratch if "://" in root else root)
-        return Pool(tasks, root, options, slots, logs, stop).run()
+        pool = Pool(tasks, root, options, slots, logs, stop.wished)
+        with undone(pool.kill):
+            found = pool.run()
+    if stop.code and set(found.values()) != {"done"}:
+        raise SystemExit(stop.code)
+    return found
 
 
 class Pool:
@@ -145,15 +153,17 @@ class Pool:
                     self._versions |= self._claims.read(open_)
                     state = self._standing()
                 if self._jobs:
-                    logger.warning(
-                        "stopping: programs are told to save, and given back"
-                    )
                     self._end_all(signal.SIGTERM)
             finally:
                 self._stop.set()
                 self._end_all(signal.SIGKILL)
         self._versions = self._claims.read(self._tasks)
         return self._standing()
+
+    def kill(self) -> None:
+        """Kills the programs with all their children, and waits for nothing."""
+        for process in list(self._processes):
+            _signal(process, signal.SIGKILL)
 
     def _standing(self) -> dict[str, str]:
         silent = [
@@ -291,20 +301,3 @@ def _tail(log: Path) -> str:
     """Returns the end of a log; what a program says last is what went wrong."""
     said = log.read_bytes()[-_ERROR_BYTES:].decode("utf-8", errors="replace")
     return said.strip() or "no output"
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Yields what is set when SIGTERM or Ctrl-C comes; a second one kills."""
-    stop = threading.Event()
-
-    def note(number: int, _) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from copymit.interrupts import heeded
 from launch.claims import reaching
 from launch.pool import Options, run_tasks
 from launch.status import tabulate, to_text
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        return _run(arguments)
+        with heeded():
+            return _run(arguments)
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise
@@ -50,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    called = sys.argv[0].startswith("copymit ")  # by the console
     parser = argparse.ArgumentParser(
-        prog="python -m launch.sweep",
+        prog=sys.argv[0] if called else "python -m launch.sweep",
         description="Runs the trials of a sweep; again after a kill, it goes on.",
         allow_abbrev=False,
     )

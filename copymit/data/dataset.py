@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from copymit.data.caption_views import view_captions
 from copymit.data.captions import (
     CaptionFunction,
     check_captioned,
@@ -106,6 +107,9 @@ def load_dataset(
         selection = select_listed(manifest, config.num_heldout, seed)
         if manifest.varied.any():
             source = VariedSource(source, manifest.varied)
+    # Runs of an older copymit do not say.
+    views = (config.get("num_captions", 0), config.get("caption_clusters", 0))
+    source = view_captions(source, *views)
     chosen = np.concatenate([selection.train, selection.heldout])
     _say_what_was_found(config, source, chosen)
     check_captioned(config.caption_style, source, chosen)
@@ -124,7 +128,7 @@ def load_dataset(
         config.duplicated_fraction,
         config.duplication_factor,
         seed,
-        by_position=isinstance(source, EmbeddedSource),
+        by_position=isinstance(files, EmbeddedSource),
     )
     dataset = Dataset(source, train, heldout, duplication, skipped)
     check_captions(

@@ -8,6 +8,7 @@ original files, `infer_config` reads the sizes of a network off its tensors.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from copymit.models.blocks import Dtype, make_group_norm
 from copymit.models.convolution import convolve
 from copymit.models.initializers import LECUN_NORMAL, ZERO
 
+Tensor = TypeVar("Tensor")
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nnx.relu,
     "silu": nnx.silu,
@@ -272,8 +274,8 @@ class Function(nnx.Module):
 
 
 def taesd_state(
-    encoder_tensors: Mapping[str, np.ndarray], decoder_tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+    encoder_tensors: Mapping[str, Tensor], decoder_tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Renames the tensors of a TAESD encoder file and decoder file to ours.
 
     Those files number the layers (`1.conv.0.weight`); the decoder's count begins with

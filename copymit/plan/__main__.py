@@ -1,8 +1,8 @@
 """What a training costs on TPUs or on the devices that are here, before it is paid for.
 
     pip install -c constraints.txt -e '.[tpu]'
-    python -m copymit.plan --config=configs/laion10k.py --topology=v5e:8x8
-    python -m copymit.plan --config=configs/laion10k.py            (the devices here)
+    copymit plan --config=laion10k --topology=v5e:8x8
+    copymit plan --config=laion10k                         (the devices here)
 
 Compiles the real training step, and with --sampler the generation of `eval.batch_size`
 images, and prints what the compiler says of them: memory by kind, operations, bytes,
@@ -15,11 +15,12 @@ longer: no training is faster.
 import os
 import re
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from copymit.chips import CHIPS, TOPOLOGY_ENVIRONMENT, find_chip
-from copymit.console import explain_bad_input, parse_flags, set_up_logging
+from copymit.cli.program import run_program
+from copymit.console import explain_bad_input, set_up_logging
 from copymit.plan.cost import describe, roofline_seconds
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Settings of the training.")
@@ -35,10 +36,8 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messa
 _DAY_SECS = 24 * 3600
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Plans what the command line names."""
-    if argv[1:]:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     set_up_logging(_DEBUG.value)
     with explain_bad_input(_DEBUG.value):
         plan(
@@ -103,6 +102,11 @@ def _use_topologies(topology: str) -> None:
     os.environ |= TOPOLOGY_ENVIRONMENT
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Is the program, for the console as well."""
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -50,32 +50,39 @@ def load_network(
       ValueError: a tensor is missing, unused, misshapen or not of floats, or a file is
         damaged; nothing has been loaded then.
     """
-    began = time.monotonic()
-    names = {to_torch_name(name): name for name in abstract}
     prefix = find_network(source, network)
     with open_weights(source, network, prefix, variant) as stored:
-        _check(source, network, abstract, stored)
-        loaded = {
-            names[torch_name]: _place(names[torch_name], tensor, abstract)
-            for torch_name, tensor in stored.items()
-        }
-    logger.info(
-        "%s of %s: %d tensors in %.0f s",
-        network,
-        source.name,
-        len(loaded),
-        time.monotonic() - began,
-    )
+        return place_tensors(f"the {network} of {source.name}", abstract, stored)
+
+
+def place_tensors(
+    owner: str,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, StoredTensor],
+) -> dict[str, jax.Array]:
+    """Reads the parameters of a network from tensors under published names.
+
+    Args:
+      owner: what is read from where, for messages.
+      abstract: as of `load_network`, whose errors these are.
+    """
+    began = time.monotonic()
+    _check(owner, abstract, stored)
+    names = {to_torch_name(name): name for name in abstract}
+    loaded = {
+        names[torch_name]: _place(names[torch_name], tensor, abstract)
+        for torch_name, tensor in stored.items()
+    }
+    seconds = time.monotonic() - began
+    logger.info("%s: %d tensors in %.0f s", owner, len(loaded), seconds)
     return {name: loaded[name] for name in abstract}
 
 
 def _check(
-    source: Source,
-    network: str,
+    owner: str,
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     stored: Mapping[str, StoredTensor],
 ) -> None:
-    owner = f"the {network} of {source.name}"
     check_fit(
         owner,
         {

@@ -11,6 +11,8 @@ from copymit.data.tokenizer import VOCAB_SIZE
 from copymit.diffusion.scheduler_config import describe_sampling, diffusion_settings
 from copymit.models.assembly import DiffusionModel, ModelParams, abstract_params
 from copymit.models.autoencoder_kl import AutoencoderKLConfig
+from copymit.models.autoencoder_tiny import AutoencoderTinyConfig
+from copymit.pretrained.autoencoder import load_autoencoder, read_autoencoder
 from copymit.pretrained.load import load_network
 from copymit.pretrained.pipeline import find_network, read_pipeline
 from copymit.pretrained.source import open_source
@@ -23,13 +25,25 @@ def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
     """Returns the config with the sizes and the noise schedule of `model.pretrained`.
 
     What is about training stays as it was: which networks train, rematerialisation, the
-    choice of attention, and a noise schedule stretched to pure noise if asked for. A
-    config without `model.pretrained` is returned as it is.
+    choice of attention, and a noise schedule stretched to pure noise if asked for. With
+    `model.autoencoder.pretrained` only the autoencoder's sizes are filled in, and
+    without either the config is returned as it is.
 
     Raises:
       FileNotFoundError, ValueError, ConnectionError: if the model cannot be opened, is
         of another kind, or its networks do not fit each other.
     """
+    alone = config.model.autoencoder.pretrained
+    if alone and config.model.pretrained:
+        raise ValueError(
+            f"model.pretrained={config.model.pretrained} has an autoencoder of its own: "
+            f"leave model.autoencoder.pretrained={alone} out"
+        )
+    if alone:
+        config = config.copy_and_resolve_references()
+        with config.unlocked(), config.ignore_type():
+            _fill_autoencoder(config.model.autoencoder, read_autoencoder(alone))
+        return config
     if not config.model.pretrained:
         return config
     unknown = sorted(set(config.model.from_scratch) - {"unet", "text_encoder"})
@@ -61,28 +75,37 @@ def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
         _fill(config.model.text_encoder, vars(text))
         config.model.text_encoder.max_length = text.max_position_embeddings
         config.model.text_encoder.pad_token_id = pipeline.pad_token_id
-        kind = "kl" if isinstance(pipeline.vae, AutoencoderKLConfig) else "tiny"
-        config.model.autoencoder.name = kind
-        _fill(config.model.autoencoder[kind], vars(pipeline.vae))
+        _fill_autoencoder(config.model.autoencoder, pipeline.vae)
     return config
 
 
 def load_networks(config: ConfigDict, model: DiffusionModel, mesh: Mesh) -> ModelParams:
-    """Loads the networks of `model.pretrained` that do not start at random.
+    """Loads the networks that do not start at random.
 
     Args:
       config: the `model` section, with the checkpoint's sizes.
     Raises:
       FileNotFoundError, ValueError, ConnectionError: if weights are missing or broken.
     """
+    abstract = abstract_params(model, mesh)
+    if config.autoencoder.pretrained:
+        name = config.autoencoder.pretrained
+        return {"vae": load_autoencoder(name, abstract["vae"])}
     if not config.pretrained:
         return {}
     source = open_source(config.pretrained)
     return {
-        name: load_network(source, name, abstract)
-        for name, abstract in abstract_params(model, mesh).items()
+        name: load_network(source, name, parameters)
+        for name, parameters in abstract.items()
         if name not in config.from_scratch
     }
+
+
+def _fill_autoencoder(
+    section: ConfigDict, sizes: AutoencoderKLConfig | AutoencoderTinyConfig
+) -> None:
+    section.name = "kl" if isinstance(sizes, AutoencoderKLConfig) else "tiny"
+    _fill(section[section.name], vars(sizes))
 
 
 def _fill(section: ConfigDict, sizes: Mapping[str, Any]) -> None:

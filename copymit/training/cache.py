@@ -55,8 +55,10 @@ def cache_moments(
     pixels = jax.ShapeDtypeStruct((1, *images[0].shape), jnp.float32)
     encode = model.encode_images
     shape = jax.eval_shape(encode, state.frozen, pixels).shape[1:]
+    autoencoder = config.model.autoencoder.to_dict()
+    del autoencoder["pretrained"]  # the weights are what counts, not where they lay
     identity = {
-        "autoencoder": config.model.autoencoder.to_dict(),
+        "autoencoder": autoencoder,
         "weights": fingerprint(state.frozen.get("vae", {})),
         "images": _content_digest(dataset),
         "resolution": config.data.resolution,
