@@ -7,6 +7,7 @@ leaves; a pool keeps nothing of its own and may be killed and started again at a
 import concurrent.futures
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -39,6 +40,8 @@ class Options(NamedTuple):
       max_attempts: of a task, after which it is left alone.
       claim_secs: without a sign of life, after which a pool counts as dead.
       poll_secs: between two looks at the records.
+      minutes: after which programs are told to save and are given back.
+      on_done: called with the keys of all tasks that are done, whenever there are more.
       command_of: (task, root) -> the words that run it.
     """
 
@@ -46,6 +49,8 @@ class Options(NamedTuple):
     max_attempts: int = 3
     claim_secs: float = 60.0
     poll_secs: float = 1.0
+    minutes: float = math.inf
+    on_done: Callable[[frozenset[str]], object] = lambda done: None
     command_of: Callable[[Task, str], Sequence[str]] = command_of
 
 
@@ -106,8 +111,13 @@ def run_tasks(tasks: Sequence[Task], root: str, options: Options) -> dict[str, s
     """
     if options.max_attempts < 1:
         raise ValueError(f"--max_attempts={options.max_attempts} must be at least 1")
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes={options.minutes:g} must be above 0")
     slots = deal_slots(options.num_workers, f"{root}/.jax_cache")
-    with tempfile.TemporaryDirectory() as scratch, _stop_requests() as stop:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _stop_requests(options.minutes) as stop,
+    ):
         logs = Path(scratch if "://" in root else root)
         return Pool(tasks, root, options, slots, logs, stop).run()
 
@@ -131,6 +141,7 @@ class Pool:
         self._claims, self._watch = Claims(root), Watch(options.claim_secs)
         self._versions = self._claims.read(self._tasks)
         self._products = find_products(self._tasks, self._versions, root)
+        self._done: frozenset[str] = frozenset()
 
     def run(self) -> dict[str, str]:
         """Runs what there is, until `stop`; returns the standing at the end."""
@@ -164,7 +175,12 @@ class Pool:
             and self._watch.is_abandoned(key, version)
         ]
         tries = self._options.max_attempts
-        return standing(self._tasks, self._versions, self._products, silent, tries)
+        found = standing(self._tasks, self._versions, self._products, silent, tries)
+        done = frozenset(key for key, state in found.items() if state == "done")
+        if done != self._done:
+            self._done = done
+            self._options.on_done(done)
+        return found
 
     def _start_one(
         self, state: Mapping[str, str], executor: ThreadPoolExecutor
@@ -294,9 +310,12 @@ def _tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Yields what is set when SIGTERM or Ctrl-C comes; a second one kills."""
+def _stop_requests(minutes: float) -> Iterator[threading.Event]:
+    """Yields what is set when time is up, or SIGTERM or Ctrl-C comes; a second kills."""
     stop = threading.Event()
+    timer = threading.Timer(min(minutes * 60, threading.TIMEOUT_MAX), stop.set)
+    timer.daemon = True
+    timer.start()
 
     def note(number: int, _) -> None:
         stop.set()
@@ -306,5 +325,6 @@ def _stop_requests() -> Iterator[threading.Event]:
     try:
         yield stop
     finally:
+        timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.analysis": {"copymit", "copymit.data"} | _MEASURES,
     "copymit.evaluation": _COMPOSED | _MEASURES,
     "configs": {"copymit", "copymit.mitigation"},
-    "launch": {"configs"},
+    # Of the package only the data, since photos are counted before anything starts.
+    "launch": {"configs", "copymit.data"},
     "train": _PROGRAM,
     "evaluate": _PROGRAM,
 }

@@ -15,7 +15,9 @@ from copymit.data.examples import Example, ExampleSource
 
 _MAX_IMAGES = 50_000  # clustered at once: 200 MB of word counts
 _MAX_WORDS = 1_000
-_COMMON = 0.3  # share of the images whose captions have a word, from which it says nothing
+_COMMON = (
+    0.3  # share of the images whose captions have a word, from which it says nothing
+)
 _NAME_WORDS = 2
 _MAX_ROUNDS = 50
 
@@ -154,7 +156,7 @@ def _words(text: str) -> set[str]:
 def _spread_centres(
     rows: Float[np.ndarray, "N V"], count: int
 ) -> Float[np.ndarray, "K V"]:
-    """Draws rows far from each other. Source: k-means++ of Arthur and Vassilvitskii 2007."""
+    """Draws rows far from each other. Source: Arthur and Vassilvitskii, k-means++, 2007."""
     generator = np.random.default_rng(0)
     chosen = [int(generator.integers(len(rows)))]
     while len(chosen) < count:

@@ -14,13 +14,13 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from copymit.data.caption_views import view_captions
 from copymit.data.captions import (
     CaptionFunction,
     check_captioned,
     check_captions,
     make_caption_function,
 )
-from copymit.data.caption_views import view_captions
 from copymit.data.captions_file import CaptionedSource, listed
 from copymit.data.checking import check_images
 from copymit.data.duplication import (

@@ -113,9 +113,7 @@ def _original_tensors(files: _Files) -> Iterator[dict[str, StoredTensor]]:
     """Opens both files: tensors by the names that the network has here."""
     with contextlib.ExitStack() as stack:
         halves = [
-            stack.enter_context(
-                open_weight_file(files.source.fetch(files.paths[half]))
-            )
+            stack.enter_context(open_weight_file(files.source.fetch(files.paths[half])))
             for half in _HALVES
         ]
         try:
@@ -124,9 +122,7 @@ def _original_tensors(files: _Files) -> Iterator[dict[str, StoredTensor]]:
             raise ValueError(f"{files.name}: {error}") from error
 
 
-def _sizes(
-    files: _Files, stored: Mapping[str, StoredTensor]
-) -> AutoencoderTinyConfig:
+def _sizes(files: _Files, stored: Mapping[str, StoredTensor]) -> AutoencoderTinyConfig:
     """Reads the sizes off the shapes, without the numbers."""
     shapes = {
         name: np.broadcast_to(np.float32(0), tensor.shape)

@@ -113,7 +113,9 @@ def test_one_of_a_family_unknown_by_name_is_read(folders, tmp_path):
         (tmp_path / name).write_bytes(path.read_bytes())
     read = read_autoencoder(str(tmp_path / "mine_encoder.safetensors"))
     assert read.latent_channels == 6
-    with pytest.raises(FileNotFoundError, match=r"no autoencoder: neither config\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no autoencoder: neither config\.json"
+    ):
         read_autoencoder(str(tmp_path))
 
 
@@ -169,7 +171,9 @@ def test_nothing_in_a_pickle_is_executed(tmp_path):
             return (epath.Path(tmp_path / "owned").touch, ())
 
     for half in ("encoder", "decoder"):
-        (tmp_path / f"taesd_{half}.pth").write_bytes(pickle.dumps({"0.weight": Hostile()}))
+        (tmp_path / f"taesd_{half}.pth").write_bytes(
+            pickle.dumps({"0.weight": Hostile()})
+        )
     with pytest.raises(ValueError, match=r"taesd_encoder\.pth"):
         read_autoencoder(str(tmp_path))
     assert not (tmp_path / "owned").exists()
