@@ -9,9 +9,6 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-from PIL import Image
-
 from launch.trials import Task
 
 _PICTURES = 24
@@ -62,12 +59,17 @@ def needed(tasks: Sequence[Task], done: Collection[str], root: str) -> list[Task
                 product = before.product and Path(root) / before.product
                 if key in done and product and not product.exists():
                     (Path(root) / f"{key}.json").unlink(missing_ok=True)
-    return [
-        task
+    kept = {
+        task.key
         for task in tasks
         if task.key not in open_
         or not (behind := _waited_for(task, tasks))
         or behind & open_
+    }
+    return [
+        task._replace(after=tuple(key for key in task.after if key in kept))
+        for task in tasks
+        if task.key in kept
     ]
 
 
@@ -101,13 +103,17 @@ def _keep(folder: Path, names: Collection[str]) -> None:
 
 def _keep_pictures(evaluation: Path) -> None:
     """Writes generations as JPEG: the most similar half, and the rest evenly by rank."""
+    import numpy as np  # Here, so that a pool starts without them.
+    import pandas as pd
+    from PIL import Image
+
     table = pd.read_parquet(evaluation / "generations.parquet")
     ranked = table.sort_values("similarity", ascending=False)["generation"].tolist()
     top, rest = ranked[: _PICTURES // 2], ranked[_PICTURES // 2 :]
-    step = max(1, len(rest) // (_PICTURES - len(top)))
+    evenly = np.linspace(0, len(rest) - 1, min(len(rest), _PICTURES - len(top)))
     folder = evaluation / "pictures"
     folder.mkdir(exist_ok=True)
-    for name in [*top, *rest[::step]][:_PICTURES]:
+    for name in [*top, *(rest[round(i)] for i in evenly)]:
         path = evaluation / "generations" / f"{name}.png"
         if not path.exists():
             continue  # reduced before
