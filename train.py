@@ -1,10 +1,10 @@
 """Trains a text-to-image diffusion model under controlled duplication and captioning.
 
-    python train.py --config=configs/demo.py --workdir=runs/demo
-    python train.py --config=configs/demo.py --workdir=runs/short --config.train.steps=200
+    copymit train --config=demo --workdir=runs/demo
+    copymit train --config=demo --workdir=runs/short --config.train.steps=200
 
-Run the same command again and it goes on from the newest checkpoint. SIGTERM saves one
-first. configs/common.py lists every setting with its meaning; an unknown one is refused.
+In a checkout `python train.py` is the same. Run the same command again and it goes on from
+the newest checkpoint. SIGTERM saves one first.
 
 Several hosts start the same command: on Cloud TPU with --distributed, elsewhere with
 --coordinator, --num_processes and --process_id.
@@ -13,25 +13,24 @@ Several hosts start the same command: on Cloud TPU with --distributed, elsewhere
 import logging
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from copymit import console
+from copymit.cli.program import run_program
 from copymit.config import flatten
 from copymit.console import (
     explain_bad_input,
     join_hosts,
     keep_compiled_programs,
-    parse_flags,
     set_up_logging,
 )
 from copymit.storage import check_buckets
-from copymit.training.loop import train
 
 logger = logging.getLogger("copymit.train")
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Settings of the run, such as configs/demo.py[:argument]."
+    "config", None, "Settings of the run: a name, such as demo, or a path; [:argument]."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, on disk or gs://; created when absent."
@@ -41,10 +40,10 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show traces and the libraries' messa
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Checks the command line, joins the other hosts and trains."""
-    if argv[1:]:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    from copymit.training.loop import train  # jax: --help and mistakes need none
+
     set_up_logging(_DEBUG.value)
     keep_compiled_programs()
     join_hosts()
@@ -75,5 +74,10 @@ def _make_monitor(config: ConfigDict, *rest: Any):
     return make_copy_monitor(config, *rest)
 
 
+def run() -> None:
+    """Is the program, for the console as well."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run()

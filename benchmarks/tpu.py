@@ -14,12 +14,9 @@ import os
 import sys
 import time
 
-# Read when jax and libtpu are first imported.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-}
+from copymit.chips import TOPOLOGY_ENVIRONMENT
+
+os.environ |= TOPOLOGY_ENVIRONMENT
 
 import dataclasses
 

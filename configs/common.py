@@ -18,7 +18,7 @@ from copymit.settings import evaluation_settings, training_settings
 def get_config() -> ConfigDict:
     """Returns the defaults."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the initial values and of every draw in training
 
     config.data = data = ConfigDict()
     data.source = "fluent_emoji"  # the embedded set, or a folder of images
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
     data.resolution = 64  # pixels: short side resized, then centre crop
-    data.random_flip = True
+    data.random_flip = True  # half of the visits show the mirror image
     data.random_crop = False  # another part of the long side at every visit
     data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
     data.caption_style = "instance"  # fixed | class | instance | random | unconditional
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     model.autoencoder.luminance = 6  # coefficients that block_dct keeps of the light
     model.autoencoder.chrominance = 3  # and of each of the two colour differences
     model.autoencoder.scale = 1.0  # latents = (pixels - shift) * scale
-    model.autoencoder.shift = 0.0
+    model.autoencoder.shift = 0.0  # what is taken from pixels first
     model.autoencoder.kl = kl = ConfigDict()  # the VAE of Stable Diffusion
     kl.latent_channels = 4
     kl.block_out_channels = (128, 256, 512, 512)
@@ -90,35 +90,35 @@ def get_config() -> ConfigDict:
     model.unet = ConfigDict()
     model.unet.block_out_channels = (64, 128, 192)  # width per level, finest first
     model.unet.cross_attention = (False, True, True)  # per level
-    model.unet.num_attention_heads = 4
-    model.unet.layers_per_block = 1
-    model.unet.transformer_layers = 1
-    model.unet.use_linear_projection = True
-    model.unet.norm_num_groups = 16
-    model.unet.norm_epsilon = 1e-5
+    model.unet.num_attention_heads = 4  # per level with attention
+    model.unet.layers_per_block = 1  # residual blocks a level
+    model.unet.transformer_layers = 1  # attention blocks after each of them
+    model.unet.use_linear_projection = True  # or convolutions of 1x1
+    model.unet.norm_num_groups = 16  # of group normalisation
+    model.unet.norm_epsilon = 1e-5  # of the same
     # auto | xla | chunked | blockwise | flash | cudnn; see models/attention.py
     model.unet.attention_implementation = "auto"
     model.unet.remat = "none"  # what training computes twice; see models/remat.py
 
     model.text_encoder = ConfigDict()
-    model.text_encoder.train = True
+    model.text_encoder.train = True  # False: it stays as it is
     model.text_encoder.max_length = 16  # tokens, start and end included
     model.text_encoder.pad_token_id = 49407  # end of text (SD 1.x); 0 for SD 2.x
-    model.text_encoder.hidden_size = 128
-    model.text_encoder.intermediate_size = 512
-    model.text_encoder.num_hidden_layers = 2
-    model.text_encoder.num_attention_heads = 4
+    model.text_encoder.hidden_size = 128  # width
+    model.text_encoder.intermediate_size = 512  # width inside each MLP
+    model.text_encoder.num_hidden_layers = 2  # transformer blocks
+    model.text_encoder.num_attention_heads = 4  # in each of them
     model.text_encoder.hidden_act = "quick_gelu"  # quick_gelu (SD 1.x) | gelu (SD 2.x)
-    model.text_encoder.layer_norm_eps = 1e-5
-    model.text_encoder.vocab_size = 49_408
-    model.text_encoder.max_position_embeddings = 77
-    model.text_encoder.eos_token_id = 49_407
+    model.text_encoder.layer_norm_eps = 1e-5  # of layer normalisation
+    model.text_encoder.vocab_size = 49_408  # of CLIP's tokenizer
+    model.text_encoder.max_position_embeddings = 77  # longest caption, in tokens
+    model.text_encoder.eos_token_id = 49_407  # end of text
 
     config.diffusion = diffusion = ConfigDict()
     diffusion.beta_schedule = "scaled_linear"  # linear | scaled_linear | cosine
-    diffusion.beta_start = 0.00085
-    diffusion.beta_end = 0.012
-    diffusion.num_train_timesteps = 1000
+    diffusion.beta_start = 0.00085  # variance of the noise of the first timestep
+    diffusion.beta_end = 0.012  # and of the last
+    diffusion.num_train_timesteps = 1000  # noise levels
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
     diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only
     # leading | linspace | trailing; "" = as usual for eval.sampler: leading for ddim,

@@ -9,12 +9,15 @@ With an argument, the same run with one change:
     --config=configs/demo.py:control             the chosen images are not duplicated
 
 Cost: about four minutes of training a run and one of evaluation on two slow cores.
-Expected, 12 of 48 images drawn ten times as often: see the README's table.
+Expected, 12 of 48 images drawn ten times as often: docs/demo.md.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
+from copymit.spelling import nearest
+
+_CHANGES = ("multiple_captions", "control")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -76,6 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.duplication_factor = 1
     elif arg:
         raise ValueError(
-            f"configs/demo.py:{arg} is not known: use multiple_captions or control"
+            f"{arg!r} is not known: use one of {', '.join(_CHANGES)}"
+            f"{nearest(arg, _CHANGES)}"
         )
     return config

@@ -7,6 +7,7 @@ Source: Somepalli et al. 2023, section 3, and the code that came with it.
 from ml_collections import ConfigDict
 
 from configs import common
+from copymit.spelling import nearest
 
 VARIANTS = ("text_encoder", "from_scratch", "small")
 
@@ -24,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)} is no variant of this config: use "
-            f"{', '.join(VARIANTS)}"
+            f"{', '.join(VARIANTS)}{nearest(unknown[0], VARIANTS)}"
         )
     config = common.get_config()
 

@@ -10,8 +10,9 @@ With an argument, the same with one change (several are joined by commas):
 
 `data.source` is an unpacked archive of Imagenette (its train folder), `data.captions` a
 JSON file {relative path: [captions]}. Cost at full size: 100,000 steps of batch 16 at
-256 px; about a day on one A6000 in the original study. Expected: paper.md's bands, such
-as a dataset similarity of 0.6 to 0.7 without mitigation on LAION-10k.
+256 px; about a day on one A6000 in the original study. Expected
+without mitigation: a dataset similarity of 0.6 to 0.7 (others measured 0.65 with the
+original code on LAION-10k).
 """
 
 from ml_collections import ConfigDict

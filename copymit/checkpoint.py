@@ -5,14 +5,15 @@ reader may restore one item without the others. Networks that do not train are i
 `frozen/NETWORK/`, once for all steps; an older copymit had them in `params`.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from copymit.storage import absolute
+from copymit.storage import absolute, check_room, writing
 
 
 def open_checkpoints(
@@ -43,13 +44,36 @@ def save_checkpoint(
       step: number of completed training steps.
       items: pytrees of global arrays by item name; an empty one is not written.
       position: what is not an array, as JSON: the step that the data go on from.
+    Raises:
+      FullDiskError: before anything is written, if there is no room for it.
     """
-    present = {k: ocp.args.StandardSave(v) for k, v in items.items() if v}
+    present = {name: item for name, item in items.items() if item}
+    manager.wait_until_finished()  # now the room that is left is known
+    check_room(epath.Path(manager.directory) / str(step), _num_bytes(present))
+    args = {name: ocp.args.StandardSave(item) for name, item in present.items()}
     manager.save(
         step,
-        args=ocp.args.Composite(position=ocp.args.JsonSave(position), **present),
+        args=ocp.args.Composite(position=ocp.args.JsonSave(position), **args),
         force=True,
     )
+
+
+@contextlib.contextmanager
+def closing_checkpoints(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Waits for the last checkpoint at the end; nothing of an unfinished one stays.
+
+    Raises:
+      FullDiskError: if a checkpoint found no room, at whatever step that came to light.
+    """
+    try:
+        with writing(manager.directory):
+            yield
+            manager.close()
+    except BaseException:
+        with contextlib.suppress(Exception):  # which says the same once more
+            manager.close()
+        _remove_unfinished(epath.Path(manager.directory))
+        raise
 
 
 def restore_checkpoint(
@@ -91,10 +115,19 @@ def restore_checkpoint(
 
 
 def save_frozen(workdir: epath.PathLike, networks: Mapping[str, Any]) -> None:
-    """Saves networks that do not train, and returns when they are there."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Saves networks that do not train, and returns when they are there.
+
+    Raises:
+      FullDiskError: if there is no room for them.
+    """
+    if not networks:
+        return
+    folder = absolute(workdir) / "frozen"
+    _remove_unfinished(folder)  # of a start that was ended
+    check_room(folder, _num_bytes(networks))
+    with writing(folder), ocp.StandardCheckpointer() as checkpointer:
         for name, params in networks.items():
-            checkpointer.save(absolute(workdir) / "frozen" / name, params, force=True)
+            checkpointer.save(folder / name, params, force=True)
 
 
 def has_frozen(workdir: epath.PathLike, names: Iterable[str]) -> bool:
@@ -122,6 +155,18 @@ def restore_frozen(
             _check_same_shapes(folder, checkpointer.metadata(folder), wanted)
             restored[name] = checkpointer.restore(folder, wanted)
     return restored
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _remove_unfinished(folder: epath.Path) -> None:
+    """Removes what Orbax has begun to write; the first host does."""
+    if jax.process_index() == 0 and folder.exists():
+        for path in folder.glob("*.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(OSError):  # what a thread of it still adds to
+                path.rmtree(missing_ok=True)
 
 
 def _saved_networks(manager: ocp.CheckpointManager, step: int) -> set[str]:

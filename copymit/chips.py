@@ -10,9 +10,10 @@ class Chip(NamedTuple):
       kinds: what jax calls it, `device_kind`.
       topology: what comes before the colon in the name of a TPU topology; "" for others.
       bf16_flops: products in bfloat16 a second, dense.
-      memory_bytes: high-bandwidth memory.
+      memory_bytes: high-bandwidth memory; of TPUs what the compiler lets a program have,
+        as libtpu 0.0.42 says when one takes more.
       bytes_per_second: from there.
-      source: where the numbers are from.
+      source: where the numbers are from; the pages on TPUs as of November 2026.
     """
 
     name: str
@@ -24,16 +25,27 @@ class Chip(NamedTuple):
     source: str
 
 
+_GIB = 2**30
 _TPU = "docs.cloud.google.com/tpu/docs/"
 _NVIDIA = "NVIDIA's data sheet of the "
 
 CHIPS = (
-    Chip("TPU v4", ("TPU v4",), "v4", 275e12, 32e9, 1228e9, _TPU + "v4"),
-    Chip("TPU v5e", ("TPU v5 lite",), "v5e", 197e12, 16e9, 819e9, _TPU + "v5e"),
-    Chip("TPU v5p", ("TPU v5", "TPU v5p"), "v5p", 459e12, 95e9, 2765e9, _TPU + "v5p"),
-    Chip("TPU v6e", ("TPU v6 lite",), "v6e", 918e12, 32e9, 1640e9, _TPU + "v6e"),
-    # Two devices a chip, of 2307 TFLOP/s, 192 GB and 7380 GB/s together.
-    Chip("TPU7x", ("TPU7x",), "tpu7x", 1153e12, 96e9, 3690e9, _TPU + "tpu7x"),
+    Chip("TPU v4", ("TPU v4",), "v4", 275e12, 30.75 * _GIB, 1200e9, _TPU + "v4"),
+    Chip("TPU v5e", ("TPU v5 lite",), "v5e", 197e12, 15.75 * _GIB, 819e9, _TPU + "v5e"),
+    Chip(
+        "TPU v5p",
+        ("TPU v5", "TPU v5p"),
+        topology="v5p",
+        bf16_flops=459e12,
+        memory_bytes=95.74 * _GIB,
+        bytes_per_second=2765e9,
+        source=_TPU + "v5p",
+    ),
+    Chip(
+        "TPU v6e", ("TPU v6 lite",), "v6e", 918e12, 31.25 * _GIB, 1638e9, _TPU + "v6e"
+    ),
+    # Two devices a chip, which has 2307 TFLOP/s, 192 GiB and 7380 GB/s.
+    Chip("TPU7x", ("TPU7x",), "tpu7x", 1153.5e12, 94.75 * _GIB, 3690e9, _TPU + "tpu7x"),
     Chip(
         "A100 80GB",
         ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"),
@@ -65,6 +77,15 @@ CHIPS = (
     Chip("H200", ("NVIDIA H200",), "", 989e12, 141e9, 4800e9, _NVIDIA + "H200"),
     Chip("B200", ("NVIDIA B200",), "", 2250e12, 180e9, 8000e9, _NVIDIA + "DGX B200"),
 )
+
+# What jax and libtpu read when they are first imported, to compile for TPUs without one.
+# libtpu would lock the chips that are not there.
+TOPOLOGY_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def find_chip(device_kind: str) -> Chip | None:

@@ -35,6 +35,9 @@ _FREE_TO_CHANGE = (
     "train.profile_steps",
 )
 
+# Samplers alone read it, but the generations of a run depend on it.
+_SAMPLING = ("diffusion.timestep_spacing",)
+
 # Settings that name files on which the parameters depend as on the settings themselves.
 # Of a prepared data set it is its description, which says how many bytes each shard has.
 _FILES = {
@@ -88,7 +91,7 @@ def claim_workdir(
             before["train.steps"] = now["train.steps"]
         differ = [
             f"{key} (there {before.get(key, 'unset')!r}, now {now.get(key, 'unset')!r})"
-            for key in sorted(before.keys() | now.keys())
+            for key in sorted((before.keys() | now.keys()) - set(_SAMPLING))
             if before.get(key) != now.get(key)
         ]
         differ += [

@@ -4,10 +4,14 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
+
+from copymit.interrupts import SIGNALS, await_end, heeded
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,8 @@ _HOST_TIMEOUT = flags.DEFINE_integer(
     "host_timeout_seconds", 100, "How long a host may be silent before all others end."
 )
 
+MISUSED = 2  # the exit code of a command line that cannot be run, as argparse's
+
 _LOST_HOST = (
     "A host that ends or is silent for {} s ends all others: the first to end says why. "
     "Start all of them again with the same commands; a training goes on from its newest "
@@ -35,7 +41,7 @@ def join_hosts() -> None:
 
     Must come before anything else that uses jax.
     """
-    if _DISTRIBUTED.value or _COORDINATOR.value:
+    if _joins_hosts():
         import jax  # Here, since data are prepared where there is no jax.
 
         jax.distributed.initialize(
@@ -78,45 +84,65 @@ def set_up_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     for library in ("jax", "orbax", "grain", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(level)
-    absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.WARNING if verbose else logging.FATAL)
+    # What a thread of theirs fails of is raised in ours, too, and said in one line.
+    absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.FATAL)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake in the settings ends the program in one line.
-
-    For `app.run(main, flags_parser=parse_flags)`.
-    """
-    with explain_unknown_setting():
-        return app.parse_flags_with_usage(argv)
+def refuse(message: str) -> NoReturn:
+    """Ends the program in one line because of its command line, with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(MISUSED)
 
 
-@contextlib.contextmanager
-def explain_unknown_setting() -> Iterator[None]:
-    """Ends the program in one line where a flag names a setting that does not exist."""
-    try:
-        yield
-    except OSError as error:  # The config file itself.
-        sys.exit(f"error: {error}")
-    except (AttributeError, KeyError) as error:
-        # ml_collections raises an AttributeError around a KeyError around the text.
-        cause = error.args[0] if isinstance(error, AttributeError) else error
-        message = str(getattr(cause, "args", [cause])[0])
-        sys.exit(
-            f"error: unknown setting {'. '.join(message.splitlines())}\n"
-            "(configs/common.py lists every setting with its meaning)"
-        )
+def program_name(module: str) -> str:
+    """Is what a person calls a program: `copymit VERB`, or `python -m MODULE`."""
+    return sys.argv[0] if sys.argv[0].startswith("copymit ") else f"python -m {module}"
 
 
 @contextlib.contextmanager
 def explain_bad_input(verbose: bool) -> Iterator[None]:
-    """Turns the errors that bad input raises into one line; `verbose` keeps the trace."""
+    """Ends the program in one line for bad input, a full disk, Ctrl-C and SIGTERM.
+
+    Args:
+      verbose: keeps the trace of an error.
+    """
+    # jax.distributed has a handler of its own for SIGTERM.
+    signals = SIGNALS[:1] if _joins_hosts() else SIGNALS
+    with heeded(signals), contextlib.nullcontext() if verbose else _quiet_threads():
+        try:
+            yield
+        except (ValueError, OSError, FloatingPointError) as error:
+            await_end()
+            if verbose:
+                raise
+            sys.exit(f"error: {error}\n(--debug shows where this was found)")
+        except RuntimeError as error:
+            await_end()
+            if _joins_hosts():
+                error.add_note(_LOST_HOST.format(_HOST_TIMEOUT.value))
+            raise
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Shows no traces of the libraries' threads in C: what failed is said in ours.
+
+    tensorstore has one for each array of a checkpoint that did not fit on the disk.
+    """
+    hook = sys.excepthook
+
+    def show(*error: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            hook(*error)
+
+    sys.excepthook = show
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if verbose:
-            raise
-        sys.exit(f"error: {error}\n(--debug shows where this was found)")
-    except RuntimeError as error:
-        if _DISTRIBUTED.value or _COORDINATOR.value:
-            error.add_note(_LOST_HOST.format(_HOST_TIMEOUT.value))
-        raise
+    finally:
+        sys.excepthook = hook
+
+
+def _joins_hosts() -> bool:
+    """Says whether the command line does; not every program has absl's flags."""
+    return flags.FLAGS.is_parsed() and bool(_DISTRIBUTED.value or _COORDINATOR.value)

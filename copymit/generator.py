@@ -233,8 +233,12 @@ def generate_on(
     params: ModelParams,
     input_ids: Int[np.ndarray, "B L"],
     image_ids: Int[np.ndarray, " B"],
-) -> UInt8[np.ndarray, "B H W 3"]:
-    """Generates with every device its share, and gives all hosts all images."""
+) -> tuple[UInt8[np.ndarray, "B H W 3"], Bool[np.ndarray, " B"]]:
+    """Generates with every device its share, and gives all hosts all images.
+
+    Returns:
+      The images, and which of them were finite, see `Generated`.
+    """
     count, sharding = len(image_ids), batch_sharding(mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = np.resize(np.arange(count), -(-count // shards) * shards)
@@ -243,8 +247,11 @@ def generate_on(
         for x in (input_ids[rows], np.asarray(image_ids, np.int32)[rows])
     ]
     with jax.set_mesh(mesh):
-        made = generate(params, *inputs).images
-    return np.asarray(multihost_utils.process_allgather(made, tiled=True))[:count]
+        made = generate(params, *inputs)
+    images, finite = multihost_utils.process_allgather(
+        (made.images, made.finite), tiled=True
+    )
+    return np.asarray(images)[:count], np.asarray(finite)[:count]
 
 
 def _decode(model: DiffusionModel, params, latents):

@@ -7,13 +7,14 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import jax
 from etils import epath
 
 from copymit.progress import format_duration
-from copymit.storage import GrowingObject, is_remote, write_whole
+from copymit.storage import GrowingObject, is_remote, write_whole, writing
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -21,20 +22,44 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UPLOAD_EVERY_SECS = 60
+_ON_DISK = "disk"  # before a path, for tensorboardX
 
 
-class _EventsInBucket:
-    """Writes TensorBoard's events to gs://.
+class _Events:
+    """Opens the file of TensorBoard's events, on disk or in a bucket.
 
     tensorboardX's own writer dies of the first refusal, and its queue then blocks the
     training.
     """
 
-    def open(self, path: str) -> GrowingObject:
-        return GrowingObject(path)
+    def open(self, path: str) -> "GrowingObject | _Appended":
+        return GrowingObject(path) if is_remote(path) else _Appended(path)
 
     def directory_check(self, path: str) -> None:
-        """A bucket knows no directories."""
+        """The directory is the run's, and there."""
+
+
+class _Appended:
+    """A file on disk, which is given up once there is no room for it."""
+
+    def __init__(self, path: str):
+        self._path = Path(path.removeprefix(f"{_ON_DISK}:"))
+        self._file = self._path.open("ab", buffering=0)
+        self._full = False
+
+    def write(self, data: bytes) -> int:
+        try:
+            return len(data) if self._full else self._file.write(data)
+        except OSError as error:
+            logger.warning("%s is not complete: %s", self._path, error)
+            self._full = True
+            return len(data)
+
+    def flush(self) -> None:
+        """Every write is through."""
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _open_events(workdir: epath.Path, first_step: int) -> "SummaryWriter":
@@ -42,8 +67,10 @@ def _open_events(workdir: epath.Path, first_step: int) -> "SummaryWriter":
     from tensorboardX import SummaryWriter
     from tensorboardX.record_writer import register_writer_factory
 
-    register_writer_factory("gs", _EventsInBucket())
-    return SummaryWriter(str(workdir), purge_step=first_step + 1)
+    for place in ("gs", _ON_DISK):
+        register_writer_factory(place, _Events())
+    folder = str(workdir) if is_remote(workdir) else f"{_ON_DISK}:{workdir}"
+    return SummaryWriter(folder, purge_step=first_step + 1)
 
 
 class MetricWriter:
@@ -80,7 +107,8 @@ class MetricWriter:
         if not self._active:
             return
         line = json.dumps({"step": step, **scalars}) + "\n"
-        self._file.write(line.encode())
+        with writing(self._path):
+            self._file.write(line.encode())
         if not self._remote or time.monotonic() - self._flushed > _UPLOAD_EVERY_SECS:
             self.flush()
         for name, value in scalars.items():
@@ -94,14 +122,16 @@ class MetricWriter:
     def flush(self) -> None:
         """Makes what was written so far safe from a kill."""
         if self._active:
-            self._file.flush()
+            with writing(self._path):
+                self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes everything to disk."""
         if self._active:
-            self._file.close()
             self._events.close()
+            with writing(self._path):
+                self._file.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

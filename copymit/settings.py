@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 def training_settings() -> ConfigDict:
     """Returns the `train` section with its defaults."""
     train = ConfigDict()
-    train.steps = 10_000
+    train.steps = 10_000  # updates of the parameters, in all
     train.batch_size = 16  # over all hosts
     train.accumulate_steps = 1  # parts that a batch is computed in, to save memory
     train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
@@ -15,14 +15,14 @@ def training_settings() -> ConfigDict:
     # constant | cosine | linear | polynomial, after the warm-up; all but the first to 0
     train.learning_rate_schedule = "constant"
     train.learning_rate_power = 2.0  # of polynomial
-    train.warmup_steps = 500
-    train.adam_b1 = 0.9
-    train.adam_b2 = 0.999
-    train.adam_epsilon = 1e-8
-    train.weight_decay = 1e-2
+    train.warmup_steps = 500  # in which the learning rate rises from 0
+    train.adam_b1 = 0.9  # decay of AdamW's mean of gradients
+    train.adam_b2 = 0.999  # and of their squares
+    train.adam_epsilon = 1e-8  # added to the root of the latter
+    train.weight_decay = 1e-2  # of AdamW, times the learning rate
     # float32 | bfloat16 | float8: what AdamW remembers; see training/moments.py
     train.moments_dtype = "float32"
-    train.max_grad_norm = 1.0
+    train.max_grad_norm = 1.0  # gradients of a larger norm are scaled down to it
     train.min_snr_gamma = 0.0  # weight of the loss by noise level, 5 usual; 0 = none
     train.noise_offset = 0.0  # further noise, alike all over a picture; 0.05 usual
     train.input_perturbation = 0.0  # further noise that is not asked for; 0.1 usual
@@ -33,9 +33,9 @@ def training_settings() -> ConfigDict:
         *("q_proj", "k_proj", "v_proj", "out_proj"),
     )
     train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
-    train.log_every_steps = 50
-    train.checkpoint_every_steps = 1000
-    train.keep_checkpoints = 1
+    train.log_every_steps = 50  # into metrics.jsonl, TensorBoard and the terminal
+    train.checkpoint_every_steps = 1000  # what a kill loses at most
+    train.keep_checkpoints = 1  # the newest ones
     train.sample_every_steps = 0  # grid of generations while training; 0 = never
     train.preview_prompts = ()  # what the grid shows; () = captions of training images
     train.profile_steps = 0  # traced at the start into WORKDIR/profile, for TensorBoard
@@ -48,20 +48,20 @@ def training_settings() -> ConfigDict:
 def evaluation_settings() -> ConfigDict:
     """Returns the `eval` section with its defaults."""
     evaluation = ConfigDict()
-    evaluation.seed = 0
+    evaluation.seed = 0  # of generations and of what the evaluation draws
     evaluation.use_ema = True  # where the run has a moving average
     evaluation.prompts = (
         "each"  # each | random | heldout | file | file+each | file+random
     )
     evaluation.prompts_file = ""  # text, one prompt a line, or .jsonl with "prompt"
     evaluation.negative_prompt = ""  # what guidance leads away from
-    evaluation.num_generations = 256
+    evaluation.num_generations = 256  # images, each of a seed of its own
     evaluation.batch_size = (
         64  # images at a time; fewer if the device says they do not fit
     )
     evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
     evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
-    evaluation.num_inference_steps = 50
+    evaluation.num_inference_steps = 50  # of the sampler
     evaluation.guidance_scale = 7.5  # 1 = none
     evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
     evaluation.resolution = 0  # pixels at which images are compared; 0 = as generated
@@ -84,8 +84,8 @@ def evaluation_settings() -> ConfigDict:
     evaluation.detection = detection = ConfigDict()  # of memorised prompts: --stages
     detection.num_prompts = 256  # at most, of training images; as many of held-out ones
     detection.num_seeds = 1  # initial noises a prompt; the cost grows with it
-    detection.memorised_similarity = 0.0  # of its generations; 0 = above 95 % of the
-    # training images' to each other
+    # Of its generations; 0 = above 95 % of the training images' to each other.
+    detection.memorised_similarity = 0.0
     # As eval.prompts_file, a file of those that are memorised; "" = by similarity.
     detection.memorised_prompts = ""
     # And one of those that are not: with both only these two lists are looked at, and
@@ -98,7 +98,7 @@ def evaluation_settings() -> ConfigDict:
     evaluation.gallery_size = 24  # generations pictured in the report
     evaluation.blur = False  # whether the report opens with blurred pictures
     evaluation.weights = weights = ConfigDict()  # paths or hub ids; "" = the published
-    weights.sscd_disc_large = ""  # these three must be downloaded, see README
+    weights.sscd_disc_large = ""  # these three must be downloaded: docs/embedders.md
     weights.sscd_disc_mixup = ""
     weights.inception = ""
     weights.clip_vit_b16 = ""

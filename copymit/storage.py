@@ -5,22 +5,30 @@ backoff, what a bucket refuses for a while.
 """
 
 import contextlib
+import errno
+import functools
 import io
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import fsspec
 from etils import epath
+
+from copymit.interrupts import undone
 
 logger = logging.getLogger(__name__)
 
 # What several processes write is not to be remembered as it was: gcsfs would.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
+_NO_ROOM = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATIENCE_SECS = 90  # more than the retries of the client library take together
 
 
@@ -35,19 +43,91 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return path if is_remote(path) else path.absolute()
 
 
-def write_whole(path: epath.Path, data: bytes) -> None:
-    """Writes a file so that a kill leaves the old one or the new one.
+class FullDiskError(OSError):
+    """There was no room for a file; the message names it and says what was lost."""
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Names the file where the system only says that there is no room for it.
+
+    Raises:
+      FullDiskError: for a full disk, a used-up quota or a limit on sizes.
+    """
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except (OSError, ValueError) as error:  # tensorstore's are texts
+        reasons = [reason for reason in _NO_ROOM if reason in str(error)]
+        if not reasons:
+            raise
+        raise FullDiskError(_describe_full_disk(path, reasons[0])) from error
+
+
+def check_room(path: epath.Path, num_bytes: int) -> None:
+    """Refuses to begin what the disk has no room for.
+
+    Args:
+      path: is written into a directory that is there.
+    Raises:
+      FullDiskError: says how much is missing.
+    """
+    if is_remote(path):
+        return
+    free = shutil.disk_usage(path.parent).free
+    if num_bytes > free:
+        sizes = f"it takes {num_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free"
+        raise FullDiskError(_describe_full_disk(path, sizes))
+
+
+def _describe_full_disk(path: epath.PathLike, reason: str) -> str:
+    return (
+        f"no room for {path} ({reason}). It is not written, and what was finished before "
+        "it stays: make room, and the same command goes on from there"
+    )
+
+
+@contextlib.contextmanager
+def whole(path: epath.Path, partial: epath.Path | None = None) -> Iterator[epath.Path]:
+    """Yields the name of a file to write, which becomes `path`, or nothing stays of it.
 
     An object in a bucket is never seen half written; there a second name would only add
     a move, which is not safe to try again.
+
+    Args:
+      partial: its name until it is whole; by default beside `path`, and this process's.
+    Raises:
+      FullDiskError: see `writing`.
     """
     if is_remote(path):
-        path.write_bytes(data)
+        yield path
         return
     writer = f"{socket.gethostname()}-{os.getpid()}"  # of several on one file system
-    partial = path.with_name(f"{path.name}.{writer}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    partial = partial or path.with_name(f"{path.name}.{writer}.partial")
+    remove = functools.partial(partial.unlink, missing_ok=True)
+    with writing(path), undone(remove):
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            remove()
+            raise
+
+
+def write_whole(
+    path: epath.Path, data: bytes, partial: epath.Path | None = None
+) -> None:
+    """Writes a file so that a kill leaves the old one or the new one; see `whole`."""
+    with whole(path, partial) as file:
+        file.write_bytes(data)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Makes a folder of the machine that goes at the end, and with the process."""
+    with tempfile.TemporaryDirectory() as name, undone(lambda: shutil.rmtree(name)):
+        yield Path(name)
 
 
 def create_whole(path: epath.Path, data: bytes) -> bool:

@@ -6,7 +6,6 @@ NAME.md (a row for each setting: means over seeds with intervals) and NAME.png.
 
 import io
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import pandas as pd
 from etils import epath
 
 from configs.sweeps_types import Changes, Score, SweepFunction, Trial
+from copymit.storage import write_whole
 from launch.claims import Claims, Version
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
@@ -82,7 +82,7 @@ def collect(
         lack = f"INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores"
         written[f"{title}.png"] = draw(panels, table, points, lack if missing else "")
     for name, content in written.items():
-        _write_whole(epath.Path(root) / name, content)
+        write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], [
         made.trial.name for made in missing
     ]
@@ -102,18 +102,8 @@ def join_tables(root: str, titles: Sequence[str]) -> str:
     texts = joined.select_dtypes("object").columns
     joined[texts] = joined[texts].astype("string")
     joined.to_parquet(buffer, index=False)
-    _write_whole(epath.Path(root) / "trials.parquet", buffer.getvalue())
+    write_whole(epath.Path(root) / "trials.parquet", buffer.getvalue())
     return str(epath.Path(root) / "trials.parquet")
-
-
-def _write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes what a reader never sees half of, beside others that write the same."""
-    if "://" in str(path):
-        path.write_bytes(content)  # an object in a bucket is there whole or not at all
-        return
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _why(missing: Sequence[Plan], versions: Mapping[str, Version]) -> dict[str, str]:

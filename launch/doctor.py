@@ -143,8 +143,11 @@ def run_step() -> str:
     return f"compiled and run on {count} devices in {took:.2f} s"
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.doctor")
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    called = sys.argv[0].startswith("copymit ")  # by the console
+    parser = argparse.ArgumentParser(
+        prog=sys.argv[0] if called else "python -m launch.doctor"
+    )
     add = parser.add_argument
     add("--workdir", action="append", default=[], help="or gs://; may be repeated")
     add("--distributed", action="store_true", help="join the other hosts")
@@ -155,7 +158,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Looks, prints a line for each check and returns the exit code."""
     options = _parse(argv)
     wrong: list[str] = []
@@ -203,6 +206,11 @@ def main(argv: Sequence[str]) -> int:
     return int(bool(wrong))
 
 
-if __name__ == "__main__":
-    if code := main(sys.argv[1:]):
+def run() -> None:
+    """Is the program, for the console as well."""
+    if code := main():
         os._exit(code)  # neither what hangs nor other hosts are waited for
+
+
+if __name__ == "__main__":
+    run()

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from copymit.interrupts import deferred, undone
 from launch.claims import Claim, Claims, Version, Watch, reaching
 from launch.slots import Slot, deal_slots, tied
 from launch.trials import PROJECT, Task, command_of
@@ -106,6 +107,7 @@ def run_tasks(tasks: Sequence[Task], root: str, options: Options) -> dict[str, s
     Returns:
       The standing of each task at the end.
     Raises:
+      SystemExit: after Ctrl-C or SIGTERM, with code 128 + signal; what ran is given back.
       ConnectionError: if the records cannot be reached; what runs here is ended.
       ValueError: for options that cannot be.
     """
@@ -114,12 +116,19 @@ def run_tasks(tasks: Sequence[Task], root: str, options: Options) -> dict[str, s
     if not options.minutes > 0:
         raise ValueError(f"--minutes={options.minutes:g} must be above 0")
     slots = deal_slots(options.num_workers, f"{root}/.jax_cache")
+    saying = "programs are told to save, and their tasks given back"
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _stop_requests(options.minutes) as stop,
+        deferred(saying) as stop,
+        _after(options.minutes, stop.wished.set),
     ):
         logs = Path(scratch if "://" in root else root)
-        return Pool(tasks, root, options, slots, logs, stop).run()
+        pool = Pool(tasks, root, options, slots, logs, stop.wished)
+        with undone(pool.kill):
+            found = pool.run()
+    if stop.code and set(found.values()) != {"done"}:
+        raise SystemExit(stop.code)
+    return found
 
 
 class Pool:
@@ -156,15 +165,17 @@ class Pool:
                     self._versions |= self._claims.read(open_)
                     state = self._standing()
                 if self._jobs:
-                    logger.warning(
-                        "stopping: programs are told to save, and given back"
-                    )
                     self._end_all(signal.SIGTERM)
             finally:
                 self._stop.set()
                 self._end_all(signal.SIGKILL)
         self._versions = self._claims.read(self._tasks)
         return self._standing()
+
+    def kill(self) -> None:
+        """Kills the programs with all their children, and waits for nothing."""
+        for process in list(self._processes):
+            _signal(process, signal.SIGKILL)
 
     def _standing(self) -> dict[str, str]:
         silent = [
@@ -310,21 +321,12 @@ def _tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _stop_requests(minutes: float) -> Iterator[threading.Event]:
-    """Yields what is set when time is up, or SIGTERM or Ctrl-C comes; a second kills."""
-    stop = threading.Event()
-    timer = threading.Timer(min(minutes * 60, threading.TIMEOUT_MAX), stop.set)
+def _after(minutes: float, call: Callable[[], object]) -> Iterator[None]:
+    """Calls it unless it is left earlier."""
+    timer = threading.Timer(min(minutes * 60, threading.TIMEOUT_MAX), call)
     timer.daemon = True
     timer.start()
-
-    def note(number: int, _) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)

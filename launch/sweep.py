@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from configs.sweeps_types import SweepFunction
+from copymit.interrupts import heeded
 from launch.claims import Claims, reaching
 from launch.photos import PRESETS as PHOTOS
 from launch.photos import check_photos, read_places
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     try:
-        return _run(arguments)
+        with heeded():
+            return _run(arguments)
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise
@@ -67,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    called = sys.argv[0].startswith("copymit ")  # by the console
     parser = argparse.ArgumentParser(
-        prog="python -m launch.sweep",
+        prog=sys.argv[0] if called else "python -m launch.sweep",
         description="Runs the trials of a sweep; again after a kill, it goes on.",
         allow_abbrev=False,
     )

@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, whole or one item, and only into their model."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from copymit import storage
 from copymit.checkpoint import (
+    closing_checkpoints,
     has_frozen,
     open_checkpoints,
     restore_checkpoint,
@@ -16,6 +19,7 @@ from copymit.checkpoint import (
     save_frozen,
 )
 from copymit.sharding import make_mesh, replicated
+from copymit.storage import FullDiskError
 
 POSITION = {"step": 3, "next_batch": 3}
 
@@ -162,6 +166,44 @@ def test_a_checkpoint_of_an_older_copymit_has_them_inside(workdir):
     with open_checkpoints(workdir, read_only=True) as manager:
         restored = restore_checkpoint(manager, 3, _abstract(items))
     _assert_equal(restored, items)
+
+
+def test_a_checkpoint_without_room_is_refused_and_the_last_one_stays(
+    tmp_path, monkeypatch
+):
+    items = {"params": {"unet": {"bias": jnp.ones(2000)}}}
+
+    def save_twice() -> None:
+        manager = open_checkpoints(tmp_path)
+        with closing_checkpoints(manager):
+            save_checkpoint(manager, 1, items, POSITION)
+            few = SimpleNamespace(free=7999)
+            monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: few)
+            save_checkpoint(manager, 2, items, POSITION)
+
+    with pytest.raises(FullDiskError, match=r"no room for .*/checkpoints/2 \(it takes"):
+        save_twice()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_what_orbax_only_learns_of_later_leaves_nothing_unfinished(tmp_path):
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+
+    def save() -> None:
+        with closing_checkpoints(open_checkpoints(tmp_path)):
+            unfinished.mkdir()
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    with pytest.raises(FullDiskError, match="no room for"):
+        save()
+    assert not unfinished.exists()
+
+
+def test_what_a_kill_left_of_networks_that_do_not_train_goes(tmp_path):
+    unfinished = tmp_path / "frozen" / "unet.orbax-checkpoint-tmp"
+    unfinished.mkdir(parents=True)
+    save_frozen(tmp_path, {"unet": {"bias": jnp.ones(2)}})
+    assert not unfinished.exists()
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

@@ -261,7 +261,8 @@ def test_images_of_all_devices_are_those_of_one(model, params):
         batches.append(len(image_ids))
         return generate(params, input_ids, image_ids)
 
-    found = generate_on(make_mesh(), counting, params, CAPTIONS[:3], IDS[:3])
+    found, finite = generate_on(make_mesh(), counting, params, CAPTIONS[:3], IDS[:3])
     expected = generate(params, CAPTIONS[:3], IDS[:3].astype(np.int32)).images
     assert batches == [3]
+    assert finite.tolist() == [True] * 3
     np.testing.assert_array_equal(found, expected)

@@ -9,6 +9,7 @@ from etils import epath
 
 from copymit import metrics
 from copymit.metrics import MetricWriter, Progress, read_metrics
+from copymit.storage import FullDiskError
 
 
 def _write_steps(workdir: Path, first_step: int, steps: range) -> None:
@@ -78,6 +79,23 @@ def test_a_kill_at_the_restart_does_not_lose_the_history(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         MetricWriter(epath.Path(tmp_path), 2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_full_disk_ends_the_run_and_not_the_thread_of_tensorboard(
+    tmp_path, monkeypatch, caplog
+):
+    workdir = epath.Path(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "Path", lambda _: Path("/dev/full"))
+        writer = MetricWriter(workdir, 0)
+    for step in range(1, 40):  # more than its queue has room for
+        writer.write(step, {"loss": 0.5})
+    writer._file = Path("/dev/full").open("ab")  # noqa: SIM115
+    with pytest.raises(FullDiskError, match=r"no room for .*metrics\.jsonl"):
+        writer.write(40, {"loss": 0.5})
+    with pytest.raises(FullDiskError, match=r"no room for .*metrics\.jsonl"):
+        writer.close()
+    assert caplog.text.count("is not complete: [Errno 28] No space left") == 1
 
 
 def test_a_run_without_metrics_has_none(tmp_path):

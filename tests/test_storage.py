@@ -1,17 +1,26 @@
 """Paths in buckets, files that are whole or not there, and buckets that are not."""
 
+import errno
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
 
 from copymit import storage
 from copymit.storage import (
+    FullDiskError,
     GrowingObject,
     absolute,
     check_buckets,
     is_remote,
+    whole,
     write_whole,
+    writing,
 )
 
 
@@ -38,6 +47,68 @@ def test_a_kill_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
     write_whole(path, b"newer")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_could_not_be_written_leaves_nothing_and_is_named(tmp_path):
+    path = epath.Path(tmp_path / "file")
+
+    def write_half(error: OSError) -> None:
+        with whole(path) as file:
+            file.write_bytes(b"half")
+            raise error
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FullDiskError, match=r"no room for .*/file \(No space left"):
+        write_half(full)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PermissionError):
+        write_half(PermissionError("of another kind"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_above_a_limit_is_a_full_disk(tmp_path):
+    """A limit on the sizes of files (ulimit -f) is what a test can set."""
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import resource, sys\n"
+            "from etils import epath\n"
+            "from copymit.console import explain_bad_input\n"
+            "from copymit.storage import write_whole\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            "with explain_bad_input(False):\n"
+            "    write_whole(epath.Path(sys.argv[1]), bytes(2000))",
+            str(tmp_path / "file"),
+        ],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    first, *_ = said.stderr.splitlines()
+    assert first.startswith(f"error: no room for {tmp_path}/file (File too large). It")
+    assert said.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorstores_words_for_a_full_disk_are_known():
+    words = "RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left on device]"
+    with pytest.raises(FullDiskError, match="checkpoints/3"), writing("checkpoints/3"):
+        raise ValueError(words)
+    with pytest.raises(ValueError, match="a fault") as e, writing("checkpoints/3"):
+        raise ValueError("a fault")
+    assert str(e.value) == "a fault"
+
+
+def test_more_than_the_disk_has_room_for_is_not_begun(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path / "file")
+    monkeypatch.setattr(
+        storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=3e6)
+    )
+    storage.check_room(path, 3_000_000)
+    with pytest.raises(FullDiskError, match=r"it takes 3\.5 MB, 3\.0 MB are free"):
+        storage.check_room(path, 3_500_000)
+    storage.check_room(epath.Path("gs://bucket/file"), 3_500_000)
 
 
 def test_a_growing_object_is_whole_after_every_flush(tmp_path):

@@ -17,7 +17,7 @@ from etils import epath
 
 from copymit.analysis.analyze import Settings, analyze, check_settings
 from copymit.analysis.opening import open_data
-from copymit.console import explain_bad_input, set_up_logging
+from copymit.console import explain_bad_input, program_name, set_up_logging
 from copymit.data.examples import describe_captions, describe_left_out
 from copymit.embedding.registry import EMBEDDERS
 from copymit.progress import format_duration
@@ -28,7 +28,7 @@ logger = logging.getLogger("copymit.analysis")
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults = Settings()
     parser = argparse.ArgumentParser(
-        prog="python -m copymit.analysis",
+        prog=program_name("copymit.analysis"),
         description="Finds the images and captions that a data set holds twice.",
         epilog=f"embedders: {', '.join(EMBEDDERS)}",
     )

@@ -4,7 +4,7 @@ OUT/analysis.html       what was found, with pictures
 OUT/figures/clusters.png  similarity of images against that of captions, by cluster
 OUT/analysis.json       counts, thresholds, and how everything was measured
 OUT/clusters.parquet    every example of every cluster
-OUT/deduplicated.csv    example_id, factor: 0 leaves an example out of training
+OUT/manifest.csv        example_id, factor: 0 leaves an example out of training
 OUT/listing, OUT/embeddings, OUT/captions    finished work, for the next time
 """
 
@@ -51,6 +51,7 @@ from copymit.embedding.registry import (
 from copymit.embedding.sscd import PROTOCOLS
 from copymit.embedding.store import EmbeddingStore, load_embeddings
 from copymit.search.nearest import Backend
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -355,8 +356,7 @@ def _write(
     manifest: pd.DataFrame,
 ) -> None:
     text = json.dumps(counts, indent=1, ensure_ascii=False) + "\n"
-    (out / "analysis.json").write_text(text)
-    with (out / "clusters.parquet").open("wb") as file:
-        clusters.to_parquet(file, index=False)
-    with (out / "deduplicated.csv").open("w") as file:
-        manifest.to_csv(file, index=False, lineterminator="\n")
+    write_whole(out / "analysis.json", text.encode())
+    write_whole(out / "clusters.parquet", clusters.to_parquet(index=False))
+    table = manifest.to_csv(index=False, lineterminator="\n")
+    write_whole(out / "manifest.csv", table.encode())

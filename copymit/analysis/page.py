@@ -25,6 +25,7 @@ from copymit.report.gallery import shorten
 from copymit.report.illustrations import EmbeddedFigure, write_figures
 from copymit.report.pictures import Limit, Picture, picture_maker
 from copymit.report.verdict import format_number
+from copymit.storage import write_whole
 
 _FOLDER = Path(__file__).parent
 _REPORT = Path(copymit.report.__file__).parent
@@ -127,7 +128,7 @@ def write_page(
     anchors = {s.anchor for part in shown.values() for s in part}
     placed, axes = _place(points, findings, make, anchors)
     page = _render(findings, shown, placed, axes, figures)
-    (out / "analysis.html").write_bytes(page.encode("utf-8", "backslashreplace"))
+    write_whole(out / "analysis.html", page.encode("utf-8", "backslashreplace"))
 
 
 def _show(

@@ -156,7 +156,7 @@ def _words(text: str) -> set[str]:
 def _spread_centres(
     rows: Float[np.ndarray, "N V"], count: int
 ) -> Float[np.ndarray, "K V"]:
-    """Draws rows far from each other. Source: Arthur and Vassilvitskii, k-means++, 2007."""
+    """Draws rows far apart. Source: k-means++ of Arthur and Vassilvitskii 2007."""
     generator = np.random.default_rng(0)
     chosen = [int(generator.integers(len(rows)))]
     while len(chosen) < count:

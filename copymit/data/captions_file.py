@@ -16,9 +16,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from copymit.data.caption_tables import CaptionTable, read_caption_table
 from copymit.data.examples import Example, ExampleSource
+from copymit.storage import whole
 
 CAPTIONS_FORMATS = ("auto", "relative", "dcr")
 _NUM_LISTED = 10
@@ -161,18 +163,8 @@ def write_captions(
     prefix = root.rstrip("/") + "/" if root else ""
     renamed = ((prefix + example_id, captions) for example_id, captions in entries)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    if is_parquet:
-        _write_parquet(unfinished, renamed)
-    else:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write("{")
-            for number, (key, captions) in enumerate(renamed):
-                texts = json.dumps(list(captions), ensure_ascii=False)
-                comma = "," if number else ""
-                file.write(f"{comma}\n{json.dumps(key, ensure_ascii=False)}: {texts}")
-            file.write("\n}\n")
-    unfinished.replace(path)
+    with whole(epath.Path(path)) as unfinished:
+        (_write_parquet if is_parquet else _write_json)(unfinished, renamed)
 
 
 def refuse(what: str, items: Iterable[str]) -> None:
@@ -226,7 +218,19 @@ def _plain(path: str) -> str:
     return unicodedata.normalize("NFC", slashes)
 
 
-def _write_parquet(path: Path, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+def _write_json(path: epath.Path, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write("{")
+        for number, (key, captions) in enumerate(entries):
+            texts = json.dumps(list(captions), ensure_ascii=False)
+            comma = "," if number else ""
+            file.write(f"{comma}\n{json.dumps(key, ensure_ascii=False)}: {texts}")
+        file.write("\n}\n")
+
+
+def _write_parquet(
+    path: epath.Path, entries: Iterable[tuple[str, Sequence[str]]]
+) -> None:
     rows = iter(entries)
     with pq.ParquetWriter(path, _SCHEMA) as writer:
         while group := list(itertools.islice(rows, _ROWS_PER_GROUP)):

@@ -18,6 +18,7 @@ from copymit.data.examples import Example, ExampleSource
 from copymit.data.images import decode_resized
 from copymit.data.row_store import RowStore
 from copymit.data.schedule import Schedule, draw_generator, example_at
+from copymit.interrupts import leave_to_parent
 
 # Decoded images are kept in memory when all of them together are smaller than this.
 CACHE_BYTES = 2**30
@@ -221,5 +222,5 @@ def iterate_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        iterator = iterator.mp_prefetch(options)
+        iterator = iterator.mp_prefetch(options, leave_to_parent)
     return iter(iterator)

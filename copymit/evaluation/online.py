@@ -48,7 +48,9 @@ def make_copy_monitor(
 
     Half of the prompts are captions of duplicated images, as far as there are any. The
     scalars are `online_dataset_similarity` (95th percentile), `online_similarity_mean`,
-    `online_prompted_image_hits` and, with duplication, the hits of both kinds.
+    `online_prompted_image_hits` and, with duplication, the hits of both kinds. Images of
+    latents or pixels that are not finite show nothing of the model: they are left out and
+    counted, as `online_num_not_finite`.
     """
     chosen = choose_prompted(
         dataset.duplication.duplicated, config.train.evaluate_prompts
@@ -77,26 +79,41 @@ def make_copy_monitor(
     ]
     folder = workdir / "eval" / "online" / "embeddings" / embedder.name / "references"
     store = EmbeddingStore(folder, compute_digest(of))
-    embed(embedder, images, store, batch_size=config.eval.batch_size)
+    batch_size = config.eval.batch_size
+    embed(embedder, images, store, batch_size=batch_size)
     wait_for_all("references of the monitor are embedded")
     references = load_embeddings(store)
     vectors = unit_vectors(references, "references")
     own = unit_rows(references.rows(chosen))
 
     def monitor(networks: ModelParams, step: int) -> dict[str, float]:
-        made = generate_on(mesh, generate, networks, input_ids, np.arange(len(chosen)))
-        features = unit_rows(embed_arrays(embedder, made, config.eval.batch_size))
+        made, finite = generate_on(
+            mesh, generate, networks, input_ids, np.arange(len(chosen))
+        )
+        values: dict[str, float] = {}
+        if bad := int((~finite).sum()):
+            values["online_num_not_finite"] = float(bad)
+            if jax.process_index() == 0:
+                logger.warning(
+                    "step %d: %d of %d images had latents or pixels that are not finite, "
+                    "and are in no number of copying",
+                    *(step, bad, len(made)),
+                )
+        if bad == len(made):
+            return values
+        features = unit_rows(embed_arrays(embedder, made[finite], batch_size))
         nearest = search_exact(features, vectors, 1).similarities[:, 0]
-        hits = np.einsum("qd,qd->q", features, own) >= nearest - TIE_TOLERANCE
-        values = {
+        hits = np.einsum("qd,qd->q", features, own[finite]) >= nearest - TIE_TOLERANCE
+        values |= {
             "online_dataset_similarity": float(np.percentile(nearest, 95)),
             "online_similarity_mean": float(nearest.mean()),
             "online_prompted_image_hits": float(hits.mean()),
         }
-        for name, rows in {
+        for name, of_kind in {
             "duplicated": duplicated,
             "unduplicated": ~duplicated,
         }.items():
+            rows = of_kind[finite]
             if duplicated.any() and rows.any():
                 values[f"online_prompted_image_hits_{name}"] = float(hits[rows].mean())
         if jax.process_index() == 0:

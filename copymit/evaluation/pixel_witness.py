@@ -4,6 +4,7 @@ Candidates are the nearest training images by every embedder, of which `pixels` 
 network. Only a pair below Carlini et al.'s threshold is compared with further pictures.
 """
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from copymit.scores.compute import View
 from copymit.scores.grades import PixelWitness
 from copymit.scores.nearness import Nearness
 from copymit.scores.tiled import EXTRACTED_BELOW, GRID, tiled_l2
+
+# Of training images that are kept decoded: several generations have the same candidate.
+_KEPT_BYTES = 2**28
 
 
 class _Seen(NamedTuple):
@@ -47,7 +51,9 @@ def look_at_pixels(
         unknown = np.full(len(ids), np.nan)
         return PixelWitness(equal, equal, distance, distance, unknown, blank)
     read_generation = reader_by_id(subject.generations())
-    read_reference = reader_by_id(subject.references)
+    read_reference = functools.lru_cache(_KEPT_BYTES // (3 * subject.size**2))(
+        reader_by_id(subject.references)
+    )
     references = views[0].embeddings["references"].ids
     tables = [view.neighbours["generations"].neighbours.indices for view in views]
 

@@ -3,8 +3,8 @@
 `scores.json` has those of all generations together, `measured.parquet` a row for each:
 generation; grade, copy_of, p, q, nearness and repeats (scores/grades.py); nearest_entropy,
 nearest_jpeg_bytes and nearest_total_variation (complexity of its nearest training image);
-and where asked for tile_l2, tile_l2_ratio, template_similarity and clip_score. `copies/`
-has the pairs.
+and where asked for tile_l2, tile_l2_ratio, template_similarity and clip_score; picture
+names that of a copy in `copies/`, which has the pairs.
 """
 
 import logging
@@ -98,7 +98,10 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
     others = measured.drop(columns="tile_l2", errors="ignore")
     measured = pd.concat([decided.columns, others], axis=1)
     measured.insert(0, "generation", generations)
-    write_copies(subject, artefacts.copies, _with_matches(subject, views[0], measured))
+    copies = _with_matches(subject, views[0], measured)
+    pictures = write_copies(subject, artefacts.copies, copies)
+    if pictures:
+        measured["picture"] = measured["generation"].map(pictures)
     artefacts.write_scores(scores, measured)
 
 

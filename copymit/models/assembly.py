@@ -18,7 +18,7 @@ from copymit.models.unet import UNet2DConditionModel, UNetConfig
 from copymit.sharding import params_sharding
 
 ModelParams = dict[str, Params]
-"""`{"unet": ..., "text_encoder": ..., "vae": ...}`, named as in a diffusers folder; an
+"""By network (`unet`, `text_encoder`, `vae`), named as in a diffusers folder; an
 autoencoder without parameters has no entry."""
 
 

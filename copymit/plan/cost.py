@@ -27,6 +27,8 @@ class Cost(NamedTuple):
       flops, accessed: operations, and bytes read or written in memory; of kernels only
         what enters and leaves them.
       collectives: kind -> (how many, bytes of their results).
+      refusal: why the compiler gave up, for want of memory; then there are no numbers but
+        those of the arguments, and `temporary` is infinite.
     """
 
     arguments: dict[str, float]
@@ -34,6 +36,7 @@ class Cost(NamedTuple):
     flops: float
     accessed: float
     collectives: dict[str, tuple[int, float]]
+    refusal: str = ""
 
     @property
     def total_bytes(self) -> float:
@@ -94,9 +97,15 @@ def describe(
     """Yields the lines of a report, all numbers of one device."""
     gib = 2**30
     yield f"{name}, per device"
-    yield f"  memory         {cost.total_bytes / gib:.3f} GiB"
+    total = f"{cost.total_bytes / gib:.3f} GiB"
+    yield f"  memory         {'more than there is' if cost.refusal else total}"
     for kind, size in [*cost.arguments.items(), ("temporary", cost.temporary)]:
         yield f"    {kind:16} {size / gib:8.3f}"
+    if cost.refusal:
+        yield f"  DOES NOT FIT   {cost.refusal}"
+        if chip is not None:
+            yield from _advice(config, cost, chip)
+        return
     yield f"  operations     {cost.flops / 1e12:.3f} TFLOP"
     yield f"  bytes          {cost.accessed / 1e9:.2f} GB read and written"
     for kind, (count, size) in sorted(cost.collectives.items()):
@@ -107,7 +116,11 @@ def describe(
     seconds, bound = roofline_seconds(cost, chip)
     yield f"  at least       {seconds * 1e3:.2f} ms, bound by {bound} ({chip.source})"
     if cost.total_bytes <= chip.memory_bytes:
-        yield f"  fits           the {chip.memory_bytes / gib:.1f} GiB of a {chip.name}"
+        yield f"  fits           the {chip.memory_bytes / gib:.2f} GiB of a {chip.name}"
         return
-    yield f"  DOES NOT FIT   the {chip.memory_bytes / gib:.1f} GiB of a {chip.name}:"
+    yield f"  DOES NOT FIT   the {chip.memory_bytes / gib:.2f} GiB of a {chip.name}:"
+    yield from _advice(config, cost, chip)
+
+
+def _advice(config: ConfigDict, cost: Cost, chip: Chip) -> Iterator[str]:
     yield from (f"    - {change}" for change in what_to_change(config, cost, chip))

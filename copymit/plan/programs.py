@@ -1,5 +1,6 @@
 """The programs that copymit.plan asks the compiler about: the real step and generator."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,12 @@ def devices_of(topology: str) -> Sequence[Any]:
     if not topology:
         return jax.devices()
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=topology,
+            # As machines with v4 show it, one device a chip.
+            **{"chip_config_name": "megacore"} if topology.startswith("v4:") else {},
+        )
     except Exception as error:  # jax says neither which nor why it raises
         raise ValueError(
             f"--topology={topology}: {str(error).splitlines()[0]}. Install the extra `tpu` "
@@ -74,7 +80,7 @@ def plan_step(config: ConfigDict, devices: Sequence[Any]) -> Step:
     batch = _abstract_batch(config, model, mesh)
     seed = seed_key(config.seed)
     with tracing_for(devices[0].platform), jax.set_mesh(mesh):
-        compiled = step.lower(state, batch, seed).compile()  # type: ignore[attr-defined]
+        lowered = step.lower(state, batch, seed)  # type: ignore[attr-defined]
     arguments = {
         "parameters": _bytes(state.params),
         "optimizer": _bytes(state.opt_state),
@@ -86,7 +92,7 @@ def plan_step(config: ConfigDict, devices: Sequence[Any]) -> Step:
         sum(p.size for network in model.parameters.values() for p in _arrays(network)),
         sum(x.size for x in jax.tree.leaves(state.params)),
         dict(mesh.shape),
-        _cost(compiled, {k: v for k, v in arguments.items() if v}),
+        ask_compiler(lowered, {k: v for k, v in arguments.items() if v}),
     )
 
 
@@ -110,8 +116,8 @@ def plan_sampler(config: ConfigDict, devices: Sequence[Any]) -> Cost:
     ]
     params = _cast(abstract_params(model, mesh), config.train.dtype)
     with tracing_for(devices[0].platform), jax.set_mesh(mesh):
-        compiled = generate.lower(params, *inputs).compile()  # type: ignore[attr-defined]
-    return _cost(compiled, {"parameters": _bytes(params)})
+        lowered = generate.lower(params, *inputs)  # type: ignore[attr-defined]
+    return ask_compiler(lowered, {"parameters": _bytes(params)})
 
 
 def _make_mesh(config: ConfigDict, devices: Sequence[Any]) -> Mesh:
@@ -145,7 +151,15 @@ def _abstract_batch(config: ConfigDict, model, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _cost(compiled: Any, arguments: dict[str, float]) -> Cost:
+def ask_compiler(lowered: jax.stages.Lowered, arguments: dict[str, float]) -> Cost:
+    """Compiles, and asks the compiler what that costs."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).partition(": ")[2].splitlines()[0]
+        return Cost(arguments, math.inf, math.nan, math.nan, {}, reason)
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Cost(
         arguments,

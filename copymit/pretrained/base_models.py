@@ -6,6 +6,8 @@ listed where the licence travels with them. Ids are tried in order.
 
 from typing import NamedTuple
 
+_LEFT_THE_HUB = ("runwayml", "stabilityai")
+
 
 class BaseModel(NamedTuple):
     """What is known of a published model before a byte of it is read.
@@ -21,6 +23,11 @@ class BaseModel(NamedTuple):
     prediction_type: str
     native_size_px: int
     licence: str
+
+    @property
+    def hub_id(self) -> str:
+        """Where it can be found: not under the name of who took it away."""
+        return next(i for i in self.hub_ids if i.split("/")[0] not in _LEFT_THE_HUB)
 
 
 BASE_MODELS: dict[str, BaseModel] = {

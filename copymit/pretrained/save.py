@@ -33,6 +33,7 @@ from copymit.pretrained.components import (
     published_config,
 )
 from copymit.pretrained.safetensors_format import write_tensors
+from copymit.storage import whole
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +283,5 @@ def _write_json(path: epath.Path, content: Any) -> None:
 def new_file(path: epath.Path) -> Iterator[IO[bytes]]:
     """Opens a file that gets its name when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    with whole(path) as partial, partial.open("wb") as file:
         yield file
-    partial.replace(path)

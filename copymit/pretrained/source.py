@@ -15,6 +15,7 @@ import huggingface_hub
 from etils import epath
 
 from copymit.pretrained.base_models import BASE_MODELS, BaseModel, find_base_model
+from copymit.spelling import nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MAX_JSON_BYTES = 2**26
@@ -74,7 +75,7 @@ def open_source(name: str) -> Source:
         return _open_repository(name)
     raise FileNotFoundError(
         f"{name} is not an existing folder, a hub id (OWNER/NAME) or one of "
-        f"{', '.join(BASE_MODELS)}"
+        f"{', '.join(BASE_MODELS)}{nearest(name, BASE_MODELS)}"
     )
 
 

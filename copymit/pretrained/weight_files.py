@@ -11,7 +11,6 @@ import functools
 import hashlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from copymit.models.torch_files import read_torch_tensors
 from copymit.pretrained.safetensors_format import DTYPES
 from copymit.pretrained.source import Source, read_json, refuse_pointer
+from copymit.storage import scratch_folder
 
 # Stems of the safetensors file and of the older pickle.
 _TRANSFORMERS_STEMS = ("model", "pytorch_model")
@@ -259,8 +259,8 @@ def _local_copy(path: epath.Path) -> Iterator[Path]:
     if "://" not in str(path):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory() as folder, path.open("rb") as remote:
-        local = Path(folder) / path.name
+    with scratch_folder() as folder, path.open("rb") as remote:
+        local = folder / path.name
         with local.open("wb") as file:
             shutil.copyfileobj(remote, file, 2**24)
         yield local

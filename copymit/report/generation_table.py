@@ -12,6 +12,7 @@ from etils import epath
 
 from copymit.report.evaluated_run import EvaluatedRun, Generation, duplicated_weights
 from copymit.scores.similarity import nearest_l2_ratio
+from copymit.storage import write_whole
 
 _NEXT = 10  # neighbours that Carlini et al.'s ratio compares the nearest with
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -28,8 +29,8 @@ def tabulate_generations(
     evaluation grade, copy_of (the training image), p, q, nearness (scores/grades.py),
     repeats (the first generation that is the same picture), tile_l2 and tile_l2_ratio,
     nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the complexity of the
-    nearest reference (scores/complexity.py), and where asked for template_similarity and
-    clip_score.
+    nearest reference (scores/complexity.py), where asked for template_similarity and
+    clip_score, and the picture of a copy beside its training image, in `copies/`.
     """
     table = pd.DataFrame(
         {
@@ -73,9 +74,9 @@ def write_generation_table(directory: epath.Path, table: pd.DataFrame) -> None:
     apostrophe), so a program that wants the exact text reads the Parquet file. Numbers
     are left as they are, minus signs too.
     """
-    with (directory / "generations.parquet").open("wb") as file:
-        table.to_parquet(file, index=False)
-    (directory / "generations.csv").write_bytes(encode_table(table))
+    parquet = table.to_parquet(index=False)
+    write_whole(directory / "generations.parquet", parquet)
+    write_whole(directory / "generations.csv", encode_table(table))
 
 
 def encode_table(table: pd.DataFrame) -> bytes:

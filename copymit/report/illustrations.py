@@ -19,6 +19,7 @@ from copymit.report.detection import draw_detection
 from copymit.report.evaluated_run import EvaluatedRun, Generation, duplicated_weights
 from copymit.report.verdict import Estimate, read_estimate
 from copymit.scores.bootstrap import finite_vector
+from copymit.storage import write_whole
 
 _NAMES = (
     "histogram",
@@ -61,7 +62,7 @@ def write_figures(
     embedded = {}
     for name, (figure, alt) in drawn.items():
         data = figures.to_png(figure)
-        (folder / f"{name}.png").write_bytes(data)
+        write_whole(folder / f"{name}.png", data)
         address = "data:image/png;base64," + base64.b64encode(data).decode()
         width, height = (round(x * figures.DPI) for x in figure.get_size_inches())
         embedded[name] = EmbeddedFigure(address, width, height, alt)

@@ -31,6 +31,7 @@ from copymit.report.generation_table import (
 from copymit.report.illustrations import draw_figures, write_figures
 from copymit.report.metrics_card import write_metrics_card
 from copymit.report.pairing import compare_pairs
+from copymit.report.pairs import write_pair_pages
 from copymit.report.pictures import DETAILS, Detail
 from copymit.report.returned import Returned, list_returned
 from copymit.report.score_table import tabulate_scores
@@ -43,6 +44,7 @@ from copymit.report.verdict import (
     read_estimate,
 )
 from copymit.scores.grades import GRADES
+from copymit.storage import write_whole
 
 _SETS = {
     "generations": "",
@@ -90,14 +92,15 @@ def write_report(
 
     Args:
       directory: receives `report.html`, `figures/*.png`, `generations.csv`,
-        `generations.parquet` and `metrics_card.txt`; made if absent.
+        `generations.parquet`, `metrics_card.txt` and `copies/page_*.html`, beside the
+        pictures of copies; made if absent.
       compared: other runs to show beside it.
       gallery_size: number of copies and most similar generations, and of training
         images that came back; a third of it for random and for the least similar ones.
       num_neighbours: training images beside each generation.
       max_bytes: of the page; to stay below, pictures shrink first and then the gallery.
       blurred: whether pictures start blurred, as disturbing or private ones should; a
-        switch in the page changes it.
+        switch in each page changes it.
     Returns:
       The path of the page.
     Raises:
@@ -133,10 +136,13 @@ def write_report(
         )
 
     page = _fit(illustrate, facts, max_bytes)
-    write_generation_table(directory, tabulate_generations(run, generations[0]))
-    (directory / "metrics_card.txt").write_bytes(encode(metrics_card + "\n"))
+    table = tabulate_generations(run, generations[0])
+    write_generation_table(directory, table)
+    if "grade" in table:
+        write_pair_pages(directory / "copies", table, blurred=blurred)
+    write_whole(directory / "metrics_card.txt", encode(metrics_card + "\n"))
     path = directory / "report.html"
-    path.write_bytes(page)
+    write_whole(path, page)
     return path
 
 

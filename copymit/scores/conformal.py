@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import special, stats
+from scipy import special
 
 from copymit.scores.bootstrap import cluster_numbers, finite_vector
 
@@ -127,7 +127,12 @@ def adjust(p: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
     q = np.full(len(p), np.nan)
     tested = ~np.isnan(p)
     if tested.any():
-        q[tested] = stats.false_discovery_control(p[tested])
+        order = np.argsort(p[tested])[::-1]  # the largest first
+        ranks = np.arange(len(order), 0, -1)
+        scaled = p[tested][order] * len(order) / ranks
+        adjusted = np.empty(len(order))
+        adjusted[order] = np.minimum(np.minimum.accumulate(scaled), 1)
+        q[tested] = adjusted
     return q
 
 
@@ -154,7 +159,8 @@ def effective_count(
     if variance <= 0:
         return float(count)
     fewer = share * (1 - share) / variance
-    fewer *= (stats.t.ppf(0.975, count - 1) / stats.t.ppf(0.975, groups - 1)) ** 2
+    quantiles = special.stdtrit([count - 1, groups - 1], 0.975)  # Student's t
+    fewer *= (quantiles[0] / quantiles[1]) ** 2
     return float(min(count, fewer))
 
 

@@ -164,58 +164,6 @@ def kernel_distance(
     return float(within - 2 * _kernel_sum(references, generations) / (R * Q))
 
 
-def precision_recall(
-    references: Float[np.ndarray, "R D"],
-    generations: Float[np.ndarray, "Q D"],
-    k: int = 3,
-) -> tuple[float, float]:
-    """Improved precision and recall, both in [0, 1].
-
-    Precision: share of generations inside the ball of a reference, whose radius is the
-    distance to that reference's k-th nearest other reference. Recall: the same with the
-    roles exchanged. Balls are closed.
-
-    Raises:
-      ValueError: if a set has k or fewer rows, or the features do not fit.
-    Source: Kynkaanniemi et al. 2019, equations 1 and 2.
-    """
-    references, generations = feature_pair(references, generations, least=k + 1)
-    reference_radii = squared_radii(references, k)
-    generation_radii = squared_radii(generations, k)
-    precise = np.zeros(len(generations), bool)
-    recalled = np.zeros(len(references), bool)
-    for rows, squared in squared_distances(references, generations):
-        precise |= (squared <= reference_radii[rows, None]).any(0)
-        recalled[rows] = (squared <= generation_radii).any(1)
-    return float(precise.mean()), float(recalled.mean())
-
-
-def density_coverage(
-    references: Float[np.ndarray, "R D"],
-    generations: Float[np.ndarray, "Q D"],
-    k: int = 5,
-) -> tuple[float, float]:
-    """Density (0 and up, 1 expected of equal distributions) and coverage in [0, 1].
-
-    Density: how many reference balls hold a generation, over k, averaged over the
-    generations. Coverage: share of references whose ball holds a generation. Balls are
-    closed, so that copies of images repeated k times still count.
-
-    Raises:
-      ValueError: if a set has k or fewer rows, or the features do not fit.
-    Source: Naeem et al. 2020, Reliable Fidelity and Diversity Metrics.
-    """
-    references, generations = feature_pair(references, generations, least=k + 1)
-    radii = squared_radii(references, k)
-    balls = np.zeros(len(generations))
-    covered = np.zeros(len(references), bool)
-    for rows, squared in squared_distances(references, generations):
-        inside = squared <= radii[rows, None]
-        balls += inside.sum(0)
-        covered[rows] = inside.any(1)
-    return float(balls.mean() / k), float(covered.mean())
-
-
 def _factor(gaussian: Gaussian, number: int) -> np.ndarray:
     if gaussian.factor is not None:
         return gaussian.factor
@@ -281,16 +229,6 @@ def kernel_blocks(
 def _kernel_diagonal(rows: np.ndarray) -> float:
     squares = np.einsum("bd,bd->b", rows, rows)
     return float(((squares / rows.shape[1] + 1) ** 3).sum())
-
-
-def squared_radii(rows: np.ndarray, k: int) -> np.ndarray:
-    """Is the squared distance of each row to its k-th nearest other row."""
-    radii = np.empty(len(rows))
-    for block, squared in squared_distances(rows, rows):
-        own = np.arange(block.start, block.stop)
-        squared[own - block.start, own] = np.inf
-        radii[block] = np.partition(squared, k - 1, axis=1)[:, k - 1]
-    return radii
 
 
 def squared_distances(

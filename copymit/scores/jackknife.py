@@ -17,14 +17,10 @@ from copymit.scores.bootstrap import cluster_numbers, unanimous_interval
 from copymit.scores.frechet import (
     Gaussian,
     kernel_blocks,
-    squared_distances,
-    squared_radii,
     sum_of_roots,
 )
 
 MAX_GROUPS = 20
-# Neighbours of precision and recall, and of density and coverage.
-NEIGHBOURS = (3, 5)
 
 
 def group_clusters(
@@ -137,46 +133,3 @@ def _group_sums(
         (members[:, rows] @ (block @ members.T) for rows, block in blocks),
         start=np.zeros((len(groups), len(groups))),
     )
-
-
-def manifold_replicates(
-    references: Float[np.ndarray, "R D"],
-    generations: Float[np.ndarray, "Q D"],
-    groups: Bool[np.ndarray, "G Q"],
-) -> dict[str, Float[np.ndarray, " G"]]:
-    """Precision, recall, density and coverage without each group."""
-    near, far = NEIGHBOURS
-    kept = ~groups
-    generation_radii = _radii_without(generations, near, kept)
-    near_radii, far_radii = (squared_radii(references, k) for k in NEIGHBOURS)
-    precise = np.zeros(len(generations), bool)
-    balls = np.zeros(len(generations))
-    recalled, covered = np.zeros((2, len(groups)))
-    for rows, squared in squared_distances(references, generations):
-        precise |= (squared <= near_radii[rows, None]).any(0)
-        inside = squared <= far_radii[rows, None]
-        balls += inside.sum(0)
-        by_group = inside.astype(np.float64) @ groups.T
-        covered += (by_group.sum(1, keepdims=True) - by_group > 0.5).sum(0)
-        for i, (own, radii) in enumerate(zip(kept, generation_radii, strict=True)):
-            recalled[i] += (squared <= radii)[:, own].any(1).sum()
-    counts = kept.sum(1)
-    return {
-        "precision": kept @ precise.astype(np.float64) / counts,
-        "recall": recalled / len(references),
-        "density": kept @ balls / counts / far,
-        "coverage": covered / len(references),
-    }
-
-
-def _radii_without(
-    rows: np.ndarray, k: int, kept: np.ndarray
-) -> Float[np.ndarray, "G Q"]:
-    """Squared distance of each row to its k-th nearest other row of those kept."""
-    radii = np.empty(kept.shape)
-    for block, squared in squared_distances(rows, rows):
-        own = np.arange(block.start, block.stop)
-        squared[own - block.start, own] = np.inf
-        for i, columns in enumerate(kept):
-            radii[i, block] = np.partition(squared[:, columns], k - 1, axis=1)[:, k - 1]
-    return radii

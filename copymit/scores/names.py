@@ -5,7 +5,6 @@ What scores, shows, compares or documents a number looks it up here.
 
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -90,19 +89,6 @@ def look_up(key: str) -> Known | None:
     return min(found, key=lambda k: (len(k.embedder), len(k.images)), default=None)
 
 
-def readme_table() -> Iterator[str]:
-    """Yields the lines of README's table of keys."""
-    yield "| key | meaning | higher is | 95 % interval |"
-    yield "|---|---|---|---|"
-    for score in SCORES:
-        facts = (score.higher or "–", score.interval or "–")
-        yield f"| `{score.key}` | {score.meaning} | {' | '.join(facts)} |"
-    for name, words in SETS.items():
-        yield f"| `{name}_...` | the similarities of {words} | as above | bootstrap |"
-    words = "all of these by a further embedder; `pixels_...` is an independent view"
-    yield f"| `EMBEDDER_...` | {words} | as above | as above |"
-
-
 def _similar(key: str, meaning: str, label: str = "", is_share: bool = False) -> Score:
     group: Group = (
         "prompted" if "duplicated" in key or "prompted" in key else "generations"
@@ -122,14 +108,14 @@ SCORES = (
     Score(
         "generations",
         "num_{exact,near,likely}_copies",
-        "those whose pixels agree, those that the descriptor and pixels see, and those "
+        "copies whose pixels agree, copies that the descriptor and pixels see, and copies "
         "that the descriptor alone sees",
         higher="worse",
     ),
     Score(
         "generations",
         "num_pixels_alone",
-        "further generations with a tiled distance below "
+        "generations with a tiled distance below "
         f"{EXTRACTED_BELOW} that the descriptor does not see; in no number of copies",
         higher="worse",
     ),
@@ -145,7 +131,7 @@ SCORES = (
     Score(
         "generations",
         "copied_images",
-        "training images that they are copies of, equal pixels counted once",
+        "training images that generations are copies of, equal pixels counted once",
         "Training images that were copied",
         "worse",
     ),
@@ -185,23 +171,28 @@ SCORES = (
     Score(
         "generations",
         "{,num_above_}published_threshold",
-        "the descriptor's own: SSCD's 0.75, where its precision on DISC is 90 %; and how "
-        "many generations are as similar to a training image",
+        "the descriptor's published threshold: SSCD's 0.75, where its precision on DISC is "
+        "90 %; and how many generations are as similar to a training image",
     ),
     Score(
         "generations",
         "num_repeated_generations",
-        "generations that are the same picture as another generation",
+        "generations that repeat the picture of another generation",
         "Generations that repeat another",
         "worse",
     ),
     Score(
         "generations",
         "num_{repeat_groups,repeated_across_prompts}",
-        "groups of them, and how many are in a group of several prompts",
+        "groups of generations that are one picture, and generations in a group of "
+        "several prompts",
         higher="worse",
     ),
-    Score("generations", "largest_repeat_group", "size of the largest group"),
+    Score(
+        "generations",
+        "largest_repeat_group",
+        "generations in the largest group that is one picture",
+    ),
     _similar(
         "dataset_similarity",
         "95th percentile, over generations, of the similarity to the nearest training "
@@ -216,12 +207,19 @@ SCORES = (
     Score(
         "generations",
         "similarity_std",
-        "standard deviation of the same similarities",
+        "standard deviation of the similarity to the nearest training image",
         interval="bootstrap",
     ),
-    _similar("similarity_p{75,90,95}", "their percentiles"),
-    _similar("similarity_above_0.5", "share of them above 0.5", is_share=True),
-    Score("generations", "similarity_count", "number of images"),
+    _similar(
+        "similarity_p{75,90,95}",
+        "percentiles of the similarity to the nearest training image",
+    ),
+    _similar(
+        "similarity_above_0.5",
+        "share of images whose similarity to the nearest training image is above 0.5",
+        is_share=True,
+    ),
+    Score("generations", "similarity_count", "images that such similarities are of"),
     Score(
         "generations",
         "nearest_l2_ratio_{mean,p5}",
@@ -236,7 +234,10 @@ SCORES = (
         "its place in any training image: finds a copied background with a new foreground",
         "Mean similarity of the most alike tile",
     ),
-    _similar("template_similarity_p95", "its 95th percentile"),
+    _similar(
+        "template_similarity_p95",
+        "95th percentile of the largest similarity of any tile",
+    ),
     Score(
         "generations",
         "tile_l2_mean",
@@ -249,13 +250,14 @@ SCORES = (
     Score(
         "generations",
         "tile_l2_p5",
-        "its 5th percentile",
+        "5th percentile of the tiled distance; small = copied",
         higher="better",
         interval="bootstrap",
     ),
     _similar(
         f"tile_l2_below_{EXTRACTED_BELOW}",
-        f"share below {EXTRACTED_BELOW}, which Carlini et al. count as extracted",
+        "share of generations with a tiled distance below "
+        f"{EXTRACTED_BELOW}, which Carlini et al. count as extracted",
         f"Extracted: tiled distance below {EXTRACTED_BELOW}",
         is_share=True,
     ),
@@ -268,7 +270,8 @@ SCORES = (
     ),
     _similar(
         "prompted_image_hits_unduplicated",
-        "the same for generations prompted by images that were not duplicated",
+        "share of generations prompted by an image that was not duplicated whose nearest "
+        "training image is that very image",
         "Other images that come back",
         is_share=True,
     ),
@@ -291,13 +294,13 @@ SCORES = (
     ),
     _similar(
         "similarity_to_prompted{,_duplicated,_unduplicated}",
-        "mean similarity to the prompted image itself",
+        "mean similarity to the prompted image itself: of all, of duplicated, of others",
     ),
     Score(
         "prompted",
         "{prompted_image,prompted_duplicated,prompted_unduplicated,"
         "similarity_to_duplicated,similarity_to_unduplicated}_count",
-        "generations that such a number is of",
+        "generations that the numbers of this name are of",
     ),
     Score(
         "quality",
@@ -311,7 +314,7 @@ SCORES = (
     Score(
         "quality",
         "{fid,fd_EMBEDDER}_to_heldout",
-        "the same to images never trained on, which copies do not lower",
+        "Fréchet distance to images never trained on, which copies do not lower",
         higher="worse",
         interval="jackknife",
     ),
@@ -343,8 +346,8 @@ SCORES = (
     Score(
         "quality",
         "precision",
-        "share of generations that look like training images, of at most 10,000 images a "
-        "set, as are the next three",
+        "share of generations that look like training images; of at most 10,000 images a "
+        "set",
         higher="better",
         is_share=True,
         interval="jackknife",
@@ -352,7 +355,8 @@ SCORES = (
     Score(
         "quality",
         "recall",
-        "share of training images that look like generations",
+        "share of training images that look like generations; of at most 10,000 images a "
+        "set",
         higher="better",
         is_share=True,
         interval="jackknife",
@@ -360,14 +364,16 @@ SCORES = (
     Score(
         "quality",
         "density",
-        "as precision, weighted by how crowded the place is",
+        "how crowded with training images the places of generations are, 1 where both are "
+        "alike; of at most 10,000 images a set",
         higher="better",
         interval="jackknife",
     ),
     Score(
         "quality",
         "coverage",
-        "share of training images with a generation close by",
+        "share of training images with a generation close by; of at most 10,000 images a "
+        "set",
         higher="better",
         is_share=True,
         interval="jackknife",
@@ -383,7 +389,7 @@ SCORES = (
     Score(
         "quality",
         "background_clip_score",
-        "the same for training images and their captions",
+        "how well training images fit their captions: mean cosine of CLIP's features",
         interval="bootstrap",
     ),
     Score(
@@ -396,7 +402,8 @@ SCORES = (
     Score(
         "complexity",
         "complexity_{entropy,jpeg_bytes,total_variation,entropy_jpeg}_pvalue",
-        "p-value of that correlation, of as many observations as there are clusters",
+        "p-value of the correlation of similarity with the complexity of the matched "
+        "image, of as many observations as there are clusters",
     ),
     Score(
         "other",
@@ -443,7 +450,7 @@ SCORES = (
     Score(
         "other",
         "{,background_}clip_score_count",
-        "images in that CLIP score",
+        "images in the CLIP score",
     ),
     Score(
         "other",
@@ -453,7 +460,7 @@ SCORES = (
     Score(
         "other",
         "frechet_bias_of_{fid,fd_EMBEDDER}",
-        "why that Fréchet distance compares only with those of the same counts",
+        "why the Fréchet distance compares only with those of as many images",
     ),
     Score("other", "{embedder,title,settings,inputs}", "what was measured, and how"),
     Score(

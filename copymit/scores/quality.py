@@ -16,9 +16,7 @@ from copymit.scores.bootstrap import cluster_numbers
 from copymit.scores.cmmd import SCALE, clip_maximum_mean_discrepancy
 from copymit.scores.frechet import (
     Gaussian,
-    density_coverage,
     kernel_distance,
-    precision_recall,
     sample_size_warning,
 )
 from copymit.scores.jackknife import (
@@ -26,9 +24,9 @@ from copymit.scores.jackknife import (
     group_clusters,
     jackknife_ci,
     kernel_replicates,
-    manifold_replicates,
     share_jackknife_ci,
 )
+from copymit.scores.manifold import manifold_scores
 from copymit.scores.similarity import Scores
 
 # Nearest-neighbour balls of precision, recall, density and coverage need more images.
@@ -158,18 +156,16 @@ def _kernel_distances(embedder: str, protocol: str, sample: _Sample) -> Scores:
 
 
 def _manifolds(sample: _Sample) -> Scores:
-    rows = (sample.references, sample.rows)
-    names = ("precision", "recall", "density", "coverage")
-    values = (*precision_recall(*rows), *density_coverage(*rows))
-    scores: Scores = dict(zip(names, values, strict=True))
-    scores |= {f"{name}_ci95": None for name in names}
-    if sample.groups is not None:
-        found = manifold_replicates(*rows, sample.groups)
-        for name in names:
+    scores: Scores = {}
+    found = manifold_scores(sample.references, sample.rows, sample.groups)
+    for name, (value, *replicates) in found.items():
+        scores[name], scores[f"{name}_ci95"] = float(value), None
+        if replicates:
+            without = np.array(replicates)
             scores[f"{name}_ci95"] = (
-                jackknife_ci(scores[name], found[name], (0, np.inf))
+                jackknife_ci(value, without, (0, np.inf))
                 if name == "density"
-                else share_jackknife_ci(scores[name], found[name], sample.num_clusters)
+                else share_jackknife_ci(value, without, sample.num_clusters)
             )
     return scores
 

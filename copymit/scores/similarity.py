@@ -121,13 +121,14 @@ def prompted_image_summary(
 
     Keys, each with `_ci95` clustered by prompted image, over all generations and, where
     `duplicated` is given, over those prompted by a duplicated image and by another:
-      `prompted_image_hits{,_duplicated,_unduplicated}`: share whose nearest training
-        image is the prompted one. An equally near one counts, since an exact duplicate
-        under a second id is the same image.
-      `similarity_to_prompted{,_duplicated,_unduplicated}`: mean similarity to it.
-      `prompted_{duplicated,unduplicated}_similarity_mean`: mean similarity to the
-        nearest image.
-      `prompted_image_count`, `prompted_{duplicated,unduplicated}_count`: generations.
+
+    - `prompted_image_hits{,_duplicated,_unduplicated}`: share whose nearest training
+      image is the prompted one. An equally near one counts, since an exact duplicate
+      under a second id is the same image.
+    - `similarity_to_prompted{,_duplicated,_unduplicated}`: mean similarity to it.
+    - `prompted_{duplicated,unduplicated}_similarity_mean`: mean similarity to the
+      nearest image.
+    - `prompted_image_count`, `prompted_{duplicated,unduplicated}_count`: generations.
 
     Args:
       top1: similarity of each generation to its nearest reference.

@@ -15,8 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from copymit.interrupts import undone
 from copymit.search.scann_index import ScannSettings, build_scann, scann_recipe
 from copymit.search.vectors import Vectors, blocks, row_range
+from copymit.storage import writing
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +94,12 @@ def _save(searcher: Any, folder: Path, facts: dict[str, Any]) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    searcher.serialize(os.fspath(unfinished), relative_path=True)
-    text = json.dumps(facts | {"files": _sizes(unfinished)}, indent=1)
-    (unfinished / _FACTS).write_text(text + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with writing(folder), undone(lambda: shutil.rmtree(unfinished)):
+        searcher.serialize(os.fspath(unfinished), relative_path=True)
+        text = json.dumps(facts | {"files": _sizes(unfinished)}, indent=1)
+        (unfinished / _FACTS).write_text(text + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

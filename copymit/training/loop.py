@@ -2,10 +2,11 @@
 
 import contextlib
 import logging
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from copymit.checkpoint import open_checkpoints
+from copymit.checkpoint import closing_checkpoints, open_checkpoints
 from copymit.config import claim_workdir, flatten
 from copymit.data.dataset import (
     Dataset,
@@ -27,9 +28,14 @@ from copymit.data.pipeline import Batch, Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.interrupts import SIGNALS, Stop, deferred
 from copymit.metrics import MetricWriter, Progress, device_memory_gib
 from copymit.mitigation.record import Words
-from copymit.mitigation.registry import check_captions_vary, with_mitigations
+from copymit.mitigation.registry import (
+    check_captions_vary,
+    mitigation_settings,
+    with_mitigations,
+)
 from copymit.mitigation.training import training_caption
 from copymit.models.assembly import DiffusionModel, make_model
 from copymit.pretrained.settings import load_networks, with_pretrained_settings
@@ -73,10 +79,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Preempted(SystemExit):
-    """The run was told to stop and has saved a checkpoint; exit code 128 + SIGTERM."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    """The run was told to stop and has saved a checkpoint; exit code 128 + signal."""
 
 
 # (config, model, noise scheduler, dataset, workdir) -> what measures the networks every
@@ -96,7 +99,7 @@ def train(
     Raises:
       ValueError, FileNotFoundError: for bad settings or data, before any training.
       NonFiniteLossError: names the step and the last good checkpoint.
-      Preempted: after SIGTERM; the same command goes on from there.
+      Preempted: after Ctrl-C or SIGTERM; the same command goes on from there.
     """
     workdir = epath.Path(workdir)
     config = with_mitigations(with_pretrained_settings(config))
@@ -117,13 +120,7 @@ def train(
 
     # 3. The working directory belongs to this config from here on.
     first = jax.process_index() == 0
-    defaults = flatten({"train": training_settings().to_dict()})
-    defaults |= {"data.random_crop": False, "data.num_captions": 0}
-    defaults["data.caption_clusters"] = 0
-    defaults["model.autoencoder.pretrained"] = ""
-    defaults["model.autoencoder.tiny.act_fn"] = "relu"
-    defaults["model.autoencoder.tiny.upsampling_scaling_factor"] = 2
-    claim_workdir(workdir, config, defaults, writer=first)
+    claim_workdir(workdir, config, defaults_of_older_runs(), writer=first)
     claim_examples(workdir, dataset, writer=first)
 
     # 4. State: the newest checkpoint, or a new one.
@@ -181,9 +178,9 @@ def train(
     with (
         contextlib.closing(profile),
         contextlib.closing(writer),
-        contextlib.closing(checkpoints),
+        closing_checkpoints(checkpoints),
         HangWatch(config.train.hang_timeout_seconds) as watch,
-        _stop() as stop,
+        deferred("a checkpoint is saved after this step", _signals()) as stop,
     ):
         for step in range(first_step + 1, config.train.steps + 1):
             watch.expect(f"the batch of step {step}")
@@ -196,7 +193,7 @@ def train(
             recent.append(scalars)
 
             last = step == config.train.steps
-            stopping = stop.requested(checkpoints, step)
+            stopping = _is_wished(stop, checkpoints, step)
             saving = last or stopping or step % config.train.checkpoint_every_steps == 0
             measured = {}
             if monitor and (step % config.train.evaluate_every_steps == 0 or last):
@@ -217,10 +214,26 @@ def train(
                 watch.expect(f"the checkpoint of step {step}")
                 checkpoints.wait_until_finished()
                 logger.info("stopped at step %d; run again to go on", step)
-                raise Preempted
+                raise Preempted(stop.code or 128 + signal.SIGTERM)
         watch.expect("the last checkpoint")
         checkpoints.wait_until_finished()
     return state
+
+
+def defaults_of_older_runs() -> dict[str, Any]:
+    """Returns, flat, what runs of an older copymit did, which knew fewer settings."""
+    sections = {
+        "train": training_settings(),
+        "mitigation": {"train": mitigation_settings().train},
+        "data": {"random_crop": False, "num_captions": 0, "caption_clusters": 0},
+        "model": {
+            "autoencoder": {
+                "pretrained": "",
+                "tiny": {"act_fn": "relu", "upsampling_scaling_factor": 2},
+            }
+        },
+    }
+    return flatten(ConfigDict(sections).to_dict())
 
 
 def _make_draws(config: ConfigDict, dataset: Dataset) -> Draws:
@@ -351,26 +364,16 @@ def _report(
     logger.info("%s", progress.line(step, values))
 
 
-class _Stop(NamedTuple):
-    """Whether SIGTERM has asked the run to stop, on every host at the same step."""
-
-    received: list[int]
-
-    def requested(self, checkpoints: ocp.CheckpointManager, step: int) -> bool:
-        if jax.process_count() > 1:
-            return checkpoints.reached_preemption(step)
-        return bool(self.received)
+def _signals() -> Sequence[signal.Signals]:
+    """Leaves SIGTERM to jax.distributed, which agrees on a step among several hosts."""
+    return SIGNALS if jax.process_count() == 1 else [signal.SIGINT]
 
 
-@contextlib.contextmanager
-def _stop() -> Iterator[_Stop]:
-    received: list[int] = []
-    if jax.process_count() > 1:
-        # jax.distributed listens for the signal and agrees on a step among the hosts.
-        yield _Stop(received)
-        return
-    before = signal.signal(signal.SIGTERM, lambda signum, _: received.append(signum))
-    try:
-        yield _Stop(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _is_wished(stop: Stop, checkpoints: ocp.CheckpointManager, step: int) -> bool:
+    """Says whether a signal has asked the run to stop; all hosts at the same step."""
+    wished = stop.wished.is_set()
+    if jax.process_count() == 1:
+        return wished
+    if wished:
+        os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C here, for the other hosts as well
+    return checkpoints.reached_preemption(step)

@@ -1,5 +1,6 @@
 """Pictures while a model trains: the same captions and noise at every visit."""
 
+import io
 import logging
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from copymit.diffusion.noise_scheduler import NoiseScheduler
 from copymit.generator import generate_on, make_generate, sampling_options
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.sharding import make_mesh
+from copymit.storage import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,13 @@ def make_preview(
 
     def preview(networks: ModelParams, step: int) -> UInt8[np.ndarray, "H W 3"]:
         numbers = np.arange(len(texts))
-        images = generate_on(mesh, generate, networks, input_ids, numbers)
+        images, _ = generate_on(mesh, generate, networks, input_ids, numbers)
         grid = tile(images, _COLUMNS)
         if jax.process_index() == 0:
             (workdir / "samples").mkdir(exist_ok=True)
-            with (workdir / "samples" / f"{step:08d}.png").open("wb") as file:
-                Image.fromarray(grid).save(file, "PNG")
+            file = io.BytesIO()
+            Image.fromarray(grid).save(file, "PNG")
+            write_whole(workdir / "samples" / f"{step:08d}.png", file.getvalue())
         return grid
 
     return preview

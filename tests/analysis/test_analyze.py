@@ -112,7 +112,7 @@ def test_files_pixels_and_captions_are_counted_apart(planted):
 
 def test_the_manifest_keeps_exactly_one_of_each_cluster(planted):
     folder, found = planted
-    manifest = pd.read_csv(folder / "out" / "deduplicated.csv")
+    manifest = pd.read_csv(folder / "out" / "manifest.csv")
     assert list(manifest.columns) == ["example_id", "factor"]
     factors = dict(zip(manifest["example_id"], manifest["factor"], strict=True))
     assert len(factors) == 66
@@ -331,7 +331,7 @@ def test_the_command_writes_every_file(tmp_path):
         ]
     )
     names = {path.name for path in out.iterdir()}
-    assert names >= {"analysis.html", "clusters.parquet", "deduplicated.csv"}
+    assert names >= {"analysis.html", "clusters.parquet", "manifest.csv"}
     assert (out / "figures" / "clusters.png").stat().st_size > 0
     counts = json.loads((out / "analysis.json").read_text())
     assert counts["near_images"]["groups"] == 4

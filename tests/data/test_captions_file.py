@@ -1,38 +1,13 @@
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from copymit.data import captions_file
 from copymit.data.captions_file import read_captions
 from copymit.data.folder_source import FolderSource
-
-
-def write_images(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(folder / name)
-    return folder
-
-
-def write_captions(path: Path, captions: object) -> Path:
-    path.write_text(json.dumps(captions))
-    return path
-
-
-@pytest.fixture
-def flat(tmp_path):
-    return write_images(tmp_path / "flat", "a.png", "b.png", "c.png")
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_images(
-        tmp_path / "classes", "cat/2.png", "cat/3.png", "owl/1.png", "owl/2.png"
-    )
+from tests.data.folders import write_captions, write_images
 
 
 def test_captions_are_read_by_relative_path(classes, tmp_path):

@@ -1,43 +1,16 @@
 """Folders of images, as people have them."""
 
-import io
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from copymit.data import folder_source
 from copymit.data.folder_source import IMAGENETTE_CLASSES, FolderSource
 from copymit.data.images import ImageError
 from copymit.data.sources import load_source
-
-
-def png(level: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (level, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_images(folder: Path, *names: str) -> Path:
-    for level, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(level))
-    return folder
-
-
-@pytest.fixture
-def flat(tmp_path):
-    return write_images(tmp_path / "flat", "b.png", "a.png", "c.png")
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_images(
-        tmp_path / "classes", "owl/2.png", "owl/1.png", "cat/2.png", "cat/3.png"
-    )
+from tests.data.folders import png, write_images
 
 
 def test_a_flat_folder_has_no_classes(flat):

@@ -16,12 +16,7 @@ from copymit.data.dataset import load_dataset
 from copymit.data.examples import describe_captions, describe_left_out
 from copymit.data.folder_source import FolderSource
 from copymit.data.tar_source import TarSource
-
-
-def png(level: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (level, 0, 0)).save(file, "PNG")
-    return file.getvalue()
+from tests.data.folders import png
 
 
 def write(folder: Path, files: dict[str, bytes | str]) -> Path:

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from copymit.data.folder_source import IMAGENETTE_CLASSES, FolderSource
 from copymit.data.images import decode_image
@@ -22,38 +20,9 @@ from copymit.data.sources import (
     select_examples,
 )
 from copymit.embedding.image_set import open_source
+from tests.data.folders import png, write_captions, write_images
 
 SHARED_DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-
-
-def png(level: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (level, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_images(folder: Path, *names: str) -> Path:
-    for level, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(level))
-    return folder
-
-
-def write_captions(path: Path, captions: object) -> Path:
-    path.write_text(json.dumps(captions))
-    return path
-
-
-@pytest.fixture
-def flat(tmp_path):
-    return write_images(tmp_path / "flat", "b.png", "a.png", "c.png")
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_images(
-        tmp_path / "classes", "owl/2.png", "owl/1.png", "cat/2.png", "cat/3.png"
-    )
 
 
 @pytest.mark.parametrize(

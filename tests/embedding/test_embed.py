@@ -11,11 +11,19 @@ from PIL import Image
 
 from copymit.data.images import ImageError
 from copymit.embedding import embed as embed_module
-from copymit.embedding.embed import embed, embed_arrays, is_blank, pixel_digest
+from copymit.embedding.embed import (
+    Job,
+    embed,
+    embed_all,
+    embed_arrays,
+    is_blank,
+    pixel_digest,
+)
 from copymit.embedding.embedder import Embedder
 from copymit.embedding.image_set import ImageSet, open_images
 from copymit.embedding.resizing import resize_to
 from copymit.embedding.store import EmbeddingStore, load_embeddings
+from copymit.embedding.tiles import list_tiles
 from copymit.models.backend import tracing_for
 
 SIZE_PX = 8
@@ -342,3 +350,60 @@ def test_a_network_is_fed_what_its_protocol_says_from_the_original_pixels(
     np.testing.assert_array_equal(fed[0], squashed)
     # Whoever needs a common size sees the crop, and the scores say so.
     assert np.abs(fed[1] - squashed).mean() > 10
+
+
+def flattened(name, any_shape):
+    """An embedder whose features are the pixels that it sees."""
+    return Embedder(
+        name,
+        f"pixels of {name}",
+        lambda image: image,
+        (),
+        lambda _, batch: batch.reshape(len(batch), -1).astype(jnp.float32),
+        any_shape,
+    )
+
+
+def test_each_image_is_read_once_for_all_embedders_and_tiles(rng, tmp_path):
+    """It was decoded again for each, and for each tile of each."""
+    pixels = rng.integers(0, 256, (7, 12, 16, 3), dtype=np.uint8)
+    reads = []
+
+    def read(position):
+        reads.append(position)
+        return pixels[position]
+
+    images = open_images(
+        "references",
+        ImageSet("references", [str(i) for i in range(7)], read),
+        8,
+        keep_original=True,
+    )
+    expected = {
+        "whole": [images.read(i) for i in range(7)],
+        "original": list(pixels),
+        "tile": [images.read(i)[4:, :4] for i in range(7)],
+    }
+    reads.clear()
+    stores = {name: EmbeddingStore(tmp_path / name, name) for name in expected}
+    jobs = [
+        Job(flattened("whole", False), stores["whole"]),
+        Job(flattened("original", True), stores["original"]),
+        Job(flattened("original", True), stores["tile"], (), list_tiles(2)[2].cut),
+    ]
+    options = {"batch_size": 2, "shard_rows": 4}
+    embed_all(jobs[:1], images, **options, share=(0, 2))  # shard 0 is there before
+    embed_all(jobs, images, **options)
+    assert sorted(reads) == sorted([*range(4), *range(7)])
+    for name, seen in expected.items():
+        features = load_embeddings(stores[name]).features
+        np.testing.assert_array_equal(features, np.reshape(seen, (7, -1)))
+    for name, store in stores.items():  # each alone makes the same files
+        alone = EmbeddingStore(tmp_path / f"{name} alone", name)
+        (job,) = (job for job in jobs if job.store is store)
+        embed_all([job._replace(store=alone)], images, **options)
+        names = sorted(path.name for path in store.directory.iterdir())
+        assert names == sorted(path.name for path in alone.directory.iterdir())
+        for file in names:
+            ours, theirs = (s.directory / file for s in (store, alone))
+            assert ours.read_bytes() == theirs.read_bytes()

@@ -204,6 +204,19 @@ def test_pairs_lie_side_by_side_under_safe_names_and_never_outlive_scores(
     assert json.loads((again.directory / "scores.json").read_text())["num_copies"] == 0
 
 
+def test_pages_of_pairs_start_blurred_as_the_report_does(tmp_path, rng):
+    """They ignored `eval.blur`, since the score stage wrote them."""
+    trained = draw(rng, 120)
+    made = np.concatenate([draw(rng, 20), trained[:2]])
+    for blur in (True, False):  # the second time the report stage alone runs
+        result = audit(tmp_path, made, trained, blur=blur)
+        page = (result.directory / "copies" / "page_001.html").read_text()
+        for text in (page, result.report.read_text()):
+            assert ('id="blur" autocomplete="off" checked>' in text) == blur
+        assert page.count("<img") == 2
+    assert result.generations["picture"].notna().sum() == 2
+
+
 def test_the_same_images_give_the_same_decision_and_bytes(tmp_path, rng):
     trained = draw(rng, 150)
     made = np.concatenate([draw(rng, 20), altered(trained[:5], rng)])

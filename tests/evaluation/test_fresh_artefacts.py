@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copymit.embedding import embed as embed_module
 from copymit.embedding.clip import CaptionEmbedder
 from copymit.embedding.registry import make_embedder
+from copymit.embedding.store import EmbeddingStore
 from copymit.evaluation import embed_stage, score_stage
 from copymit.evaluation import run as run_module
 from copymit.evaluation.run import run_stages
@@ -96,7 +96,7 @@ def test_an_interrupted_embedding_keeps_no_features_of_other_images(
     assert folders.audit()["similarity_mean"] < 0.6
     folders.copy()
     with monkeypatch.context() as patch:
-        patch.setattr("copymit.evaluation.embed_stage.embed", dies)
+        patch.setattr("copymit.evaluation.embed_stage.embed_all", dies)
         with pytest.raises(Killed):
             folders.audit()
     assert folders.audit()["similarity_mean"] == pytest.approx(1, abs=1e-6)
@@ -108,15 +108,15 @@ def test_a_kill_between_two_embedders_leaves_neither_with_old_features(
     both = {"embedders": ("pixels", "pixels_16")}
     folders.audit(**both)
     folders.copy()
-    real = embed_module.embed
+    real = EmbeddingStore.write
+
+    def first_alone(store, plan, *args):
+        if plan.protocol.startswith("pixels at 16 px"):
+            raise Killed
+        real(store, plan, *args)
+
     with monkeypatch.context() as patch:
-
-        def first_alone(embedder, *args, **options):
-            return (real if embedder.name == "pixels" else dies)(
-                embedder, *args, **options
-            )
-
-        patch.setattr("copymit.evaluation.embed_stage.embed", first_alone)
+        patch.setattr(EmbeddingStore, "write", first_alone)
         with pytest.raises(Killed):
             folders.audit(**both)
     scores = folders.audit(**both)

@@ -79,9 +79,9 @@ def test_a_setting_of_another_type_is_named():
 def test_settings_of_an_audit_need_no_config_file(tmp_path):
     """The command line is parsed as it is by the program, and nothing is evaluated."""
     code = (
-        "import evaluate; from absl import flags; import sys;"
-        "from copymit.console import parse_flags; parse_flags(sys.argv);"
-        "evaluate.open_pair = lambda *args: print(args[3].tiles, args[3].embedders);"
+        "import evaluate; from absl import flags; import sys; flags.FLAGS(sys.argv);"
+        "from copymit.evaluation import subject;"
+        "subject.open_pair = lambda *args: print(args[3].tiles, args[3].embedders);"
         "evaluate._open_subject()"
     )
     flags = ["--generations=a", "--references=b", "--eval.tiles=2"]

@@ -1,6 +1,8 @@
 """One directory, one subject, one process; and what is shown beside it fits."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -50,6 +52,21 @@ def open_audit(tmp_path):
         return open_pair(generations, references, tmp_path / "audit", config, name)
 
     return open_it
+
+
+def test_a_file_system_without_locks_is_named_in_one_error(tmp_path, monkeypatch):
+    """As NFS without its lock daemon, or a bucket mounted as a folder."""
+
+    def refuse(file, kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    expected = rf"{tmp_path} lies on a file system without locks .*--workdir"
+    with (
+        pytest.raises(ValueError, match=expected),
+        sole_evaluation(run_module.epath.Path(tmp_path)),
+    ):
+        pass
 
 
 def test_a_second_evaluation_in_a_directory_is_refused_while_one_runs(

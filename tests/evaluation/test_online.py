@@ -30,13 +30,19 @@ def monitored(config, monkeypatch, tmp_path):
     )
     chosen = choose_prompted(dataset.duplication.duplicated, 6)
 
-    def measure(make):
+    def measure(make, finite=None):
         made = np.stack([make(images, int(row)) for row in chosen])
         monkeypatch.setattr(
             online,
             "make_generate",
             lambda *_: (
-                lambda *_: Generated(jnp.asarray(made), {}, jnp.ones(len(made), bool))
+                lambda *_: Generated(
+                    jnp.asarray(made),
+                    {},
+                    jnp.ones(len(made), bool)
+                    if finite is None
+                    else jnp.asarray(finite),
+                )
             ),
         )
         return make_copy_monitor(config, None, None, dataset, tmp_path)({}, 3)
@@ -71,6 +77,21 @@ def test_noise_is_like_no_training_image(monitored, rng):
     shape = (16, 16, 3)
     values = monitored(lambda *_: rng.integers(0, 256, shape, dtype=np.uint8))
     assert values["online_dataset_similarity"] < 0.4
+
+
+def test_images_that_were_not_finite_are_in_no_number_but_their_own(monitored, caplog):
+    """Black ones, of NaN, were like no training image and lowered all numbers."""
+    finite = np.arange(6) % 2 == 0
+    of_row = iter(finite)
+    values = monitored(
+        lambda images, row: images.read(row) * np.uint8(next(of_row)), finite
+    )
+    assert values["online_num_not_finite"] == 3
+    assert values["online_similarity_mean"] == pytest.approx(1, abs=1e-6)
+    assert values["online_prompted_image_hits"] == 1
+    assert "3 of 6 images had latents or pixels that are not finite" in caplog.text
+    none = monitored(lambda images, row: images.read(row), np.zeros(6, bool))
+    assert none == {"online_num_not_finite": 6}
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_pool_that_is_asked_to_stop_gives_its_tasks_back(tmp_path, start_pool,
     wait_until(lambda: len(list(tmp_path.glob("runs/*/starts"))) == 2, stopped)
     children = _children(stopped.pid)
     stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait() == 0
+    assert stopped.wait() == 128 + signal.SIGTERM
     assert not any(_lives(child) for child in children)
     found = [record for _, record in records(tmp_path)]
     assert [(r["state"], r["attempts"]) for r in found] == [("pending", 0)] * 2

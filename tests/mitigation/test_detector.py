@@ -23,15 +23,20 @@ from copymit.models.functional import describe_params, make_apply
 from copymit.models.torch_layout import from_torch_order, to_torch_name
 from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
-B, L, D, S, SEEDS, SIZE = 3, 6, 12, 4, 2, 4
+B, L, D, S, SEEDS = 3, 6, 12, 4, 2
+CASES = [
+    pytest.param((size, kind), marks=[pytest.mark.slow] * (size == 64))
+    for size in (32, 64)
+    for kind in ("epsilon", "v_prediction")
+]
+# Attention is at half of the latents' resolution, as the masks of the finest layers are.
 CONFIG = UNetConfig(
-    sample_size=SIZE,
-    block_out_channels=(8,),
-    cross_attention=(True,),
+    block_out_channels=(4, 8),
+    cross_attention=(False, True),
     num_attention_heads=2,
     layers_per_block=1,
     cross_attention_dim=D,
-    norm_num_groups=4,
+    norm_num_groups=2,
 )
 OPTIONS = DetectionOptions(
     seed=5,
@@ -56,14 +61,13 @@ def torch_model():
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     model = diffusers.UNet2DConditionModel(
-        sample_size=SIZE,
         block_out_channels=CONFIG.block_out_channels,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=D,
         attention_head_dim=2,
-        norm_num_groups=4,
+        norm_num_groups=2,
     )
     torch.manual_seed(0)
     with torch.no_grad():
@@ -94,12 +98,11 @@ def make_unet(rngs: nnx.Rngs):
     return UNet2DConditionModel(CONFIG, rngs=rngs)
 
 
-@pytest.fixture(scope="module")
-def model():
+def make_model(size):
     apply = make_apply(make_unet)
     unused = None
     return DiffusionModel(
-        (SIZE, SIZE, 4),
+        (size, size, 4),
         unused,
         unused,
         unused,
@@ -135,7 +138,7 @@ def jax_noise(prompt, seed, shape, draw=None) -> np.ndarray:
     return np.array(jax.random.normal(key, shape))
 
 
-def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
+def measure_in_torch(torch_model, table, size, prediction_type, prompt, seed) -> dict:
     """Computes every detector of one prompt and seed, with a loop and autograd.
 
     Detectors are of predicted noise, `sigma x + signal v`; norms are as of 64x64x4.
@@ -169,7 +172,7 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
     scheduler.set_timesteps(S)
     text = torch.from_numpy(embed(table, INPUT_IDS[prompt]))
     negative = torch.from_numpy(embed(table, NEGATIVE_IDS))
-    noise = jax_noise(prompt, seed, (SIZE, SIZE, 4))
+    noise = jax_noise(prompt, seed, (size, size, 4))
     latents = torch.from_numpy(noise).permute(2, 0, 1)[None]
     end = ENDS[prompt]
     differences, attention, result = [], [], {}
@@ -218,9 +221,9 @@ def measure_in_torch(torch_model, table, prediction_type, prompt, seed) -> dict:
         + (h[-1][end:].sum() + h[-2][end:].sum()) / 2
         - h[0][end:].sum(),
     }
-    # Here all layers have the resolution of the latents.
     mask = torch.stack([x[:, :, end].mean(0) for x in taps.values()]).mean(0)
-    mask = mask.reshape(1, SIZE, SIZE)
+    mask = mask.reshape(1, size // 2, size // 2)
+    mask = mask.repeat_interleave(2, 1).repeat_interleave(2, 2)
     local = torch.stack([(mask * d).norm() for d in differences])
     result["bright_ending_norm"] = unit * local.mean() / mask.mean()
     return {name: np.asarray(value) for name, value in result.items()}
@@ -235,13 +238,15 @@ def trajectory_of(prediction_type):
     )
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def pair(request, model, params, torch_model, table):
-    detect = make_detector(model, trajectory_of(request.param), OPTIONS, NEGATIVE_IDS)
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, params, torch_model, table):
+    size, prediction_type = request.param
+    trajectory = trajectory_of(prediction_type)
+    detect = make_detector(make_model(size), trajectory, OPTIONS, NEGATIVE_IDS)
     compiled = detect.lower(params, INPUT_IDS, PROMPT_IDS).compile()
     singles = [
         [
-            measure_in_torch(torch_model, table, request.param, i, OPTIONS.seed + s)
+            measure_in_torch(torch_model, table, *request.param, i, OPTIONS.seed + s)
             for s in range(SEEDS)
         ]
         for i in range(B)
@@ -336,10 +341,10 @@ def test_the_steps_are_those_of_the_sampler(sampler):
         ({"text_noise": 0.0}, r"text_noise=0.0 must be above 0"),
     ],
 )
-def test_options_out_of_range_are_named(changes, message, model):
+def test_options_out_of_range_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         make_detector(
-            model,
+            make_model(32),
             trajectory_of("epsilon"),
             OPTIONS._replace(**changes),
             NEGATIVE_IDS,

@@ -1,6 +1,7 @@
 """Strengths are checked, and the generator does with them what each promises."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -318,6 +319,23 @@ def test_noise_on_the_text_is_normal_and_each_image_s_and_half_s_own():
 def test_before_its_transition_a_sampling_has_no_prompt():
     late = make_latents(guidance_transition=1)
     np.testing.assert_allclose(late, make_latents(scale=0.0), **ALMOST)
+
+
+# Both say when guidance begins.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pair",
+    [pair for pair in itertools.combinations(EACH, 2) if pair != ("static", "dynamic")],
+    ids="+".join,
+)
+def test_any_two_sample_together_and_neither_hides_the_other(pair):
+    first, second = (EACH[name] for name in pair)
+    together = make_latents(**first | second)
+    assert np.isfinite(together).all()
+    for alone in (first, second):
+        assert np.abs(together - make_latents(**alone)).max() > 1e-3
+    # The order of the list reaches no program.
+    assert strengths(**first | second) == strengths(**second | first)
 
 
 def test_the_generator_composes_all_of_them():

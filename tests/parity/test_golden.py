@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from copymit.embedding.inception import PROTOCOLS
-from copymit.scores.frechet import (
-    density_coverage,
-    kernel_distance,
-    precision_recall,
-)
+from copymit.scores.frechet import kernel_distance
+from copymit.scores.manifold import manifold_scores
 from tests.parity import inputs, ours
 
 pytestmark = pytest.mark.usefixtures("compiled_as_for_users")
@@ -89,16 +86,22 @@ def test_the_kernel_distance_of_the_same_features_is_equal(name, package):
     assert kernel_distance(*FEATURES[name]) == pytest.approx(expected, rel=1e-6)
 
 
+def manifold(name, *keys, **options):
+    found = manifold_scores(*FEATURES[name], **options)
+    return [found[key][0] for key in keys]
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_precision_and_recall_of_the_same_features_are_equal(name):
     scores = SCORES[name]
     assert 0 < scores["precision_torch_fidelity"] < 1
     expected = [scores[f"{key}_torch_fidelity"] for key in ("precision", "recall")]
     # torch-fidelity averages in float32.
-    assert precision_recall(*FEATURES[name]) == pytest.approx(expected, rel=1e-6)
+    assert manifold(name, "precision", "recall") == pytest.approx(expected, rel=1e-6)
     for k in (3, 5):
         expected = [scores[f"{key}_{k}_prdc"] for key in ("precision", "recall")]
-        assert precision_recall(*FEATURES[name], k) == pytest.approx(expected, rel=1e-9)
+        found = manifold(name, "precision", "recall", neighbours=(k, k))
+        assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -106,7 +109,8 @@ def test_precision_and_recall_of_the_same_features_are_equal(name):
 def test_density_and_coverage_of_the_same_features_are_equal(name, k):
     expected = [SCORES[name][f"{key}_{k}_prdc"] for key in ("density", "coverage")]
     assert min(expected) > 0
-    assert density_coverage(*FEATURES[name], k) == pytest.approx(expected, rel=1e-9)
+    found = manifold(name, "density", "coverage", neighbours=(k, k))
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Costs and advice, from numbers and texts made up here."""
 
+import jax
 import pytest
 
 from configs import tiny
@@ -11,6 +12,7 @@ from copymit.plan.cost import (
     roofline_seconds,
     what_to_change,
 )
+from copymit.plan.programs import ask_compiler
 
 V5E = find_chip("TPU v5 lite")
 
@@ -45,7 +47,7 @@ def test_the_least_time_is_that_of_what_takes_longer():
 
 def test_a_program_that_fits_is_said_to():
     report = "\n".join(describe("step", make_cost(1, 1, 2**30), V5E, tiny.get_config()))
-    assert "fits           the 14.9 GiB of a TPU v5e" in report
+    assert "fits           the 15.75 GiB of a TPU v5e" in report
     assert "DOES NOT FIT" not in report
 
 
@@ -53,7 +55,7 @@ def test_what_would_make_it_fit_depends_on_what_is_large():
     config = tiny.get_config()
     cost = make_cost(1, 1, 12e9, optimizer=8e9, frozen=1e9)
     report = "\n".join(describe("step", cost, V5E, config))
-    assert "DOES NOT FIT   the 14.9 GiB of a TPU v5e:" in report
+    assert "DOES NOT FIT   the 15.75 GiB of a TPU v5e:" in report
     assert "train.accumulate_steps=2" in report
     assert "train.moments_dtype='bfloat16'" in report
     config.train.dtype = "bfloat16"
@@ -65,6 +67,33 @@ def test_what_would_make_it_fit_depends_on_what_is_large():
     assert list(what_to_change(config, small, V5E)) == [
         "more devices, or some with more memory"
     ]
+
+
+class Refused:
+    """A program that the compiler refuses, in the words of libtpu 0.0.42."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_program_that_the_compiler_refuses_for_its_size_is_said_not_to_fit():
+    words = "Ran out of memory on HBM, the total memory required exceeds available HBM"
+    cost = ask_compiler(
+        Refused(f"RESOURCE_EXHAUSTED: {words}\n trace"), {"batch": 2**30}
+    )
+    report = list(describe("step", cost, V5E, tiny.get_config()))
+    assert report[1] == "  memory         more than there is"
+    assert f"  DOES NOT FIT   {words}" in report
+    assert "    - train.accumulate_steps=2 halves what is in between" in report
+    assert not any("nan" in line for line in report)
+
+
+def test_what_else_the_compiler_refuses_is_an_error():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        ask_compiler(Refused("INTERNAL: Mosaic failed"), {})
 
 
 def test_a_device_that_no_table_knows_is_said_to_be_one():

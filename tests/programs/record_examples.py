@@ -4,10 +4,7 @@ draws: `python record_examples.py FILE --config=... --workdir=...`"""
 import json
 import sys
 
-from absl import app
-
 import train
-from copymit.console import parse_flags
 from copymit.training import loop
 
 record = sys.argv.pop(1)
@@ -22,4 +19,4 @@ def recording(*args, **options):
 
 
 loop.iterate_batches = recording
-app.run(train.main, flags_parser=parse_flags)
+train.run()

@@ -5,10 +5,7 @@ import itertools
 import sys
 import threading
 
-from absl import app
-
 import train
-from copymit.console import parse_flags
 from copymit.training import loop
 
 count = int(sys.argv.pop(1))
@@ -21,4 +18,4 @@ def stopping(*args, **options):
 
 
 loop.iterate_batches = stopping
-app.run(train.main, flags_parser=parse_flags)
+train.run()

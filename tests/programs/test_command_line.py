@@ -19,53 +19,26 @@ from PIL import Image
     ],
 )
 def test_help_shows_examples_and_the_flags(program, flags, programs):
-    # absl ends --help with 1, as it does for any line that it cannot run.
-    said = programs.finish(programs.start(program, "--help"), code=1)
-    assert f"python {program} --" in said
-    assert "configs/common.py" in said
+    said = programs.run(program, "--help")
+    assert f"python {program}" in said
+    assert "--list_settings" in said
     for flag in flags:
-        assert re.search(rf"^ *{flag}:", said, re.MULTILINE), flag
+        assert re.search(rf"^ *{flag}(=|$)", said, re.MULTILINE), flag
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (
-            ["--config=configs/tiny.py", "--config.train.stepz=1"],
-            "error: unknown setting 'stepz'. Did you mean \"steps\"",
-        ),
-        (["--config=configs/absent.py", "--config.seed=1"], "configs/absent.py"),
-        (
-            ["--config=configs/tiny.py", "--config.data.source=absent"],
-            "error: no folder 'absent'",
-        ),
-    ],
-)
-def test_a_mistake_of_the_settings_is_explained_without_a_trace(
-    flags, expected, programs, tmp_path
-):
+def test_data_that_are_not_there_are_explained_without_a_trace(programs, tmp_path):
     workdir = tmp_path / "run"
-    command = ["train.py", *flags, f"--workdir={workdir}"]
-    said = programs.finish(programs.start(*command), code=1)
-    assert expected in said
+    command = ["--config=tiny", "--config.data.source=absent", f"--workdir={workdir}"]
+    said = programs.finish(programs.start("train.py", *command), code=1)
+    assert "error: no folder 'absent'" in said
     assert "Traceback" not in said
     assert not workdir.exists()
 
 
 def test_generations_without_references_are_refused(programs, tmp_path):
     flags = [f"--workdir={tmp_path}", f"--generations={tmp_path}"]
-    said = programs.finish(programs.start("evaluate.py", *flags), code=1)
+    said = programs.finish(programs.start("evaluate.py", *flags), code=2)
     assert "--generations and --references belong together" in said
-
-
-def test_an_unknown_setting_of_an_audit_is_explained_without_a_trace(
-    programs, tmp_path
-):
-    flags = [f"--workdir={tmp_path}", "--eval.tyles=2"]
-    flags += [f"--{name}={tmp_path}" for name in ("generations", "references")]
-    said = programs.finish(programs.start("evaluate.py", *flags), code=1)
-    assert "error: unknown setting 'tyles'. Did you mean \"tiles\"" in said
-    assert "Traceback" not in said
 
 
 def test_a_pipeline_is_stopped_by_too_many_copies_and_told_in_one_line(

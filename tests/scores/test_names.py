@@ -1,17 +1,8 @@
-from pathlib import Path
-
 import pytest
 
 from copymit.report import comparison, page, pairing, verdict
-from copymit.scores.names import SCORES, look_up, readme_table
+from copymit.scores.names import SCORES, look_up
 from copymit.scores.tiled import EXTRACTED_BELOW
-
-README = Path(__file__).parents[2] / "README.md"
-
-
-def test_the_table_in_readme_is_that_of_the_names():
-    text = "\n".join(readme_table())
-    assert text in README.read_text(), f"put this into README.md:\n{text}"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from copymit.console import explain_bad_input, set_up_logging
+from copymit.console import explain_bad_input, program_name, set_up_logging
 from copymit.data.caption.writing import caption_source
 from copymit.data.captions import random_token_ids
 from copymit.data.captions_file import write_captions
@@ -99,7 +99,7 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m copymit.data.caption",
+        prog=program_name("copymit.data.caption"),
         description="Captions by a model, and captions for other programs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -21,6 +21,7 @@ from copymit.data.checking import check_images
 from copymit.data.examples import ExampleSource
 from copymit.data.images import decode_image
 from copymit.progress import Progress
+from copymit.storage import writing
 
 logger = logging.getLogger("copymit.data.caption")
 
@@ -68,7 +69,7 @@ def caption_source(
     if remaining:
         check_images(source, remaining)
     progress = Progress("captioned", len(source), done=done)
-    with partial.open("a", encoding="utf-8") as file:
+    with writing(partial), partial.open("a", encoding="utf-8") as file:
         for first in range(done, len(source), batch_size):
             indices = range(first, min(first + batch_size, len(source)))
             examples = [source[i] for i in indices]

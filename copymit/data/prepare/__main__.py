@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from copymit.console import explain_bad_input, set_up_logging
+from copymit.console import explain_bad_input, program_name, set_up_logging
 from copymit.data.captions_file import CAPTIONS_FORMATS, CaptionedSource
 from copymit.data.examples import ExampleSource, describe_captions, describe_left_out
 from copymit.data.folder_source import FolderSource
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument("--captions", help="image path -> captions: JSON, CSV, ...")
     captions.add_argument("--captions_format", choices=CAPTIONS_FORMATS, default="auto")
     parser = argparse.ArgumentParser(
-        prog="python -m copymit.data.prepare",
+        prog=program_name("copymit.data.prepare"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

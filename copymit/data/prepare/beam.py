@@ -19,7 +19,6 @@ import json
 import logging
 import operator
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +43,7 @@ from copymit.data.prepare.selection import (
 )
 from copymit.data.prepare.write import Settings, Summary
 from copymit.data.record_source import RecordSource, is_prepared
+from copymit.storage import scratch_folder
 
 try:
     import apache_beam as beam
@@ -205,12 +205,12 @@ def _try(
     """Yields key, id and row, or fault, of each example that the plan takes."""
     with contextlib.ExitStack() as stack:
         # For the workers, whose folders have other names each time.
-        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        scratch = stack.enter_context(scratch_folder())
         there = str(epath.Path(tar).parent)
         try:
-            source = _open(tar, Path(scratch))
+            source = _open(tar, scratch)
         except ValueError as error:
-            fault = f"cannot be used ({error})".replace(scratch, there)
+            fault = f"cannot be used ({error})".replace(str(scratch), there)
             yield b"", epath.Path(tar).name, fault
             return
         for i, name in enumerate(source.example_ids):
@@ -218,7 +218,7 @@ def _try(
             if plan is None or shard_of(key, plan) is not None:
                 result = make_row(source, i, settings.min_side)
                 if isinstance(result, str):
-                    result = result.replace(scratch, there)
+                    result = result.replace(str(scratch), there)
                 yield key, name, result
 
 

@@ -7,13 +7,13 @@ as the builder does.
 
 import contextlib
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from copymit.data.captions_file import refuse
 from copymit.data.folder_source import IMAGENETTE_CLASSES, FolderSource
+from copymit.storage import scratch_folder
 
 CONFIGS = ("160px-v2", "320px-v2", "full-size-v2")
 SPLITS = {"train": "train", "validation": "val"}  # name -> folder in the archive
@@ -43,15 +43,15 @@ def open_imagenette(
         another layout, or the captions do not fit.
       FileNotFoundError: if the archive or the captions file is absent.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        builder = _make_builder(config, scratch)
+    with scratch_folder() as scratch:
+        builder = _make_builder(config, str(scratch))
         if archive is None:
             folder = _fetch(builder, split, download_dir)
         elif Path(archive).is_dir():
             folder = _find_split(Path(archive), split)
         else:
-            _unpack(Path(archive), Path(scratch, "unpacked"))
-            folder = _find_split(Path(scratch, "unpacked"), split)
+            _unpack(Path(archive), scratch / "unpacked")
+            folder = _find_split(scratch / "unpacked", split)
         source = FolderSource(
             folder,
             captions,

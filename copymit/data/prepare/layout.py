@@ -5,10 +5,8 @@ In: shards of rows. Out: ArrayRecord files and an index, and beside them what ma
 """
 
 import json
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,7 +25,7 @@ from copymit.data.record_source import (
     SETTINGS_FILE,
     shard_name,
 )
-from copymit.storage import is_remote
+from copymit.storage import is_remote, scratch_folder, write_whole
 
 SKIPPED_FILE = "skipped.json"
 PROGRESS_FOLDER = "incomplete"  # gone when the data set is whole
@@ -91,19 +89,19 @@ def write_shard(
     is not whole yet.
     """
     partial = folder / PROGRESS_FOLDER / f"{uuid.uuid4().hex}.partial"
-    with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch, "records")
+    with scratch_folder() as scratch:
+        local = scratch / "records"
         writer = ArrayRecordWriter(str(local), _WRITER_OPTIONS)
         for row in rows:
             writer.write(row.record)
         writer.close()
-        _write_whole(folder / shard_name(number), local.read_bytes(), partial)
+        _write(folder / shard_name(number), local.read_bytes(), partial)
     shard = Shard(
         len(rows), sum(len(row.record) for row in rows), cursor, list(skipped)
     )
     schema = INDEX_SCHEMA.with_metadata({"shard": json.dumps(shard)})
     table = pa.Table.from_pylist([row.facts for row in rows], schema)
-    _write_whole(_progress_file(folder, number), _parquet(table), partial)
+    _write(_progress_file(folder, number), _parquet(table), partial)
     return shard
 
 
@@ -130,11 +128,11 @@ def finish(
         for i in range(len(shards))
     ]
     index = pa.concat_tables(part.replace_schema_metadata() for part in parts)
-    _write_whole(folder / INDEX_FILE, _parquet(index))
+    _write(folder / INDEX_FILE, _parquet(index))
     listing = [{"example_id": name, "reason": reason} for name, reason in skipped]
     write_json(folder / SKIPPED_FILE, listing)
     if class_names:
-        _write_whole(folder / CLASSES_FILE, "\n".join([*class_names, ""]).encode())
+        _write(folder / CLASSES_FILE, "\n".join([*class_names, ""]).encode())
     write_json(folder / FEATURES_FILE, _features(len(class_names)))
     write_json(folder / INFO_FILE, _info(shards))
     clean_up(folder)
@@ -148,22 +146,15 @@ def clean_up(folder: epath.Path) -> None:
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file whole."""
-    _write_whole(
-        path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-    )
+    _write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _write_whole(
-    path: epath.Path, data: bytes, partial: epath.Path | None = None
-) -> None:
-    if is_remote(path):
-        path.write_bytes(data)  # an object is never seen half written
-        return
+def _write(path: epath.Path, data: bytes, partial: epath.Path | None = None) -> None:
     partial = partial or path.parent / f"{path.name}.partial"
-    for parent in {path.parent, partial.parent}:
-        parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(data)
-    partial.replace(path)
+    if not is_remote(path):
+        for parent in {path.parent, partial.parent}:
+            parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data, partial)
 
 
 def _progress_file(folder: epath.Path, number: int) -> epath.Path:

@@ -25,7 +25,7 @@ def masked_norm(
 DETECTORS = (
     Detector(
         "bright_ending_norm",
-        "the same where the end token is bright",
+        "text-conditional noise where the end token is bright, all steps",
         "Chen et al. 2025, Exploring Local Memorization in Diffusion Models via Bright "
         "Ending Attention: their local form of Wen et al.'s detector. The average of maps "
         "and the resize are our reading",

@@ -54,7 +54,11 @@ MITIGATIONS = (
         ("DTP",),
         "guidance begins where its magnitude has its first minimum",
         (
-            Setting("generate.dynamic_transition", False, "whether it does"),
+            Setting(
+                "generate.dynamic_transition",
+                False,
+                "whether guidance begins at the first minimum of its magnitude",
+            ),
             Setting(
                 "generate.dynamic_before",
                 1.0,

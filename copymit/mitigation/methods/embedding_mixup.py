@@ -33,7 +33,7 @@ MITIGATIONS = (
             Setting(
                 "train.embedding_mixup",
                 0.0,
-                "Beta(this, 1) is the share of the own one; 0 mixes nothing",
+                "Beta(this, 1) is the share of an image's own embedding; 0 mixes nothing",
                 0,
                 100,
             ),

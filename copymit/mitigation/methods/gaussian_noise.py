@@ -23,7 +23,15 @@ MITIGATIONS = (
         "gaussian_noise",
         ("GN", "rand_noise_lam"),
         "noise on the text embedding",
-        (Setting("train.gaussian_noise", 0.0, "deviation of the noise", 0, 100),),
+        (
+            Setting(
+                "train.gaussian_noise",
+                0.0,
+                "deviation of the noise on text embeddings",
+                0,
+                100,
+            ),
+        ),
         strength=0.1,
         published="deviation 0.1",
         changed="",
@@ -38,7 +46,15 @@ MITIGATIONS = (
         "generation_noise",
         ("GNI", "rand_noise_lam_inference"),
         "at inference: noise on the text embedding, of the prompt and of the negative one",
-        (Setting("generate.gaussian_noise", 0.0, "deviation of the noise", 0, 100),),
+        (
+            Setting(
+                "generate.gaussian_noise",
+                0.0,
+                "deviation of the noise on text embeddings",
+                0,
+                100,
+            ),
+        ),
         strength=0.1,
         published="deviation 0.1, on both halves of guidance",
         changed="",

@@ -42,7 +42,13 @@ MITIGATIONS = (
         "general_captions",
         ("general", "use_clean_prompts"),
         "some captions become the image's least specific one: its class or the shortest",
-        (Setting("train.general_captions", 0.0, "share of the visits"),),
+        (
+            Setting(
+                "train.general_captions",
+                0.0,
+                "share of the visits with the least specific caption",
+            ),
+        ),
         strength=0.5,
         published="all captions, made general by a language model in less than five words; "
         "with them, images and embeddings mixed with those of a second data set, by 0.1 "

@@ -26,7 +26,11 @@ MITIGATIONS = (
         "multiple_captions",
         ("MC", "allcaps"),
         "one of the image's captions at random, at every visit",
-        (Setting("train.multiple_captions", False, "whether captions vary"),),
+        (
+            Setting(
+                "train.multiple_captions", False, "whether every visit draws a caption"
+            ),
+        ),
         strength=True,
         published="20 BLIP captions an image",
         changed="",

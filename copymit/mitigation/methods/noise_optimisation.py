@@ -128,7 +128,7 @@ def _check(values: Values, circumstances: Circumstances) -> str | None:
 TARGET = Setting(
     "generate.noise_target",
     0.0,
-    "loss to which it is moved, in norms of 64x64x4 noise",
+    "loss to which the initial noise is moved, in norms of 64x64x4 noise",
     0,
     1e6,
 )
@@ -149,13 +149,25 @@ MITIGATIONS = (
             Setting(
                 "generate.noise_norm_weight",
                 -1.0,
-                "of the norm of the noise in the loss; below 0 the authors': 0.05, or 0.01 "
+                "weight of the noise's norm in the loss; below 0 the authors': 0.05, 0.01 "
                 "where the network predicts velocity",
                 -1,
                 100,
             ),
-            Setting("generate.noise_learning_rate", 0.05, "of Adam", 1e-6, 10),
-            Setting("generate.noise_iterations", 10, "at most", 1, 1000),
+            Setting(
+                "generate.noise_learning_rate",
+                0.05,
+                "learning rate of Adam, for the noise",
+                1e-6,
+                10,
+            ),
+            Setting(
+                "generate.noise_iterations",
+                10,
+                "iterations on the noise, at most",
+                1,
+                1000,
+            ),
         ),
         strength=8.2,
         published="loss 8.2, of which the norm is 0.05 * 128, and 0.01 of the norm for SD "

@@ -68,7 +68,15 @@ MITIGATIONS = (
         "noise_selection",
         (),
         "of several initial noises the one at which the model is least sharp",
-        (Setting("generate.noise_candidates", 0, "noises an image", 0, 1000),),
+        (
+            Setting(
+                "generate.noise_candidates",
+                0,
+                "initial noises tried for an image",
+                0,
+                1000,
+            ),
+        ),
         strength=8,
         published="none",
         changed="ours: all of it stays normal noise, which optimised noise does not",

@@ -32,7 +32,7 @@ MITIGATIONS = (
         "padding_mask",
         ("cross_attn_mask",),
         "no attention to what follows the end of the prompt",
-        (Setting("generate.mask_padding", False, "whether it is masked"),),
+        (Setting("generate.mask_padding", False, "whether padding gets no attention"),),
         strength=True,
         published="from the prompt's end on, in both halves of guidance, together with "
         "`attention_rescaling`",

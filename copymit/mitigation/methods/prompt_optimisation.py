@@ -107,7 +107,7 @@ def _check(values: Values, circumstances: Circumstances) -> str | None:
 TARGET = Setting(
     "generate.prompt_target",
     0.0,
-    "norm of that effect to which it is moved, in noise of 64x64x4 latents",
+    "norm of the prompt's effect to which it is moved, in noise of 64x64x4 latents",
     0,
     1e6,
 )
@@ -125,8 +125,20 @@ MITIGATIONS = (
         (
             TARGET,
             QUANTILE,
-            Setting("generate.prompt_learning_rate", 0.05, "of AdamW", 1e-6, 10),
-            Setting("generate.prompt_iterations", 10, "at most", 1, 1000),
+            Setting(
+                "generate.prompt_learning_rate",
+                0.05,
+                "learning rate of AdamW, for the prompt's embedding",
+                1e-6,
+                10,
+            ),
+            Setting(
+                "generate.prompt_iterations",
+                10,
+                "iterations on the embedding, at most",
+                1,
+                1000,
+            ),
         ),
         strength=1.5,
         published="target 3, over four images that share one embedding; AdamW at 0.05, 10 "

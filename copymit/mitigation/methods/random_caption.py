@@ -27,7 +27,11 @@ MITIGATIONS = (
         "random_caption",
         ("RC", "randrepl"),
         "some captions become four random tokens",
-        (Setting("train.random_caption", 0.0, "share of the visits"),),
+        (
+            Setting(
+                "train.random_caption", 0.0, "share of the visits with a random caption"
+            ),
+        ),
         strength=0.1,
         published="0.1 of the visits",
         changed="",

@@ -29,7 +29,15 @@ MITIGATIONS = (
         "generation_numbers",
         ("RNA", "rand_numb_add"),
         "at inference: random numbers inserted into the prompt",
-        (Setting("generate.random_numbers", 0, "numbers inserted", 0, 1000),),
+        (
+            Setting(
+                "generate.random_numbers",
+                0,
+                "random numbers inserted into a prompt",
+                0,
+                1000,
+            ),
+        ),
         strength=2,
         published="2 numbers; 4 for known memorised prompts",
         changed="",

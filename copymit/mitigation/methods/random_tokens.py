@@ -33,7 +33,12 @@ MITIGATIONS = (
         "random_tokens",
         ("RT", "randwordadd"),
         "two random tokens inserted into some captions",
-        (Setting("train.random_tokens", 0.0, "share of the visits"), NUM_INSERTIONS),
+        (
+            Setting(
+                "train.random_tokens", 0.0, "share of the visits with inserted tokens"
+            ),
+            NUM_INSERTIONS,
+        ),
         strength=0.1,
         published="2 tokens, 0.1 of the visits",
         changed="",
@@ -52,7 +57,15 @@ MITIGATIONS = (
         "generation_tokens",
         ("RTI", "rand_word_add"),
         "at inference: random tokens inserted into the prompt",
-        (Setting("generate.random_tokens", 0, "tokens inserted", 0, 1000),),
+        (
+            Setting(
+                "generate.random_tokens",
+                0,
+                "random tokens inserted into a prompt",
+                0,
+                1000,
+            ),
+        ),
         strength=2,
         published="2 tokens; 4 for known memorised prompts",
         changed="",

@@ -17,7 +17,12 @@ CLEAN = Setting(
     "similarity above which it acts at the end of the sampling",
     -1,
 )
-NOISY = Setting("generate.noisy_threshold", 0.3, "and at its beginning", -1)
+NOISY = Setting(
+    "generate.noisy_threshold",
+    0.3,
+    "similarity above which it acts at the beginning of the sampling",
+    -1,
+)
 
 # Of `1 - s^2` in float32; what is left of it says nothing of the gradient.
 _ROUNDING = 1e-6

@@ -29,7 +29,12 @@ MITIGATIONS = (
         "word_repetition",
         ("CWR", "wordrepeat"),
         "two words of some captions repeated",
-        (Setting("train.word_repetition", 0.0, "share of the visits"), NUM_INSERTIONS),
+        (
+            Setting(
+                "train.word_repetition", 0.0, "share of the visits with repeated words"
+            ),
+            NUM_INSERTIONS,
+        ),
         strength=0.1,
         published="2 words, 0.1 of the visits",
         changed="",
@@ -48,7 +53,15 @@ MITIGATIONS = (
         "generation_repetition",
         ("CWRI", "rand_word_repeat"),
         "at inference: words of the prompt repeated",
-        (Setting("generate.word_repetition", 0, "words inserted", 0, 1000),),
+        (
+            Setting(
+                "generate.word_repetition",
+                0,
+                "words of a prompt repeated in it",
+                0,
+                1000,
+            ),
+        ),
         strength=2,
         published="2 words; 4 for known memorised prompts",
         changed="",
