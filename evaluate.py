@@ -65,6 +65,14 @@ _WORKDIR = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
     "name", None, "Name of this evaluation; by default the step, or after the images."
 )
+_STEP = flags.DEFINE_integer(
+    "step", None, "Step of the checkpoint to evaluate; the newest by default."
+)
+_MITIGATE = flags.DEFINE_list(
+    "mitigate",
+    [],
+    "Mitigations of a run's generations, as AMG,PO=1.5; the run's if none.",
+)
 _STAGES = flags.DEFINE_list(
     "stages",
     None,
@@ -142,6 +150,11 @@ def _check_flags(stages: list[str]) -> None:
         refuse("--fail_above needs the stage score or report")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         refuse("--generations and --references belong together")
+    if _GENERATIONS.value or _MODEL.value:
+        if _STEP.value is not None:
+            refuse("--step is of a run that train.py made")
+        if _MITIGATE.value:
+            refuse("--mitigate is for a run that train.py made")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         refuse("--model needs --config, and no --generations")
 
@@ -171,7 +184,10 @@ def _open_subject() -> "Subject":
     if _MODEL.value:
         return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
-        return open_run(_WORKDIR.value, config, _NAME.value, changes=changes)
+        return open_run(
+            *(_WORKDIR.value, config, _NAME.value, changes, _STEP.value),
+            mitigations=_MITIGATE.value,
+        )
     return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",

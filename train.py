@@ -4,7 +4,7 @@
     copymit train --config=demo --workdir=runs/short --config.train.steps=200
 
 In a checkout `python train.py` is the same. Run the same command again and it goes on from
-the newest checkpoint. SIGTERM saves one first.
+the newest checkpoint. Ctrl-C and SIGTERM save one first.
 
 Several hosts start the same command: on Cloud TPU with --distributed, elsewhere with
 --coordinator, --num_processes and --process_id.

@@ -30,7 +30,10 @@ _FREE_TO_CHANGE = (
     "train.keep_checkpoints",
     "train.hang_timeout_seconds",
     "train.sample_every_steps",
+    "train.epochs",  # train.steps is what counts
+    "train.evaluate_every_epochs",
     "train.evaluate_every_steps",
+    "train.stop_above_copied_share",
     "train.evaluate_prompts",
     "train.preview_prompts",
     "train.profile_steps",
