@@ -42,12 +42,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Checks the command line, joins the other hosts and trains."""
-    from copymit.training.loop import train  # jax: --help and mistakes need none
-
     set_up_logging(_DEBUG.value)
-    keep_compiled_programs()
-    join_hosts()
     with explain_bad_input(_DEBUG.value):
+        from copymit.training.loop import train  # jax: --help and mistakes need none
+
+        keep_compiled_programs()
+        join_hosts()
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
         _warn_of_missing_weights(_CONFIG.value)
         train(_CONFIG.value, _WORKDIR.value, _make_monitor)

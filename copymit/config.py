@@ -25,6 +25,7 @@ _FREE_TO_CHANGE = (
     "data.num_workers",
     "train.accumulate_steps",
     "train.log_every_steps",
+    "train.wandb_project",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.hang_timeout_seconds",

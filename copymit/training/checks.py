@@ -5,6 +5,8 @@ import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from copymit.wandb_run import check_wandb
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,6 +47,7 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
             raise ValueError(
                 f"train.{name}={config[name]} must be above 0, or 0 for none"
             )
+    check_wandb(config.wandb_project)
     if config.learning_rate_power <= 0:
         raise ValueError(
             f"train.learning_rate_power={config.learning_rate_power} must be above 0"

@@ -176,7 +176,9 @@ def train(
     at_peak = seconds_at_peak(model, abstract_batch(draws, mesh), config)
 
     # 6. The loop.
-    writer = MetricWriter(workdir, first_step)
+    writer = MetricWriter(
+        workdir, first_step, config.train.wandb_project, flatten(config.to_dict())
+    )
     progress = Progress(config.train.steps, first_step, config.train.batch_size)
     recent: list[
         dict[str, jax.Array]
