@@ -28,7 +28,7 @@ from launch.claims import Claims, reaching
 from launch.photos import PRESETS as PHOTOS
 from launch.photos import check_photos, read_places
 from launch.pool import Options, find_products, run_tasks
-from launch.reduce import needed, reduce_runs
+from launch.reduce import reduce_runs, reopen
 from launch.status import tabulate, to_text
 from launch.trials import (
     Plan,
@@ -195,7 +195,7 @@ def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) ->
     if arguments.results_only:
         reduce = functools.partial(reduce_runs, {t.key: t for t in tasks}, root=root)
     if "://" not in root:
-        tasks = needed(tasks, _find_done(tasks, root), root)
+        reopen(tasks, _find_done(tasks, root), root)
     options = Options(
         arguments.num_workers,
         arguments.max_attempts,
