@@ -33,6 +33,7 @@ from launch.status import tabulate, to_text
 from launch.trials import (
     Plan,
     Task,
+    choose_trials,
     command_lines,
     list_trials,
     load_sweep,
@@ -98,6 +99,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="SETTING=VALUE",
         help="setting of every trial, such as data.source=gs://...; may be repeated",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="LABEL=VALUE,...",
+        help="trials with these labels alone, such as factor=1,10; may be repeated",
     )
     add("--num_workers", type=int, default=1, help="at a time; cores and GPUs divided")
     add("--max_attempts", type=int, default=3, help="after which a task is left alone")
@@ -185,6 +193,7 @@ def _list(
         read_overrides(arguments.override),
         places,
     )
+    trials = choose_trials(trials, arguments.only)
     return Family(sweep, [plan(trial) for trial in trials])
 
 
