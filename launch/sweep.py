@@ -13,7 +13,6 @@ docs/sweeps.md says how.
 """
 
 import argparse
-import functools
 import logging
 import math
 import os
@@ -200,9 +199,7 @@ def _list(
 def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) -> int:
     """Runs what is open; returns how many tasks are not done at the end."""
     tasks = unique_tasks(plans)
-    reduce = lambda done: None  # noqa: E731
-    if arguments.results_only:
-        reduce = functools.partial(reduce_runs, {t.key: t for t in tasks}, root=root)
+    by_key = {task.key: task for task in tasks} if arguments.results_only else {}
     if "://" not in root:
         reopen(tasks, _find_done(tasks, root), root)
     options = Options(
@@ -210,7 +207,7 @@ def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) ->
         arguments.max_attempts,
         arguments.claim_secs,
         minutes=arguments.minutes,
-        on_done=reduce,
+        on_done=lambda done: reduce_runs(by_key, done, root),
     )
     standing = run_tasks(tasks, root, options)
     unfinished = sum(state != "done" for state in standing.values())
