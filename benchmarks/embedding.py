@@ -2,11 +2,13 @@
 
 Each side runs in a process of its own, so that neither holds the other's threads:
 
-    python -m benchmarks.embedding SIDE CASE    prints the seconds of one batch
+    python -m benchmarks.embedding SIDE CASE [BATCH]    prints the seconds of one batch
 
-Weights are random and float32; images are prepared beforehand.
+Weights are random and float32; images are prepared beforehand. `run` measures on CPUs;
+`benchmarks.gpu` on a GPU, to which images go and from which features come in the time.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.timing import Row, best_of
+from benchmarks.timing import ON_CPU, Row, best_of
 
 BATCH_SIZE = 16
 REPEATS = 3
@@ -27,17 +29,22 @@ class Case(NamedTuple):
     Attributes:
       size: height and width of the images in pixels.
       copymit, torch: images -> a function that embeds them once.
+      package: which has the network in torch.
     """
 
     size: int
     copymit: Callable[[np.ndarray], Callable]
     torch: Callable[[np.ndarray], Callable]
+    package: str = "torch"
 
 
 def run() -> list[Row]:
     """Times both sides in turn, each in a new process."""
     rows = []
     for name, case in CASES.items():
+        if importlib.util.find_spec(case.package) is None:
+            print(f"{name} needs {case.package}, which is not here", file=sys.stderr)
+            continue
         seconds = [_measure(side, name) for side in ("copymit", "torch")]
         label = f"{name}, {BATCH_SIZE}x{case.size}x{case.size}"
         rows.append(Row(label, seconds[0], "torch, eager", seconds[1]))
@@ -46,7 +53,7 @@ def run() -> list[Row]:
 
 def _measure(side: str, name: str) -> float:
     command = [sys.executable, "-m", "benchmarks.embedding", side, name]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | ON_CPU
     done = subprocess.run(
         command, check=True, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -75,14 +82,8 @@ def _torch_sscd(architecture: str) -> Callable[[np.ndarray], Callable]:
             torch.nn.LPPool1d(3, (images.shape[1] // 32) ** 2),
             torch.nn.Flatten(),
             torch.nn.Linear(config.trunk.out_channels, config.features),
-        ).eval()
-        pixel_values = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
-
-        @torch.inference_mode()
-        def embed():
-            model(pixel_values)
-
-        return embed
+        )
+        return _embed_in_torch(model, images)
 
     return make
 
@@ -137,6 +138,12 @@ def _dinov2(images: np.ndarray) -> Callable:
     from copymit.models.dinov2 import DINOV2_VITS14, Dinov2Model
 
     return _apply(Dinov2Model, DINOV2_VITS14, images)
+
+
+def _inception(images: np.ndarray) -> Callable:
+    from copymit.models.inception import Inception
+
+    return _apply(lambda _, rngs: Inception(rngs=rngs), None, images)
 
 
 def _efficientnet(images: np.ndarray) -> Callable:
@@ -217,15 +224,34 @@ def _torch_dinov2(images: np.ndarray) -> Callable:
     return _embed_in_torch(transformers.Dinov2Model(config), images)
 
 
+def _torch_inception(images: np.ndarray) -> Callable:
+    """torchvision's, which takes as long as the older one that the FID has."""
+    import torch
+    import torchvision
+
+    model = torchvision.models.inception_v3(
+        weights=None, init_weights=False, aux_logits=False
+    )
+    model.fc = torch.nn.Identity()
+    return _embed_in_torch(model, images)
+
+
 def _embed_in_torch(model, images: np.ndarray) -> Callable:
     import torch
 
-    model.eval()
-    pixel_values = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    if on_gpu:  # As jax multiplies float32 there, but for Inception's.
+        torch.set_float32_matmul_precision("high")
+    model = model.to(device, memory_format=layout).eval()
+    pixel_values = torch.tensor(images).permute(0, 3, 1, 2)
+    pixel_values = pixel_values.contiguous(memory_format=layout)
 
     @torch.inference_mode()
     def embed():
-        model(pixel_values)
+        found = model(pixel_values.to(device))
+        getattr(found, "pooler_output", found).cpu()
 
     return embed
 
@@ -236,15 +262,15 @@ CASES = {
     "SSCD ResNeXt-101 32x4d": Case(
         224, _sscd("resnext101_32x4d"), _torch_sscd("resnext101_32x4d")
     ),
-    "CLIP ViT-B/16": Case(224, _clip, _torch_clip),
-    "DINOv2 ViT-S/14": Case(224, _dinov2, _torch_dinov2),
+    "CLIP ViT-B/16": Case(224, _clip, _torch_clip, "transformers"),
+    "DINOv2 ViT-S/14": Case(224, _dinov2, _torch_dinov2, "transformers"),
+    "Inception-v3": Case(299, _inception, _torch_inception, "torchvision"),
 }
 
 
 if __name__ == "__main__":
-    side, name = sys.argv[1:]
+    side, name, *batch = sys.argv[1:]
     case = CASES[name]
-    images = np.random.default_rng(0).standard_normal(
-        (BATCH_SIZE, case.size, case.size, 3), np.float32
-    )
+    shape = (int(batch[0]) if batch else BATCH_SIZE, case.size, case.size, 3)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
     print(best_of(getattr(case, side)(images), REPEATS))

@@ -1,11 +1,13 @@
-"""Stable Diffusion 2.1's UNet on one GPU, against diffusers in torch, eager and compiled.
+"""One GPU against torch: Stable Diffusion 2.1's UNet, and the embedders.
 
     python -m benchmarks.gpu
 
-Random weights, bfloat16: a training step with AdamW of 16 and 64 latents of 32x32x4 and of
-16 of 64x64x4, and 50 steps of sampling with guidance of 16 latents of 64x64x4. Each
-measurement runs in a process of its own, so that its peak of memory is its own. Without a
-GPU it says so. torch must be a build for the GPU, which the extra `test` is not.
+The UNet has random weights and computes in bfloat16: a training step with AdamW of 16 and
+64 latents of 32x32x4 and of 16 of 64x64x4, and 50 steps of sampling with guidance of 16
+latents of 64x64x4, against diffusers, eager and compiled. Embedders: images a second,
+batches of 128, against eager torch. Each measurement runs in a process of its own, so that
+its peak of memory is its own. Without a GPU it says so and exits with 0. torch must be a
+build for the GPU, which the extra `test` is not; Inception's peer is torchvision's.
 """
 
 import functools
@@ -18,13 +20,15 @@ from collections.abc import Callable
 from typing import Any
 
 TASKS = {
-    "training step, 16 x 32x32x4": ("train", 16, 32),
-    "training step, 64 x 32x32x4": ("train", 64, 32),
-    "training step, 16 x 64x64x4": ("train", 16, 64),
-    "50-step sampling, 16 x 64x64x4": ("sample", 16, 64),
+    "training step, 16 x 32x32x4": ("training step", 16, 32),
+    "training step, 64 x 32x32x4": ("training step", 64, 32),
+    "training step, 16 x 64x64x4": ("training step", 16, 64),
+    "50-step sampling, 16 x 64x64x4": ("50-step sampling", 16, 64),
 }
 SIDES = ("copymit", "torch eager", "torch compile")
-REPEATS = {"train": 8, "sample": 3}
+REPEATS = {"training step": 8, "50-step sampling": 3}
+EMBEDDERS = ("SSCD ResNet-50", "Inception-v3", "DINOv2 ViT-S/14")
+EMBEDDED_IMAGES = 128
 
 
 def main() -> None:
@@ -39,21 +43,39 @@ def main() -> None:
         f"{jax.devices()[0].device_kind}, median, peak of memory, compilation\n{header}"
     )
     for task in TASKS:
-        cells = [_measure(side, task) for side in SIDES]
+        cells = [_measure_unet(side, task) for side in SIDES]
         print(f"{task:32}" + "".join(f"{cell:>30}" for cell in cells), flush=True)
+    for name in EMBEDDERS:
+        cells = [_measure_embedder(side, name) for side in ("copymit", "torch")]
+        print(f"{name:32}" + "".join(f"{cell:>30}" for cell in cells), flush=True)
 
 
-def _measure(side: str, task: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.gpu", side, task]
+def _measure_unet(side: str, task: str) -> str:
+    found = _run("benchmarks.gpu", side, task)
+    if found is None:
+        return "failed"
+    return "{seconds:.4f} s {gib:.1f} GiB {compiling:.0f} s".format(**json.loads(found))
+
+
+def _measure_embedder(side: str, name: str) -> str:
+    found = _run("benchmarks.embedding", side, name, str(EMBEDDED_IMAGES))
+    return (
+        "failed" if found is None else f"{EMBEDDED_IMAGES / float(found):,.0f} images/s"
+    )
+
+
+def _run(module: str, *arguments: str) -> str | None:
+    """Returns the last line that a program prints, or nothing if it fails."""
     # So that the peak is what was needed.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", module, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
-    if done.returncode:
-        return "failed"
-    found = json.loads(done.stdout.splitlines()[-1])
-    return "{seconds:.4f} s {gib:.1f} GiB {compiling:.0f} s".format(**found)
+    return None if done.returncode else done.stdout.splitlines()[-1]
 
 
 def _time(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -68,144 +90,55 @@ def _time(function: Callable[[], Any], repeats: int) -> tuple[float, float]:
     return sorted(times)[len(times) // 2], first
 
 
-def _copymit(kind: str, batch: int, size: int) -> tuple[Callable[[], Any], Callable]:
+def _copymit(task: str, inputs) -> tuple[Callable[[], Any], Callable[[], int]]:
     """Returns what does the task once and waits, and what tells the peak in bytes."""
-    import dataclasses
-
     import jax
-    import jax.numpy as jnp
-    import optax
 
-    from copymit.diffusion.noise_scheduler import make_noise_scheduler
-    from copymit.diffusion.sampler import sample, with_guidance
-    from copymit.diffusion.trajectory import SAMPLERS
-    from copymit.models.assembly import for_inference
-    from copymit.models.functional import init_params, make_apply
-    from copymit.models.unet import SD_2, UNet2DConditionModel
+    from benchmarks.unet import make_copymit
 
-    config = dataclasses.replace(SD_2, sample_size=size)
-
-    def make(rngs):
-        return UNet2DConditionModel(config, dtype=jnp.bfloat16, rngs=rngs)
-
-    apply, params = make_apply(make), init_params(make)
-    latents = jax.random.normal(jax.random.key(0), (batch, size, size, 4))
-    text = jax.random.normal(jax.random.key(1), (batch, 77, 1024), jnp.bfloat16)
-    timesteps = jnp.arange(batch)
+    function = make_copymit("sd2", task, inputs, "bfloat16")
 
     def peak() -> int:
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
 
-    if kind == "sample":
-        cast = jax.jit(for_inference, static_argnums=1, donate_argnums=0)
-        params = cast({"unet": params}, "bfloat16")["unet"]
-        trajectory = SAMPLERS["ddim"](make_noise_scheduler(), 50)
-
-        @jax.jit
-        def generate(params, latents, text):
-            predict = functools.partial(apply, params)
-            denoise = with_guidance(predict, text, jnp.zeros_like(text), 7.5)
-            return sample(denoise, trajectory, latents)
-
-        return lambda: jax.block_until_ready(generate(params, latents, text)), peak
-
-    optimizer = optax.adamw(1e-4, weight_decay=1e-2)
-    state = [params, jax.jit(optimizer.init)(params)]
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(params, opt_state, key):
-        def loss(params):
-            target = jax.random.normal(key, latents.shape)
-            return jnp.mean((apply(params, latents, timesteps, text) - target) ** 2)
-
-        gradients = jax.grad(loss)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    def step():
-        state[0], state[1] = train_step(*state, jax.random.key(2))
-        jax.block_until_ready(state)
-
-    return step, peak
+    return lambda: jax.block_until_ready(function()), peak
 
 
 def _torch(
-    kind: str, batch: int, size: int, *, compiled: bool
-) -> tuple[Callable[[], Any], Callable]:
-    """The same with diffusers: bfloat16, channels last, fused AdamW."""
+    task: str, inputs, *, compiled: bool
+) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """The same with diffusers."""
     import torch
-    from diffusers import DDIMScheduler
-    from diffusers import UNet2DConditionModel as TorchUNet
 
-    from benchmarks.unet import SIZES
+    from benchmarks.unet import make_torch
 
-    options = dict(SIZES["sd2"])
-    crossed = options.pop("cross_attention")
-    down = ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed]
-    up = ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed)]
-    options["attention_head_dim"] = options.pop("num_attention_heads")
-    network = TorchUNet(
-        sample_size=size, down_block_types=down, up_block_types=up, **options
-    ).to("cuda", memory_format=torch.channels_last)
-    latents = torch.randn(batch, 4, size, size, device="cuda")
-    latents = latents.to(memory_format=torch.channels_last)
-    text = torch.randn(batch, 77, 1024, device="cuda", dtype=torch.bfloat16)
-    timesteps = torch.arange(batch, device="cuda")
-    peak = torch.cuda.max_memory_allocated
-    if kind == "sample":
-        network, latents = network.to(torch.bfloat16), latents.to(torch.bfloat16)
-    call = torch.compile(network) if compiled else network
+    function = make_torch("sd2", task, inputs, "bfloat16", compiled=compiled)
 
-    @torch.no_grad()
-    def generate():
-        scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
-        scheduler.set_timesteps(50)
-        context, x = torch.cat([torch.zeros_like(text), text]), latents
-        for t in scheduler.timesteps.to("cuda"):
-            unconditional, conditional = call(
-                torch.cat([x] * 2), t, context
-            ).sample.chunk(2)
-            guided = unconditional + 7.5 * (conditional - unconditional)
-            x = scheduler.step(guided, t, x).prev_sample
+    def call():
+        function()
         torch.cuda.synchronize()
 
-    if kind == "sample":
-        return generate, peak
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1e-4, weight_decay=1e-2, fused=True
-    )
+    return call, torch.cuda.max_memory_allocated
 
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.bfloat16):
-            prediction = call(latents, timesteps, text).sample
-        target = torch.randn_like(latents)
-        torch.nn.functional.mse_loss(prediction.float(), target).backward()
-        optimizer.step()
-        torch.cuda.synchronize()
 
-    return step, peak
+def _print_unet(side: str, name: str) -> None:
+    """Measures one side of one task, and prints what was found."""
+    from benchmarks.unet import make_inputs
+
+    task, batch, size = TASKS[name]
+    make = {
+        "copymit": _copymit,
+        "torch eager": functools.partial(_torch, compiled=False),
+        "torch compile": functools.partial(_torch, compiled=True),
+    }[side]
+    function, peak = make(task, make_inputs("sd2", batch, size))
+    seconds, first = _time(function, REPEATS[task])
+    found = {"seconds": seconds, "gib": peak() / 2**30, "compiling": first - seconds}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:]:
-        main()
+    if sys.argv[1:]:
+        _print_unet(*sys.argv[1:])
     else:
-        side, task = sys.argv[1:]
-        kind, batch, size = TASKS[task]
-        make = {
-            "copymit": _copymit,
-            "torch eager": functools.partial(_torch, compiled=False),
-            "torch compile": functools.partial(_torch, compiled=True),
-        }[side]
-        function, peak = make(kind, batch, size)
-        seconds, first = _time(function, REPEATS[kind])
-        print(
-            json.dumps(
-                {
-                    "seconds": seconds,
-                    "gib": peak() / 2**30,
-                    "compiling": first - seconds,
-                }
-            )
-        )
+        main()

@@ -6,18 +6,20 @@ not fit in 24 GiB:
     python -m benchmarks.unet SIDE SIZE TASK    prints the seconds of one measurement
 
 `small` has 16.8 M parameters, batch 16; `sd2` is Stable Diffusion 2.1's UNet of 865.9 M,
-batch 1; both at 32x32x4 latents and 77 tokens, in float32.
+batch 1; both at 32x32x4 latents and 77 tokens, in float32. `benchmarks.gpu` has others, in
+bfloat16.
 """
 
 import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Row, best_of
+from benchmarks.timing import ON_CPU, Row, best_of
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -59,22 +61,30 @@ def run() -> list[Row]:
 
 def _measure(side: str, size: str, task: str) -> float:
     command = [sys.executable, "-m", "benchmarks.unet", side, size, task]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | ON_CPU
     done = subprocess.run(
         command, check=True, env=environment, stdout=subprocess.PIPE, text=True
     )
     return float(done.stdout.split()[-1])
 
 
-def _inputs(size: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def make_inputs(
+    size: str, batch: int, pixels: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws latents and embedded captions."""
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((batch, 32, 32, 4), np.float32)
+    latents = rng.standard_normal((batch, pixels, pixels, 4), np.float32)
     text = (batch, 77, SIZES[size]["cross_attention_dim"])
     return latents, rng.standard_normal(text, np.float32)
 
 
-def _copymit(size: str, task: str):
-    """Returns a function that does the task once in copymit."""
+def make_copymit(size: str, task: str, inputs, dtype: str = "float32") -> Callable:
+    """Returns a function that does the task once in copymit.
+
+    Args:
+      inputs: latents and captions.
+      dtype: what the network computes in.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -82,25 +92,27 @@ def _copymit(size: str, task: str):
     from copymit.diffusion.noise_scheduler import make_noise_scheduler
     from copymit.diffusion.sampler import sample, with_guidance
     from copymit.diffusion.trajectory import SAMPLERS
+    from copymit.models.assembly import for_inference
     from copymit.models.functional import init_params, make_apply
     from copymit.models.unet import UNet2DConditionModel, UNetConfig
 
-    config = UNetConfig(sample_size=32, **SIZES[size])
+    latents, text = map(jnp.asarray, inputs)
+    config = UNetConfig(sample_size=latents.shape[1], **SIZES[size])
 
     def make(rngs):
-        return UNet2DConditionModel(config, rngs=rngs)
+        return UNet2DConditionModel(config, dtype=jnp.dtype(dtype), rngs=rngs)
 
     apply = make_apply(make)
     params = init_params(make)
-    sampling = "sampling" in task
-    batch = (SAMPLED_IMAGES if sampling else BATCH_SIZES)[size]
-    latents, text = map(jnp.asarray, _inputs(size, batch))
-    timesteps = jnp.arange(batch)
+    timesteps = jnp.arange(len(latents))
 
+    if task != "training step":
+        cast = jax.jit(for_inference, static_argnums=1, donate_argnums=0)
+        params = cast({"unet": params}, dtype)["unet"]
     if task == "forward":
         predict = jax.jit(apply)
         return lambda: predict(params, latents, timesteps, text)
-    if sampling:
+    if task == "50-step sampling":
         trajectory = SAMPLERS["ddim"](make_noise_scheduler(), 50)
 
         @jax.jit
@@ -131,11 +143,27 @@ def _copymit(size: str, task: str):
     return step
 
 
-def _torch(size: str, task: str):
-    """Returns a function that does the task once in diffusers."""
+def make_torch(
+    size: str, task: str, inputs, dtype: str = "float32", *, compiled: bool = False
+) -> Callable:
+    """Returns a function that does the task once in diffusers, on a GPU if one is here.
+
+    Args:
+      inputs: latents and captions.
+      dtype: what the network computes in; training keeps its parameters in float32.
+      compiled: by `torch.compile`.
+    """
     import torch
     from diffusers import DDIMScheduler
     from diffusers import UNet2DConditionModel as TorchUNet
+
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    kind = getattr(torch, dtype)
+    latents, text = (torch.tensor(x, device=device) for x in inputs)
+    latents = latents.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    timesteps = torch.arange(len(latents), device=device)
 
     options = dict(SIZES[size])
     crossed = options.pop("cross_attention")
@@ -143,17 +171,19 @@ def _torch(size: str, task: str):
     up = ["CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed)]
     options["attention_head_dim"] = options.pop("num_attention_heads")
     network = TorchUNet(
-        sample_size=32, down_block_types=down, up_block_types=up, **options
-    )
-    sampling = "sampling" in task
-    batch = (SAMPLED_IMAGES if sampling else BATCH_SIZES)[size]
-    latents, text = map(torch.tensor, _inputs(size, batch))
-    latents = latents.permute(0, 3, 1, 2).contiguous()
-    timesteps = torch.arange(batch)
+        sample_size=latents.shape[-1],
+        down_block_types=down,
+        up_block_types=up,
+        **options,
+    ).to(device, memory_format=layout)
+    if task != "training step":
+        network = network.to(kind)
+        latents, text = latents.to(kind), text.to(kind)
+    call = torch.compile(network) if compiled else network
 
     @torch.no_grad()
     def forward():
-        network(latents, timesteps, text)
+        call(latents, timesteps, text)
 
     @torch.no_grad()
     def generate():
@@ -161,30 +191,32 @@ def _torch(size: str, task: str):
         scheduler.set_timesteps(50)
         context = torch.cat([torch.zeros_like(text), text])
         x = latents
-        for t in scheduler.timesteps:
-            unconditional, conditional = network(
+        for t in scheduler.timesteps.to(device):
+            unconditional, conditional = call(
                 torch.cat([x] * 2), t, context
             ).sample.chunk(2)
             guided = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
             x = scheduler.step(guided, t, x).prev_sample
 
-    if task == "forward":
-        return forward
-    if sampling:
-        return generate
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=1e-4, weight_decay=1e-2, fused=on_gpu
+    )
 
     def step():
-        optimizer.zero_grad()
-        prediction = network(latents, timesteps, text).sample
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, kind, enabled=dtype != "float32"):
+            prediction = call(latents, timesteps, text).sample
         target = torch.randn_like(latents)
-        torch.nn.functional.mse_loss(prediction, target).backward()
+        torch.nn.functional.mse_loss(prediction.float(), target).backward()
         optimizer.step()
 
-    return step
+    function = {"forward": forward, "50-step sampling": generate, "training step": step}
+    return function[task]
 
 
 if __name__ == "__main__":
     side, size, task = sys.argv[1:]
-    function = {"copymit": _copymit, "torch": _torch}[side](size, task)
+    images = SAMPLED_IMAGES if "sampling" in task else BATCH_SIZES
+    make = {"copymit": make_copymit, "torch": make_torch}[side]
+    function = make(size, task, make_inputs(size, images[size]))
     print(best_of(function, REPEATS[task]))

@@ -56,10 +56,10 @@ def attend(
     Args:
       is_causal: query i attends to the keys 0 to i only.
       implementation: `xla` holds all scores, `chunked` and `blockwise` (for CPUs) a block
-        of them; `flash` is the TPU's kernel, for multiples of 128 queries and keys, and
-        on several devices needs `jax.set_mesh`; `cudnn` is NVIDIA's, for 16-bit floats.
-        Only the first two have forward-mode derivatives, only the first three second
-        ones. `auto` chooses for the machine.
+        of them; `flash` is the TPU's kernel, for multiples of 128 queries and keys (and
+        heads, if wider), and on several devices needs `jax.set_mesh`; `cudnn` is
+        NVIDIA's, for 16-bit floats. Only the first two have forward-mode derivatives,
+        only the first three second ones. `auto` chooses for the machine.
     Raises:
       ValueError: for an unknown implementation, or sizes that a kernel does not take.
     """
@@ -106,7 +106,12 @@ def choose(
     if machine == "cpu":
         large = scores > attention_blocks.BLOCK_SCORES
         return "blockwise" if large else "xla"
-    if machine == "tpu" and splits and fits_flash(P, L) and P >= _FLASH_MIN_POSITIONS:
+    if (
+        machine == "tpu"
+        and splits
+        and fits_flash(P, L, K)
+        and P >= _FLASH_MIN_POSITIONS
+    ):
         return "flash"
     if machine == "cuda" and fits_cudnn(P, K, dtype) and P >= _CUDNN_MIN_POSITIONS:
         return "cudnn"

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Real
 
 from copymit.models.attention import Implementation, attend
 from copymit.models.attention_control import Tap, attend_through, within
+from copymit.models.backend import target_backend
 from copymit.models.convolution import convolve, convolve_upsampled
 from copymit.models.initializers import LECUN_NORMAL, ZERO
 from copymit.models.normalization import GroupNorm
@@ -200,8 +201,22 @@ class GEGLU(nnx.Module):
         self.proj = make_linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
-        hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
+        if target_backend() == "tpu":
+            hidden, gate = self._project_in_halves(x)
+        else:
+            hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
         return hidden * nnx.gelu(gate, approximate=False)
+
+    def _project_in_halves(self, x: Float[Array, "B P C"]) -> list[Array]:
+        """Splits the weights in place of what they make, which is larger.
+
+        The gradient of a split is put together in memory. docs/benchmarks.md has what this
+        saves on a TPU; CPUs would copy the halves of the weights.
+        """
+        arrays = (x, self.proj.kernel.get_value(), self.proj.bias.get_value())
+        x, kernel, bias = (array.astype(self.proj.dtype) for array in arrays)
+        halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
+        return [x @ kernel + bias for kernel, bias in halves]
 
 
 class FeedForward(nnx.Module):

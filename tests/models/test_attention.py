@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from copymit.models import attention_blocks
+from copymit.models import attention_blocks, attention_kernels
 from copymit.models.attention import Sizes, attend, choose
-from copymit.models.attention_kernels import attend_cudnn
+from copymit.models.attention_kernels import attend_cudnn, attend_flash
 from copymit.models.backend import target_backend, target_machine, tracing_for
 from copymit.sharding import make_mesh
 
@@ -137,6 +137,8 @@ BF16, F32 = jnp.bfloat16, jnp.float32
         ("cpu", Sizes(16, 1024, 1024, 8, 8), F32, "blockwise"),
         ("cpu", Sizes(16, 16, 16, 8, 8), F32, "xla"),
         ("tpu", Sizes(16, 1024, 1024, 8, 8), F32, "flash"),
+        ("tpu", Sizes(16, 1024, 1024, 8, 160), BF16, "xla"),
+        ("tpu", Sizes(16, 4096, 4096, 8, 160), BF16, "chunked"),
         ("tpu", Sizes(16, 1024, 77, 8, 8), BF16, "xla"),  # 77 do not fill tiles
         ("tpu", Sizes(16, 256, 256, 8, 8), BF16, "xla"),
         ("tpu", Sizes(64, 4096, 77, 20, 64), BF16, "chunked"),
@@ -186,6 +188,20 @@ def test_what_cudnn_does_not_take_is_named(rng, shape, dtype, message):
         attend(*inputs(rng, shape, dtype), implementation="cudnn")
 
 
+def test_the_tpu_kernel_gives_the_same_gradients_in_several_blocks(rng, monkeypatch):
+    monkeypatch.setattr(attention_kernels, "FLASH_BLOCK", 256)
+    arrays = inputs(rng, (1, 256, 512, 1, 8))
+
+    def loss(function, *arrays):
+        return jnp.sum(jnp.sin(function(*arrays)))
+
+    with pltpu.force_tpu_interpret_mode():
+        found = jax.grad(functools.partial(loss, attend_flash), (0, 1, 2))(*arrays)
+    expected = jax.grad(functools.partial(loss, reference), (0, 1, 2))(*arrays)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("with_mesh", [False, True])
 def test_the_tpu_kernel_gives_the_same_values(rng, is_causal, with_mesh):
@@ -199,7 +215,7 @@ def test_the_tpu_kernel_gives_the_same_values(rng, is_causal, with_mesh):
 
 
 def test_sizes_that_the_tpu_kernel_does_not_take_are_named(rng):
-    with pytest.raises(ValueError, match=r"multiples of 128 .* not 50 and 7"):
+    with pytest.raises(ValueError, match=r"multiples of 128 .* not 50, 7 and 16"):
         attend(*inputs(rng, SHAPES[1]), implementation="flash")
 
 

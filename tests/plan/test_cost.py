@@ -81,7 +81,9 @@ class Refused:
 
 def test_a_program_that_the_compiler_refuses_for_its_size_is_said_not_to_fit():
     words = "Ran out of memory on HBM, the total memory required exceeds available HBM"
-    cost = ask_compiler(Refused(f"RESOURCE_EXHAUSTED: {words}\n trace"), {"batch": 2**30})
+    cost = ask_compiler(
+        Refused(f"RESOURCE_EXHAUSTED: {words}\n trace"), {"batch": 2**30}
+    )
     report = list(describe("step", cost, V5E, tiny.get_config()))
     assert report[1] == "  memory         more than there is"
     assert f"  DOES NOT FIT   {words}" in report
