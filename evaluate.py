@@ -65,6 +65,14 @@ _WORKDIR = flags.DEFINE_string(
 _NAME = flags.DEFINE_string(
     "name", None, "Name of this evaluation; by default the step, or after the images."
 )
+_STEP = flags.DEFINE_integer(
+    "step", None, "Step of the checkpoint to evaluate; the newest by default."
+)
+_MITIGATE = flags.DEFINE_list(
+    "mitigate",
+    [],
+    "Mitigations of a run's generations, as AMG,PO=1.5; the run's if none.",
+)
 _STAGES = flags.DEFINE_list(
     "stages",
     None,
@@ -111,13 +119,29 @@ flags.mark_flag_as_required("workdir")
 
 def main(_: list[str]) -> None:
     """Checks the command line and runs the stages."""
-    # jax: --help and mistakes of single flags need none.
-    from copymit.cli.outcome import conclude
-    from copymit.evaluation.run import run_stages
-    from copymit.evaluation.stages import DEFAULT_STAGES, check_stages, parse_share
-    from copymit.evaluation.subject import open_finished
+    set_up_logging(_DEBUG.value)
+    with explain_bad_input(_DEBUG.value):
+        # jax: --help and mistakes of single flags need none.
+        from copymit.cli.outcome import conclude
+        from copymit.evaluation.run import run_stages
+        from copymit.evaluation.stages import DEFAULT_STAGES, check_stages, parse_share
+        from copymit.evaluation.subject import open_finished
 
-    stages = list(DEFAULT_STAGES) if _STAGES.value is None else _STAGES.value
+        stages = list(DEFAULT_STAGES) if _STAGES.value is None else _STAGES.value
+        _check_flags(stages)
+        keep_compiled_programs()
+        join_hosts()
+        share = None if _SHARD.value is None else parse_share(_SHARD.value)
+        check_stages(stages, share)
+        check_buckets(_WORKDIR.value, _places())
+        subject = _open_subject()
+        compared = [open_finished(directory) for directory in _COMPARE.value]
+        directory = run_stages(subject, stages, compared, share)
+        sys.exit(conclude(directory, stages, _FAIL_ABOVE.value))
+
+
+def _check_flags(stages: list[str]) -> None:
+    """Refuses flags that contradict each other."""
     if _PROMPTS.value and not _GENERATIONS.value:
         refuse("--prompts belongs to --generations")
     if _HELDOUT.value and not _GENERATIONS.value:
@@ -126,19 +150,13 @@ def main(_: list[str]) -> None:
         refuse("--fail_above needs the stage score or report")
     if bool(_GENERATIONS.value) != bool(_REFERENCES.value):
         refuse("--generations and --references belong together")
+    if _GENERATIONS.value or _MODEL.value:
+        if _STEP.value is not None:
+            refuse("--step is of a run that train.py made")
+        if _MITIGATE.value:
+            refuse("--mitigate is for a run that train.py made")
     if _MODEL.value and (_GENERATIONS.value or _CONFIG.value is None):
         refuse("--model needs --config, and no --generations")
-    set_up_logging(_DEBUG.value)
-    keep_compiled_programs()
-    join_hosts()
-    with explain_bad_input(_DEBUG.value):
-        share = None if _SHARD.value is None else parse_share(_SHARD.value)
-        check_stages(stages, share)
-        check_buckets(_WORKDIR.value, _places())
-        subject = _open_subject()
-        compared = [open_finished(directory) for directory in _COMPARE.value]
-        directory = run_stages(subject, stages, compared, share)
-    sys.exit(conclude(directory, stages, _FAIL_ABOVE.value))
 
 
 def _places() -> list[Any]:
@@ -166,7 +184,10 @@ def _open_subject() -> "Subject":
     if _MODEL.value:
         return open_model(_MODEL.value, _WORKDIR.value, config, _NAME.value)
     if not _GENERATIONS.value:
-        return open_run(_WORKDIR.value, config, _NAME.value, changes=changes)
+        return open_run(
+            *(_WORKDIR.value, config, _NAME.value, changes, _STEP.value),
+            mitigations=_MITIGATE.value,
+        )
     return open_pair(
         _GENERATIONS.value,
         _REFERENCES.value or "",

@@ -4,7 +4,7 @@
     copymit train --config=demo --workdir=runs/short --config.train.steps=200
 
 In a checkout `python train.py` is the same. Run the same command again and it goes on from
-the newest checkpoint. SIGTERM saves one first.
+the newest checkpoint. Ctrl-C and SIGTERM save one first.
 
 Several hosts start the same command: on Cloud TPU with --distributed, elsewhere with
 --coordinator, --num_processes and --process_id.
@@ -42,12 +42,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Checks the command line, joins the other hosts and trains."""
-    from copymit.training.loop import train  # jax: --help and mistakes need none
-
     set_up_logging(_DEBUG.value)
-    keep_compiled_programs()
-    join_hosts()
     with explain_bad_input(_DEBUG.value):
+        from copymit.training.loop import train  # jax: --help and mistakes need none
+
+        keep_compiled_programs()
+        join_hosts()
         check_buckets(_WORKDIR.value, flatten(_CONFIG.value.to_dict()).values())
         _warn_of_missing_weights(_CONFIG.value)
         train(_CONFIG.value, _WORKDIR.value, _make_monitor)

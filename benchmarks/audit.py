@@ -1,7 +1,7 @@
 """What an audit costs stage by stage, and whether it finds the copies planted in it.
 
     python -m benchmarks.audit FOLDER PHOTOS.tar [PHOTOS.tar ...]
-        [--generations=20000 --references=200000 --side=40 --eval.NAME=VALUE ...]
+        [--generations=20000 --references=200000 --side=40 --embedders=NAME,NAME]
 
 Makes images of photos in FOLDER: references are crops of three of four photos, perhaps
 mirrored and brighter or darker; generations are such crops of the others, and one in
@@ -14,6 +14,7 @@ Run again, it goes on where it was stopped; what was done before costs nothing t
 
 import argparse
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -63,10 +64,8 @@ def main() -> None:
 
 def audit(folder: Path, config: ConfigDict) -> None:
     """Runs the stages one by one."""
-    print(
-        "| stage | CPU s | of them kernel | wall s | peak memory GB |\n"
-        "|---|---|---|---|---|"
-    )
+    print("| stage | CPU s | of them kernel | wall s | peak memory GB |")
+    print("|---|---|---|---|---|")
     used, started = _cpu_seconds(), time.perf_counter()
     subject = open_pair(
         f"{folder}/generations/*.tar",
@@ -203,18 +202,17 @@ def _encode(image: Image.Image) -> bytes:
 
 def _write_tars(folder: Path, encoded: Iterable[bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tar = None
-    for number, data in enumerate(encoded):
-        if number % _PER_TAR == 0:
-            if tar is not None:
-                tar.close()
-            tar = tarfile.open(folder / f"{number // _PER_TAR:05d}.tar", "w")
-        suffix = "png" if data.startswith(b"\x89") else "jpg"
-        about = tarfile.TarInfo(f"{number:06d}.{suffix}")
-        about.size = len(data)
-        tar.addfile(about, io.BytesIO(data))
-    if tar is not None:
-        tar.close()
+    left = enumerate(encoded)
+    for number in itertools.count():
+        part = list(itertools.islice(left, _PER_TAR))
+        if not part:
+            return
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for i, data in part:
+                suffix = "png" if data.startswith(b"\x89") else "jpg"
+                about = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
 
 
 def _compare_with_planted(folder: Path, out: Path) -> None:

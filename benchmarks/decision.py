@@ -6,10 +6,12 @@ The archives hold photos, CACHE keeps their features. Real photos stand for a mo
 images and for those that it was trained on: some training photos are duplicated, some come
 back altered, the other generations are photos that are not in the training set. All is
 drawn again for each seed. Only the descriptor decides here: exact copies need no
-statistics. Prints the table and writes it.
+statistics. Prints the table and writes it, and prints which photos were falsely called
+copies of which.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,7 @@ NEIGHBOURS = 11
 SEEDS = 12
 # By embedder: photos of each archive that are embedded, and how many of them altered.
 SIZES = {
-    "sscd_288_int8": {"imagenette2-224": (2000, 250), "flickr8k-2000": (1000, 250)},
+    "sscd_288_int8": {"imagenette2-224": (5500, 500), "flickr8k-2000": (2000, 250)},
     "efficientnet_lite0": {
         "imagenette2-224": (5500, 500),
         "flickr8k-2000": (2000, 250),
@@ -58,9 +60,14 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one draw: false and true discoveries, and copies."""
+    """What became of one draw.
 
-    false: int
+    Attributes:
+      false: photos called copies of another, which they are not; names of both.
+      true: copies found, of so many `copies`.
+    """
+
+    false: list[tuple[str, str]]
     true: int
     copies: int
 
@@ -72,6 +79,7 @@ def main(imagenette: str, flickr: str, cache: str, page: str) -> None:
         "runs with a false one | false discovery rate | found |",
         "|---" * 10 + "|",
     ]
+    pairs: Counter[tuple[str, str]] = Counter()
     for embedder, sizes in SIZES.items():
         for archive in (imagenette, flickr):
             name = Path(archive).stem
@@ -82,12 +90,21 @@ def main(imagenette: str, flickr: str, cache: str, page: str) -> None:
                 ]
                 lines.append(_row(embedder, name, case, found))
                 print(lines[-1], flush=True)
+                pairs.update(pair for outcome in found for pair in outcome.false)
     Path(page).write_text("\n".join([*lines, ""]))
+    for (one, other), count in pairs.most_common():  # to be looked at
+        print(f"{count} times a copy: {one} of {other}")
 
 
 def cases(count: int, has_classes: bool) -> Iterator[Case]:
     """Yields what fits into so many photos."""
-    for trained, generations in ((200, 200), (700, 200), (1500, 210), (4000, 500)):
+    for trained, generations in (
+        (200, 200),
+        (700, 200),
+        (1500, 210),
+        (4000, 500),
+        (5000, 210),
+    ):
         if trained + generations > count - 50:
             continue
         for duplicated in (0.0, 0.2):
@@ -137,10 +154,15 @@ def simulate(photos: Photos, embedder: str, case: Case, seed: int) -> Outcome:
     model = fit_null(null[np.isfinite(null)])
 
     made = np.concatenate([photos.altered_unit[copied, 0], photos.unit[others]])
-    nearness = measure_nearness(_nearest(made, references), features, same).nearness
-    called = adjust(p_values(model, nearness)) <= RATE
-    true = int(called[: len(copied)].sum())
-    return Outcome(int(called.sum()) - true, true, len(copied))
+    found = measure_nearness(_nearest(made, references), features, same)
+    called = adjust(p_values(model, found.nearness)) <= RATE
+    who, whose = np.append(copied, others), np.append(trained, twice)[found.reference]
+    false = [i for i in np.flatnonzero(called) if i >= len(copied)]
+    return Outcome(
+        [(photos.names[who[i]], photos.names[whose[i]]) for i in false],
+        int(called[: len(copied)].sum()),
+        len(copied),
+    )
 
 
 def _nearest(
@@ -158,8 +180,8 @@ def _nearest(
 
 
 def _row(embedder: str, name: str, case: Case, found: list[Outcome]) -> str:
-    shares = [o.false / max(1, o.false + o.true) for o in found]
-    wrong = sum(o.false > 0 for o in found)
+    shares = [len(o.false) / max(1, len(o.false) + o.true) for o in found]
+    wrong = sum(bool(o.false) for o in found)
     copies = sum(o.copies for o in found)
     power = f"{100 * sum(o.true for o in found) / copies:.0f} %" if copies else "–"
     kind = name.split("-")[0].removesuffix("2") + ", one class" * case.one_class

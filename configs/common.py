@@ -28,23 +28,25 @@ def get_config() -> ConfigDict:
     data.caption_clusters = 0  # that many classes by words of captions; 0 = the set's
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
+    data.heldout_share = 0.0  # in place of num_heldout: of the images that there are
     data.resolution = 64  # pixels: short side resized, then centre crop
     data.random_flip = True  # half of the visits show the mirror image
     data.random_crop = False  # another part of the long side at every visit
     data.on_corrupt = "stop"  # stop | skip: what an unreadable image does
     data.caption_style = "instance"  # fixed | class | instance | random | unconditional
+    data.use_all_captions = False  # switches MC on where images have several captions
     data.caption_dropout = 0.1  # share trained without caption, for guidance
     data.duplication = "none"  # none | partial | full
     data.duplicated_fraction = 0.05  # share of the images that is duplicated
-    data.duplication_factor = 5  # how many times likelier those are drawn
+    data.duplication_factor = 5  # how many times likelier duplicated ones are drawn
     data.manifest = ""  # CSV or parquet: example_id, factor[, captions]; "" = none
     data.duplication_mode = "weights"  # as sampling says | counts: exact, or refused
     data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
-    data.cache_embeddings = False  # and every caption, where the text encoder is frozen
-    data.cache_dir = (
-        ""  # of both; "" = cache, in WORKDIR; ../cache is shared by a sweep
-    )
+    data.cache_embeddings = False  # encode every caption once: a frozen text encoder
+    # Where encoded images and captions are kept; "" = cache, in WORKDIR; a sweep shares
+    # ../cache.
+    data.cache_dir = ""
     data.num_threads = 2  # Grain reader threads per process
     data.num_workers = 0  # Grain worker processes per process; 0 = threads only
 
@@ -53,7 +55,7 @@ def get_config() -> ConfigDict:
     # or gs:// folder in diffusers' layout, or a hub id; "" = random. Sizes, noise
     # schedule and prediction type are then the checkpoint's, whatever is set here.
     model.pretrained = ""
-    model.from_scratch = ()  # networks of it that start at random: unet, text_encoder
+    model.from_scratch = ()  # networks that start at random: unet, text_encoder
 
     model.autoencoder = ConfigDict()
     model.autoencoder.name = "space_to_depth"  # space_to_depth | block_dct | kl | tiny
@@ -62,7 +64,9 @@ def get_config() -> ConfigDict:
     model.autoencoder.pretrained = ""
     model.autoencoder.patch_size = 2  # pixels to one side of a latent position
     model.autoencoder.luminance = 6  # coefficients that block_dct keeps of the light
-    model.autoencoder.chrominance = 3  # and of each of the two colour differences
+    model.autoencoder.chrominance = (
+        3  # coefficients that it keeps of a colour difference
+    )
     model.autoencoder.scale = 1.0  # latents = (pixels - shift) * scale
     model.autoencoder.shift = 0.0  # what is taken from pixels first
     model.autoencoder.kl = kl = ConfigDict()  # the VAE of Stable Diffusion
@@ -89,13 +93,13 @@ def get_config() -> ConfigDict:
 
     model.unet = ConfigDict()
     model.unet.block_out_channels = (64, 128, 192)  # width per level, finest first
-    model.unet.cross_attention = (False, True, True)  # per level
-    model.unet.num_attention_heads = 4  # per level with attention
+    model.unet.cross_attention = (False, True, True)  # to captions, per level
+    model.unet.num_attention_heads = 4  # heads of a level with attention
     model.unet.layers_per_block = 1  # residual blocks a level
-    model.unet.transformer_layers = 1  # attention blocks after each of them
-    model.unet.use_linear_projection = True  # or convolutions of 1x1
-    model.unet.norm_num_groups = 16  # of group normalisation
-    model.unet.norm_epsilon = 1e-5  # of the same
+    model.unet.transformer_layers = 1  # attention blocks after a residual block
+    model.unet.use_linear_projection = True  # in attention; else convolutions of 1x1
+    model.unet.norm_num_groups = 16  # groups of group normalisation
+    model.unet.norm_epsilon = 1e-5  # of group normalisation
     # auto | xla | chunked | blockwise | flash | cudnn; see models/attention.py
     model.unet.attention_implementation = "auto"
     model.unet.remat = "none"  # what training computes twice; see models/remat.py
@@ -107,7 +111,7 @@ def get_config() -> ConfigDict:
     model.text_encoder.hidden_size = 128  # width
     model.text_encoder.intermediate_size = 512  # width inside each MLP
     model.text_encoder.num_hidden_layers = 2  # transformer blocks
-    model.text_encoder.num_attention_heads = 4  # in each of them
+    model.text_encoder.num_attention_heads = 4  # heads of a transformer block
     model.text_encoder.hidden_act = "quick_gelu"  # quick_gelu (SD 1.x) | gelu (SD 2.x)
     model.text_encoder.layer_norm_eps = 1e-5  # of layer normalisation
     model.text_encoder.vocab_size = 49_408  # of CLIP's tokenizer
@@ -117,7 +121,7 @@ def get_config() -> ConfigDict:
     config.diffusion = diffusion = ConfigDict()
     diffusion.beta_schedule = "scaled_linear"  # linear | scaled_linear | cosine
     diffusion.beta_start = 0.00085  # variance of the noise of the first timestep
-    diffusion.beta_end = 0.012  # and of the last
+    diffusion.beta_end = 0.012  # variance of the noise of the last timestep
     diffusion.num_train_timesteps = 1000  # noise levels
     diffusion.prediction_type = "epsilon"  # epsilon | v_prediction
     diffusion.rescale_betas_zero_snr = False  # end in pure noise; v_prediction only

@@ -17,12 +17,12 @@ original code on LAION-10k).
 
 from ml_collections import ConfigDict
 
-from configs import fine_tuning
+from configs import paper
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the settings of the paper's Imagenette runs."""
-    config = fine_tuning.get_config(arg)
+    config = paper.get_config(arg)
     config.data.source = "data/imagenette2/train"
     config.data.captions = "data/imagenette_captions.json"
     return config

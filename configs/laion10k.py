@@ -12,12 +12,12 @@ batch 16 at 256 px.
 
 from ml_collections import ConfigDict
 
-from configs import fine_tuning
+from configs import paper
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the settings of the paper's LAION-10k runs."""
-    config = fine_tuning.get_config(arg)
+    config = paper.get_config(arg)
     config.data.source = "data/laion10k"
     config.data.captions = "data/laion10k_captions.json"
     config.data.num_examples = 10_000

@@ -6,33 +6,54 @@ reader may restore one item without the others. Networks that do not train are i
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from copymit.storage import absolute, check_room, writing
 
 
 def open_checkpoints(
-    workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False
+    workdir: epath.PathLike,
+    *,
+    keep: int = 1,
+    also: Sequence[int] = (),
+    read_only: bool = False,
 ) -> ocp.CheckpointManager:
     """Opens the checkpoints of a working directory, on disk or in a bucket.
 
     Args:
       keep: how many of the newest checkpoints stay.
+      also: steps whose checkpoints stay, too; a list may change.
     """
+    newest = policies.LatestN(n=None if read_only else keep)
+    kept = policies.AnyPreservationPolicy([newest, _Listed(also)])
     return ocp.CheckpointManager(
         absolute(workdir) / "checkpoints",
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=kept,
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         ),
     )
+
+
+class _Listed(NamedTuple):
+    """Orbax's policy of keeping the checkpoints of these steps."""
+
+    steps: Sequence[int]
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        """Says of each checkpoint whether it stays."""
+        del context
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
 def save_checkpoint(

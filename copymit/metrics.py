@@ -8,13 +8,15 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import jax
+import numpy as np
 from etils import epath
 
 from copymit.progress import format_duration
 from copymit.storage import GrowingObject, is_remote, write_whole, writing
+from copymit.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -82,9 +84,17 @@ class MetricWriter:
 
     Args:
       first_step: number of steps already done; later lines are removed.
+      wandb_project: of Weights & Biases, which is told the same; "" = none.
+      settings: of the run, flat, for Weights & Biases.
     """
 
-    def __init__(self, workdir: epath.Path, first_step: int):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        first_step: int,
+        wandb_project: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ):
         self._path = workdir / "metrics.jsonl"
         self._active = jax.process_index() == 0
         if not self._active:
@@ -101,6 +111,9 @@ class MetricWriter:
         )
         self._flushed = time.monotonic()
         self._events = _open_events(workdir, first_step)
+        self._wandb = (
+            WandbRun(workdir, wandb_project, settings or {}) if wandb_project else None
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the scalars of one step."""
@@ -113,11 +126,16 @@ class MetricWriter:
             self.flush()
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(step, scalars)
 
-    def write_image(self, step: int, name: str, image) -> None:
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows an image (H, W, 3), uint8, in TensorBoard."""
-        if self._active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+        if not self._active:
+            return
+        self._events.add_image(name, image, step, dataformats="HWC")
+        if self._wandb:
+            self._wandb.log_image(step, name, image)
 
     def flush(self) -> None:
         """Makes what was written so far safe from a kill."""
@@ -132,6 +150,8 @@ class MetricWriter:
             self._events.close()
             with writing(self._path):
                 self._file.close()
+            if self._wandb:
+                self._wandb.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:

@@ -8,17 +8,18 @@ def training_settings() -> ConfigDict:
     """Returns the `train` section with its defaults."""
     train = ConfigDict()
     train.steps = 10_000  # updates of the parameters, in all
+    train.epochs = 0.0  # in place of steps: draws of each image, on average; 0 = steps
     train.batch_size = 16  # over all hosts
     train.accumulate_steps = 1  # parts that a batch is computed in, to save memory
     train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
-    train.learning_rate = 1e-4  # the peak
+    train.learning_rate = 1e-4  # peak of the learning rate
     # constant | cosine | linear | polynomial, after the warm-up; all but the first to 0
     train.learning_rate_schedule = "constant"
-    train.learning_rate_power = 2.0  # of polynomial
+    train.learning_rate_power = 2.0  # power of the polynomial schedule
     train.warmup_steps = 500  # in which the learning rate rises from 0
     train.adam_b1 = 0.9  # decay of AdamW's mean of gradients
-    train.adam_b2 = 0.999  # and of their squares
-    train.adam_epsilon = 1e-8  # added to the root of the latter
+    train.adam_b2 = 0.999  # decay of AdamW's mean of squared gradients
+    train.adam_epsilon = 1e-8  # added to the root of AdamW's mean of squares
     train.weight_decay = 1e-2  # of AdamW, times the learning rate
     # float32 | bfloat16 | float8: what AdamW remembers; see training/moments.py
     train.moments_dtype = "float32"
@@ -34,14 +35,21 @@ def training_settings() -> ConfigDict:
     )
     train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
     train.log_every_steps = 50  # into metrics.jsonl, TensorBoard and the terminal
+    train.wandb_project = (
+        ""  # of Weights & Biases, told the same (extra wandb); "" = none
+    )
     train.checkpoint_every_steps = 1000  # what a kill loses at most
-    train.keep_checkpoints = 1  # the newest ones
+    train.keep_checkpoints = 1  # how many of the newest stay
     train.sample_every_steps = 0  # grid of generations while training; 0 = never
     train.preview_prompts = ()  # what the grid shows; () = captions of training images
     train.profile_steps = 0  # traced at the start into WORKDIR/profile, for TensorBoard
     train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
+    train.evaluate_every_epochs = 0.0  # in place of those steps; 0 = as they say
+    # Share of copies among what is drawn then: above it the training ends, and goes back
+    # to the last checkpoint below; 1 = never.
+    train.stop_above_copied_share = 1.0
     train.hang_timeout_seconds = 1800  # without data, a step or a save: ends; 0 = never
-    train.evaluate_prompts = 64  # captions of training images generated for that
+    train.evaluate_prompts = 64  # training captions generated to measure copying
     return train.lock()
 
 
@@ -61,7 +69,7 @@ def evaluation_settings() -> ConfigDict:
     )
     evaluation.sampler = "ddim"  # ddim | dpmsolver++ | euler
     evaluation.timestep_spacing = ""  # leading | linspace | trailing; "" = diffusion's
-    evaluation.num_inference_steps = 50  # of the sampler
+    evaluation.num_inference_steps = 50  # steps of the sampler
     evaluation.guidance_scale = 7.5  # 1 = none
     evaluation.clip_latents = 0.0  # bound on estimates of the clean latents; 0 = none
     evaluation.resolution = 0  # pixels at which images are compared; 0 = as generated
@@ -70,7 +78,7 @@ def evaluation_settings() -> ConfigDict:
     # of the images: sscd_288_int8 (sscd_288 where its weights are given) from 64 px on,
     # else efficientnet_lite0; and pixels.
     evaluation.embedders = ()
-    # Of FID and its kin; () = the headline's, or efficientnet_lite0 with embedders=().
+    # Networks of FID and its kin; () = the headline's; efficientnet_lite0 if embedders=().
     evaluation.quality_embedders = ()
     evaluation.clip_score = ""  # clip_vit_b16, clip_vit_b16_dcr, ...; "" = none
     evaluation.tiles = 0  # also compare 2x2, 3x3 ... tiles, each at its place; 0 = not
@@ -82,25 +90,26 @@ def evaluation_settings() -> ConfigDict:
     evaluation.num_neighbors = 11  # kept per image; at least 11
     evaluation.background_queries = 10_000  # training images searched for; 0 = all
     evaluation.detection = detection = ConfigDict()  # of memorised prompts: --stages
-    detection.num_prompts = 256  # at most, of training images; as many of held-out ones
+    detection.num_prompts = 256  # training captions at most; as many held-out ones
     detection.num_seeds = 1  # initial noises a prompt; the cost grows with it
-    # Of its generations; 0 = above 95 % of the training images' to each other.
+    # Similarity from which a prompt's generations tell that it is memorised; 0 = above 95 %
+    # of the training images' to each other.
     detection.memorised_similarity = 0.0
-    # As eval.prompts_file, a file of those that are memorised; "" = by similarity.
+    # File of memorised prompts, like eval.prompts_file; "" = by similarity.
     detection.memorised_prompts = ""
-    # And one of those that are not: with both only these two lists are looked at, and
-    # nothing needs to be generated before.
+    # File of prompts that are not memorised: with both files only these are looked at,
+    # and nothing needs to be generated before.
     detection.other_prompts = ""
-    detection.text_noise = 0.1
-    detection.num_text_noises = 2
-    detection.entropy_layer = 3  # of entropy E
-    detection.entropy_steps = 10  # of entropy D, the last ones
+    detection.text_noise = 0.1  # deviation of noise on the text, for its stability
+    detection.num_text_noises = 2  # draws of noise on the text
+    detection.entropy_layer = 3  # layer of attention entropy E
+    detection.entropy_steps = 10  # last steps, of attention entropy D
     evaluation.gallery_size = 24  # generations pictured in the report
     evaluation.blur = False  # whether the report opens with blurred pictures
     evaluation.weights = weights = ConfigDict()  # paths or hub ids; "" = the published
-    weights.sscd_disc_large = ""  # these three must be downloaded: docs/embedders.md
-    weights.sscd_disc_mixup = ""
-    weights.inception = ""
+    weights.sscd_disc_large = ""  # a file: docs/embedders.md
+    weights.sscd_disc_mixup = ""  # a file: docs/embedders.md
+    weights.inception = ""  # a file: docs/embedders.md
     weights.clip_vit_b16 = ""
     weights.clip_vit_l14 = ""
     weights.clip_vit_l14_336 = ""

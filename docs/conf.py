@@ -8,11 +8,12 @@ import re
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from sphinx.errors import ExtensionError
 
-import reference  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import copymit  # noqa: E402
+import copymit
+from docs import reference
 
 reference.write(reference.all_pages())
 
@@ -22,9 +23,11 @@ project_copyright = author
 version = copymit.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["decisions_table.md"]
+suppress_warnings = ["toc.not_included"]  # tables of sweeps: linked from results/
 
 myst_heading_anchors = 3
 default_role = "code"
+napoleon_attr_annotations = False
 napoleon_use_ivar = True  # fields are listed once, with their meanings
 napoleon_custom_sections = [("Source", "returns_style")]
 autodoc_typehints = "none"  # signatures have jaxtyping's, which say shapes
@@ -39,7 +42,7 @@ def as_text(app, what, name, obj, options, lines: list[str]) -> None:
     Stars and bars have no meaning of their own, and in the docstring of a module
     indented lines and tables are shown as they are.
     """
-    marked = []
+    marked: list[str] = []
     for line in lines:
         shown = what == "module" and line.startswith(("    ", "|"))
         if shown and not (marked and marked[-1].startswith("    ")):
@@ -52,6 +55,11 @@ def as_text(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = marked
 
 
+def skip_fields(app, what, name, obj, skip, options) -> bool:
+    """Leaves fields to the docstrings of their classes."""
+    return skip or (what == "class" and not callable(obj))
+
+
 def open_with_readme(app, docname: str, source: list[str]) -> None:
     """Makes README the first page; its links start where it lies."""
     if docname == "index":
@@ -60,9 +68,24 @@ def open_with_readme(app, docname: str, source: list[str]) -> None:
         source[0] = links.sub(lambda m: "](" if m[1] else "](../", readme) + source[0]
 
 
+def check_offline(app, error: Exception | None) -> None:
+    """Refuses a site whose pages or styles load anything from elsewhere."""
+    loads = re.compile(
+        r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^>]*"
+        r"|(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\s]*"
+    )
+    for path in Path(app.outdir).rglob("*"):
+        if path.suffix in (".html", ".css") and (
+            found := loads.search(path.read_text())
+        ):
+            raise ExtensionError(f"{path.name} loads {found[0]}")
+
+
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("source-read", open_with_readme)
+    app.connect("build-finished", check_offline)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("autodoc-process-docstring", as_text, priority=100)  # before napoleon
 
 

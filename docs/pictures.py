@@ -1,6 +1,6 @@
 """Draws docs/pairs.png and prints README's table, of what `make demo` has made.
 
-    python docs/pictures.py runs/demo runs/demo-multiple-captions runs/demo-control
+    python -m docs.pictures runs/demo runs/demo-multiple-captions runs/demo-control
 
 The first is the run pictured; the others are columns of the table.
 """
@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from copymit.evaluation.artefacts import open_artefacts
 from copymit.evaluation.report_stage import load_evaluated_run
@@ -30,7 +30,8 @@ PAIRS = 8
 def main(workdirs: list[str]) -> None:
     """Draws the first run's pairs, and prints a column for each run."""
     subject = open_finished(workdirs[0])
-    draw_pairs(load_evaluated_run(subject, open_artefacts(subject)))
+    figure = draw_pairs(load_evaluated_run(subject, open_artefacts(subject)))
+    figure.savefig(Path(__file__).parent / "pairs.png")
     scores = [
         json.loads((Path(open_finished(w).out) / "scores.json").read_text())
         for w in workdirs
@@ -39,12 +40,13 @@ def main(workdirs: list[str]) -> None:
         print(f"| {words} | {' | '.join(_cell(s, key) for s in scores)} |")
 
 
-def draw_pairs(run: EvaluatedRun) -> None:
-    """Draws training images over the most similar generation of each."""
+def draw_pairs(run: EvaluatedRun) -> Figure:
+    """Draws training images over the most similar generation of each, nearest first."""
     nearest = run.matches[run.matches["rank"] == 0]
     best = nearest.sort_values("similarity").drop_duplicates("reference", keep="last")
     shown = best[::-1][:PAIRS]
-    figure, axes = plt.subplots(2, PAIRS, figsize=(PAIRS, 2.1), dpi=120)
+    figure = Figure(figsize=(PAIRS, 2.1), dpi=120)
+    axes = figure.subplots(2, PAIRS)
     for column, pair in zip(axes.T, shown.itertuples(), strict=True):
         pictures = (
             run.read_reference(pair.reference),
@@ -57,7 +59,7 @@ def draw_pairs(run: EvaluatedRun) -> None:
     axes[0, 0].set_ylabel("training")
     axes[1, 0].set_ylabel("generated")
     figure.subplots_adjust(0.03, 0.01, 0.999, 0.99, wspace=0.04, hspace=0.04)
-    figure.savefig(Path(__file__).parent / "pairs.png")
+    return figure
 
 
 def _cell(scores: dict, key: str) -> str:

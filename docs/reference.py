@@ -1,31 +1,43 @@
 """Writes the manual's tables from the registries that the programs read.
 
-    python docs/reference.py     mitigations.md, scores.md, embedders.md: in the repository
+    python -m docs.reference     mitigations.md, scores.md, embedders.md: in the repository
 
 A test compares those with the registries. `make docs` writes the others too, which are long
 and belong to the built site alone: every setting, every program's flags, every function.
 """
 
 import importlib
+import os
 import pkgutil
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import copymit
+from copymit.cli.meanings import meanings
+from copymit.cli.outcome import TOO_MANY_COPIES
+from copymit.cli.verbs import VERBS
+from copymit.config import flatten
+from copymit.console import MISUSED
 from copymit.embedding.registry import describe_embedders
 from copymit.mitigation.detector import DETECTORS
 from copymit.mitigation.record import Mitigation, Setting
 from copymit.mitigation.registry import MITIGATIONS, SETTINGS
 from copymit.pretrained.base_models import BASE_MODELS
 from copymit.scores.names import SCORES, SETS
+from copymit.training.watch import TRY_AGAIN
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
 _MITIGATIONS = """# Mitigations and detectors
 
-Written by `python docs/reference.py` from the records in `copymit/mitigation/methods/` and
+Written by `python -m docs.reference` from the records in `copymit/mitigation/methods/` and
 `detectors/`, one file each; a test compares. Names and aliases are for
 `--config.mitigation.apply='("GN=0.1", "RNA")'`; any can be combined, in any order, and
 what would change nothing is refused.
@@ -40,7 +52,7 @@ captions of held-out images.
 
 _SCORES = """# Keys of scores.json
 
-Written by `python docs/reference.py` from `copymit/scores/names.py`; a test compares.
+Written by `python -m docs.reference` from `copymit/scores/names.py`; a test compares.
 
 The 95 % interval of a number lies beside it (`_ci95`), where the last column names how it
 is made and there are enough groups to tell. It tells how the number would vary with other
@@ -54,7 +66,7 @@ images bias upwards, and need not hold the unbiased one.
 
 _EMBEDDERS = """# Embedders and base models
 
-Written by `python docs/reference.py` from `copymit/embedding/registry.py` and
+Written by `python -m docs.reference` from `copymit/embedding/registry.py` and
 `copymit/pretrained/base_models.py`; a test compares.
 
 `eval.embedders` compares generations with training images, its first name gives the
@@ -132,7 +144,7 @@ def _show(value: bool | int | float) -> str:
 
 def _scores() -> Iterator[str]:
     yield _SCORES
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"`{s.key}`", s.meaning, s.higher or "–", s.interval or "–") for s in SCORES
     ]
     rows += [
@@ -173,9 +185,85 @@ def _embedders() -> Iterator[str]:
 def all_pages() -> dict[str, str]:
     """Returns every page, with those of the built site alone; starts every program."""
     return committed_pages() | {
+        "reference/settings.md": _page(_settings()),
+        "reference/programs.md": _page(_programs()),
         "reference/api.md": _page(_api()),
         **{f"reference/{name}.md": _page(_package(name)) for name in PACKAGES},
     }
+
+
+def _settings() -> Iterator[str]:
+    yield "# Settings\n"
+    yield (
+        "Written from `configs/common.py`, `copymit/settings.py` and the records of "
+        "mitigations. Change one with `--config.NAME=VALUE`, those of `eval` in `copymit "
+        "evaluate` also with `--eval.NAME=VALUE`; `--list_settings=WORD` prints those "
+        "that match.\n"
+    )
+    known = meanings()
+    defaults = flatten(importlib.import_module("configs.common").get_config().to_dict())
+    for section in dict.fromkeys(name.partition(".")[0] for name in defaults):
+        yield f"## {section}\n"
+        yield from table(
+            ("setting", "default", "meaning"),
+            [
+                (f"`{name}`", f"`{value!r}`", _escape(known[name]))
+                for name, value in defaults.items()
+                if name.partition(".")[0] == section
+            ],
+        )
+        yield ""
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([|*<_{])", r"\\\1", text)
+
+
+def _programs() -> Iterator[str]:
+    yield "# Programs\n"
+    yield (
+        "What `copymit VERB --help` says. From a checkout `python train.py` and `python "
+        "evaluate.py` are `copymit train` and `copymit evaluate`.\n"
+    )
+    verbs = [(verb,) for verb in VERBS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for words, text in zip(verbs, pool.map(_help, verbs), strict=True):
+            parts = re.search(r"\{([\w,]+)\} \.\.\.", text)
+            inner = [(*words, part) for part in parts[1].split(",")] if parts else []
+            for title, said in (
+                (words, text),
+                *zip(inner, pool.map(_help, inner), strict=True),
+            ):
+                yield f"{'#' * (len(title) + 1)} copymit {' '.join(title)}\n"
+                yield from ("```text", said, "```\n")
+    yield "## Exit codes\n"
+    yield from table(("code", "means"), [(str(c), w) for c, w in EXIT_CODES.items()])
+
+
+def _help(words: Sequence[str]) -> str:
+    """Runs a program for its help; `COLUMNS` is what parsers wrap lines by."""
+    done = subprocess.run(
+        [sys.executable, "-m", "copymit", *words, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "92"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"copymit {' '.join(words)} --help: {done.stderr}")
+    return done.stdout.strip()
+
+
+EXIT_CODES = {
+    0: "done",
+    1: "bad input, or a mistake of ours: one line says which file, field or value",
+    MISUSED: "a command line that cannot be run",
+    TOO_MANY_COPIES: "a larger share of the generations than `--fail_above` are copies",
+    TRY_AGAIN: "a training hung (`train.hang_timeout_seconds`): start it again",
+    128 + signal.SIGINT: "Ctrl-C; a training has saved a checkpoint",
+    128 + signal.SIGABRT: "another host was lost: start all of them again",
+    128 + signal.SIGTERM: "told to stop; a training has saved a checkpoint",
+}
 
 
 def _api() -> Iterator[str]:

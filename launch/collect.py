@@ -31,6 +31,10 @@ _USUAL = (
 )
 
 
+class NothingYetError(ValueError):
+    """No trial of a sweep has scores."""
+
+
 def collect(
     sweep: SweepFunction, plans: Sequence[Plan], root: str, title: str
 ) -> tuple[list[str], list[str]]:
@@ -57,7 +61,7 @@ def collect(
     known = [made for made in plans if made.trial.name in set(table.trial)]
     missing = [made for made in plans if made not in known]
     if table.empty:
-        raise ValueError(
+        raise NothingYetError(
             f"no trial of {title} in {root} has scores yet: run the sweep first, or "
             "look at --status"
         )
@@ -82,6 +86,24 @@ def collect(
     return [str(epath.Path(root) / name) for name in written], [
         made.trial.name for made in missing
     ]
+
+
+def join_tables(root: str, titles: Sequence[str]) -> str:
+    """Writes the tables of several sweeps as one, `trials.parquet`; returns its path."""
+    paths = {title: epath.Path(root) / f"{title}.parquet" for title in titles}
+    tables = [
+        pd.read_parquet(io.BytesIO(path.read_bytes())).assign(sweep=title)
+        for title, path in paths.items()
+        if path.exists()
+    ]
+    buffer = io.BytesIO()
+    # A label may be a number in one sweep and a word in another.
+    joined = pd.concat(tables, ignore_index=True)
+    texts = joined.select_dtypes("object").columns
+    joined[texts] = joined[texts].astype("string")
+    joined.to_parquet(buffer, index=False)
+    write_whole(epath.Path(root) / "trials.parquet", buffer.getvalue())
+    return str(epath.Path(root) / "trials.parquet")
 
 
 def _why(missing: Sequence[Plan], versions: Mapping[str, Version]) -> dict[str, str]:

@@ -7,13 +7,14 @@ leaves; a pool keeps nothing of its own and may be killed and started again at a
 import concurrent.futures
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,8 @@ class Options(NamedTuple):
       max_attempts: of a task, after which it is left alone.
       claim_secs: without a sign of life, after which a pool counts as dead.
       poll_secs: between two looks at the records.
+      minutes: after which programs are told to save and are given back.
+      on_done: called with the keys of all tasks that are done, whenever there are more.
       command_of: (task, root) -> the words that run it.
     """
 
@@ -47,6 +50,8 @@ class Options(NamedTuple):
     max_attempts: int = 3
     claim_secs: float = 60.0
     poll_secs: float = 1.0
+    minutes: float = math.inf
+    on_done: Callable[[frozenset[str]], object] = lambda done: None
     command_of: Callable[[Task, str], Sequence[str]] = command_of
 
 
@@ -108,9 +113,15 @@ def run_tasks(tasks: Sequence[Task], root: str, options: Options) -> dict[str, s
     """
     if options.max_attempts < 1:
         raise ValueError(f"--max_attempts={options.max_attempts} must be at least 1")
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes={options.minutes:g} must be above 0")
     slots = deal_slots(options.num_workers, f"{root}/.jax_cache")
     saying = "programs are told to save, and their tasks given back"
-    with tempfile.TemporaryDirectory() as scratch, deferred(saying) as stop:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        deferred(saying) as stop,
+        _after(options.minutes, stop.wished.set),
+    ):
         logs = Path(scratch if "://" in root else root)
         pool = Pool(tasks, root, options, slots, logs, stop.wished)
         with undone(pool.kill):
@@ -139,6 +150,7 @@ class Pool:
         self._claims, self._watch = Claims(root), Watch(options.claim_secs)
         self._versions = self._claims.read(self._tasks)
         self._products = find_products(self._tasks, self._versions, root)
+        self._done: frozenset[str] = frozenset()
 
     def run(self) -> dict[str, str]:
         """Runs what there is, until `stop`; returns the standing at the end."""
@@ -174,7 +186,12 @@ class Pool:
             and self._watch.is_abandoned(key, version)
         ]
         tries = self._options.max_attempts
-        return standing(self._tasks, self._versions, self._products, silent, tries)
+        found = standing(self._tasks, self._versions, self._products, silent, tries)
+        done = frozenset(key for key, state in found.items() if state == "done")
+        if done != self._done:
+            self._done = done
+            self._options.on_done(done)
+        return found
 
     def _start_one(
         self, state: Mapping[str, str], executor: ThreadPoolExecutor
@@ -301,3 +318,15 @@ def _tail(log: Path) -> str:
     """Returns the end of a log; what a program says last is what went wrong."""
     said = log.read_bytes()[-_ERROR_BYTES:].decode("utf-8", errors="replace")
     return said.strip() or "no output"
+
+
+@contextlib.contextmanager
+def _after(minutes: float, call: Callable[[], object]) -> Iterator[None]:
+    """Calls it unless it is left earlier."""
+    timer = threading.Timer(min(minutes * 60, threading.TIMEOUT_MAX), call)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -4,6 +4,8 @@
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --status
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --collect
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=gs://... --commands
+    python -m launch.sweep --sweep=configs/sweeps.py:fig3,fig5 --workdir=runs/photos \\
+        --preset=photos --source=PHOTOS --captions=FILE --results_only --minutes=30
 
 Start it again after a kill, or on several machines that share the directory (on disk or
 gs://): each trial is run by one of them. --commands prints what other engines run.
@@ -11,18 +13,26 @@ docs/sweeps.md says how.
 """
 
 import argparse
+import functools
 import logging
+import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from configs.sweeps_types import SweepFunction
 from copymit.interrupts import heeded
-from launch.claims import reaching
-from launch.pool import Options, run_tasks
+from launch.claims import Claims, reaching
+from launch.photos import PRESETS as PHOTOS
+from launch.photos import check_photos, read_places
+from launch.pool import Options, find_products, run_tasks
+from launch.reduce import needed, reduce_runs
 from launch.status import tabulate, to_text
 from launch.trials import (
     Plan,
+    Task,
     command_lines,
     list_trials,
     load_sweep,
@@ -32,6 +42,13 @@ from launch.trials import (
 )
 
 logger = logging.getLogger("launch")
+
+
+class Family(NamedTuple):
+    """A sweep, and its trials with their tasks."""
+
+    sweep: SweepFunction
+    plans: list[Plan]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,9 +76,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--sweep", required=True, help="FILE:FUNCTION, such as configs/sweeps.py:fig3")
+    add(
+        "--sweep",
+        required=True,
+        help="FILE:FUNCTION, such as configs/sweeps.py:fig3; several are joined by "
+        "commas, in the order in which they are run",
+    )
     add("--workdir", required=True, help="directory of all trials, on disk or gs://")
-    add("--preset", default="small", help="small (embedded data, CPU) or full (paper)")
+    add(
+        "--preset",
+        default="small",
+        help="small (embedded data, CPU), photos (a GPU), photos_cpu or full (paper)",
+    )
+    add("--source", default="", help="with --preset=photos: a folder of photos")
+    add("--captions", default="", help="and a file with their captions")
+    add("--autoencoder", default="", help="and a trained one, a folder or hub id")
     add("--num_seeds", type=int, default=3, help="trainings of each setting")
     add(
         "--override",
@@ -78,6 +107,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=60.0,
         help="without a sign of life, until a pool counts as dead",
     )
+    add(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="after which what runs is told to save; another start goes on",
+    )
+    add(
+        "--results_only",
+        action="store_true",
+        help="once all evaluations of a training are done, keep scores, tables and 24 "
+        "pictures of each, and delete its checkpoints",
+    )
     add("--status", action="store_true", help="show where the trials stand")
     add("--collect", action="store_true", help="write the table and the figure")
     add(
@@ -93,17 +134,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    sweep = load_sweep(arguments.sweep)
-    trials = list_trials(
-        sweep,
-        arguments.preset,
-        arguments.num_seeds,
-        read_overrides(arguments.override),
-    )
     root = arguments.workdir
     if "://" not in root:
         root = os.path.abspath(root)  # the programs start in another directory
-    plans = [plan(trial) for trial in trials]
+    places = read_places(
+        arguments.preset, arguments.source, arguments.captions, arguments.autoencoder
+    )
+    sweeps = {
+        title: _list(title, reference, arguments, places)
+        for title, reference in _references(arguments.sweep).items()
+    }
+    plans = [plan for family in sweeps.values() for plan in family.plans]
     if arguments.commands is not None:
         _print_commands(command_lines(plans, root, arguments.commands))
         return 0
@@ -114,19 +155,68 @@ def _run(arguments: argparse.Namespace) -> int:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 240
         print(to_text(rows, columns))
         return 0
-    title = arguments.sweep.rpartition(":")[2]
     if arguments.collect:
-        return _collect(sweep, plans, root, title)
-    options = Options(
-        arguments.num_workers, arguments.max_attempts, arguments.claim_secs
-    )
-    standing = run_tasks(unique_tasks(plans), root, options)
-    unfinished = sum(state != "done" for state in standing.values())
-    logger.info("%d of %d tasks done", len(standing) - unfinished, len(standing))
-    if not unfinished:
-        return _collect(sweep, plans, root, title)
+        return _collect(sweeps, root)
+    if arguments.preset in PHOTOS:
+        trials = [made.trial for made in plans]
+        check_photos(trials, places, root, "/".join(sweeps))
+    if arguments.results_only and "://" in root:
+        raise ValueError(f"--results_only needs a directory on disk, not {root}")
+    if not _run_all(plans, root, arguments):
+        return _collect(sweeps, root)
     logger.error("--status says what is missing, and why")
     return 1
+
+
+def _references(sweep: str) -> dict[str, str]:
+    """Divides FILE:A,B into the reference of each sweep, by its name."""
+    file, colon, names = sweep.rpartition(":")
+    return {name: f"{file}{colon}{name}" for name in names.split(",")}
+
+
+def _list(
+    title: str, reference: str, arguments: argparse.Namespace, places: dict[str, str]
+) -> Family:
+    sweep = load_sweep(reference)
+    trials = list_trials(
+        sweep,
+        arguments.preset,
+        arguments.num_seeds,
+        read_overrides(arguments.override),
+        places,
+    )
+    return Family(sweep, [plan(trial) for trial in trials])
+
+
+def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) -> int:
+    """Runs what is open; returns how many tasks are not done at the end."""
+    tasks = unique_tasks(plans)
+    reduce = lambda done: None  # noqa: E731
+    if arguments.results_only:
+        reduce = functools.partial(reduce_runs, {t.key: t for t in tasks}, root=root)
+    if "://" not in root:
+        tasks = needed(tasks, _find_done(tasks, root), root)
+    options = Options(
+        arguments.num_workers,
+        arguments.max_attempts,
+        arguments.claim_secs,
+        minutes=arguments.minutes,
+        on_done=reduce,
+    )
+    standing = run_tasks(tasks, root, options)
+    unfinished = sum(state != "done" for state in standing.values())
+    logger.info("%d of %d tasks done", len(standing) - unfinished, len(standing))
+    return unfinished
+
+
+def _find_done(tasks: Sequence[Task], root: str) -> set[str]:
+    by_key = {task.key: task for task in tasks}
+    versions = Claims(root).read(by_key)
+    records = {key: there.record for key, there in versions.items()}
+    recorded = {
+        key for key, record in records.items() if record and record.state == "done"
+    }
+    return recorded | find_products(by_key, versions, root)
 
 
 def _print_commands(groups: Sequence[Sequence[str]]) -> None:
@@ -144,20 +234,30 @@ def _print_commands(groups: Sequence[Sequence[str]]) -> None:
         first = last + 1
 
 
-def _collect(sweep, plans: Sequence[Plan], root: str, title: str) -> int:
-    from launch.collect import abridge, collect
+def _collect(sweeps: Mapping[str, Family], root: str) -> int:
+    from launch.collect import NothingYetError, abridge, collect, join_tables
 
-    with reaching(root):
-        files, missing = collect(sweep, plans, root, title)
-    for path in files:
-        print(path)
-    if missing:
-        logger.warning(
-            "INCOMPLETE: %d of %d trials have no scores: %s",
-            len(missing),
-            len(plans),
-            abridge(missing),
-        )
+    empty = []
+    for title, (sweep, plans) in sweeps.items():
+        try:
+            with reaching(root):
+                files, missing = collect(sweep, plans, root, title)
+        except NothingYetError as error:
+            empty.append(error)
+            continue
+        for path in files:
+            print(path)
+        if missing:
+            logger.warning(
+                "INCOMPLETE: %d of %d trials have no scores: %s",
+                len(missing),
+                len(plans),
+                abridge(missing),
+            )
+    if len(empty) == len(sweeps):
+        raise empty[0]
+    if len(sweeps) > 1:
+        print(join_tables(root, list(sweeps)))
     return 0
 
 

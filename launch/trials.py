@@ -21,11 +21,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.sweeps_types import PRESETS, SweepFunction, Trial
+from copymit.spelling import nearest
 
 PROJECT = Path(__file__).parents[1]
 ROOT = "{root}"
 # What evaluate.py reads of a config; everything else is the training's.
 _EVALUATION = ("eval.", "mitigation.generate.")
+# A place that changes what is trained, too: its last name is in that of a run.
+AUTOENCODER = "model.autoencoder.pretrained"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 80
@@ -108,6 +111,7 @@ def load_sweep(reference: str) -> SweepFunction:
         raise ValueError(
             f"--sweep={reference}: {file} has no sweep {name!r}; it has "
             f"{', '.join(sorted(known)) or 'none: decorate one with draws()'}"
+            f"{nearest(name, known)}"
         )
     return known[name]
 
@@ -117,11 +121,13 @@ def list_trials(
     preset: str,
     num_seeds: int,
     overrides: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> list[Trial]:
     """Lists the trials of a sweep, checked, without the settings that change nothing.
 
     Args:
       overrides: settings of every trial, such as {"data.source": "gs://..."}.
+      places: settings of every trial that name no run; see `Trial.places`.
     Raises:
       ValueError: for an unknown preset, two trials of one name, or a setting that does
         not exist or cannot have its value; names the trial.
@@ -131,7 +137,7 @@ def list_trials(
     if num_seeds < 1:
         raise ValueError(f"--num_seeds={num_seeds} must be at least 1")
     trials = [
-        _with_overrides(trial, overrides or {})
+        _with_overrides(trial, overrides or {})._replace(places=places or {})
         for trial in sweep(preset, range(num_seeds))
     ]
     if not trials:
@@ -140,7 +146,7 @@ def list_trials(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several trials are called {twice[0]!r}: names must differ")
-    own = {config: _read(config, {}) for config in {t.config for t in trials}}
+    own = {config: read_settings(config, {}) for config in {t.config for t in trials}}
     return [_resolved(trial, own[trial.config]) for trial in trials]
 
 
@@ -151,7 +157,7 @@ def plan(trial: Trial) -> Plan:
     clusters = ""
     if trial.analysis is not None:
         clusters = f"analyses/{_name(trial.analysis) or 'data'}"
-        tasks.append(_analysis(trial.analysis, clusters))
+        tasks.append(_analysis(trial.analysis, trial.places, clusters))
     name = _name(trial.evaluate) or "as-configured"
     scores = f"{run}/eval/{name}"
     before = tuple(task.key for task in tasks)
@@ -170,19 +176,25 @@ def plan(trial: Trial) -> Plan:
 
 
 def _training(trial: Trial, run: str) -> Task:
-    arguments = (*_common(trial, run), *_as_flags(trial.train))
+    settings = {**trial.train, **trial.places}
+    arguments = (*_common(trial, run), *_as_flags(settings))
     return Task(f"{run}/launch/train", "train.py", arguments, (), "", run)
 
 
-def _analysis(options: Mapping[str, Any], clusters: str) -> Task:
-    arguments = tuple(f"--{k}={_as_text(v)}" for k, v in options.items())
+def _analysis(
+    options: Mapping[str, Any], places: Mapping[str, str], clusters: str
+) -> Task:
+    found = {k: places.get(f"data.{k}", v) for k, v in options.items()}
+    arguments = tuple(f"--{k}={_as_text(v)}" for k, v in found.items() if v != "")
     arguments += (f"--out={ROOT}/{clusters}",)
     key, product = f"{clusters}/launch/analysis", f"{clusters}/clusters.parquet"
     return Task(key, "copymit.analysis", arguments, (), product, clusters)
 
 
 def _evaluation(trial: Trial, run: str, name: str, after: tuple[str, ...]) -> Task:
-    settings = {**trial.train, **trial.evaluate} if trial.model else trial.evaluate
+    settings = dict(trial.evaluate)
+    if trial.model:
+        settings = {**trial.train, **trial.places, **settings}
     arguments = (*_common(trial, run), f"--name={name}", *_as_flags(settings))
     if trial.model:
         arguments += (f"--model={trial.model}",)
@@ -195,9 +207,8 @@ def _common(trial: Trial, run: str) -> tuple[str, ...]:
 
 
 def unique_tasks(plans: Iterable[Plan]) -> list[Task]:
-    """Lists every task once, trainings first."""
-    tasks = {task.key: task for made in plans for task in made.tasks}
-    return sorted(tasks.values(), key=lambda task: len(task.after))
+    """Lists every task once, trial by trial: its training before its evaluation."""
+    return list({task.key: task for made in plans for task in made.tasks}.values())
 
 
 def command_of(task: Task, root: str, python: str = sys.executable) -> list[str]:
@@ -226,6 +237,7 @@ def command_lines(plans: Sequence[Plan], root: str, flags: str = "") -> list[lis
 
     uses = Counter(task.key for made in plans for task in made.tasks)
     shared = [task for task in unique_tasks(plans) if uses[task.key] > 1]
+    shared.sort(key=lambda task: len(task.after))
     by_depth = itertools.groupby(shared, lambda task: len(task.after))
     trials = dict.fromkeys(" && ".join(map(line, made.tasks)) for made in plans)
     return [*([line(t) for t in group] for _, group in by_depth), list(trials)]
@@ -252,14 +264,14 @@ def _resolved(trial: Trial, own: Mapping[str, Any]) -> Trial:
     unknown = sorted({*trial.train, *trial.evaluate} - own.keys())
     if unknown:
         raise ValueError(
-            f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r} "
-            "(configs/common.py lists every one)"
+            f"trial {trial.name}: {trial.config} has no setting {unknown[0]!r}"
+            f"{nearest(unknown[0], own)} (copymit train --list_settings shows all)"
         )
     try:
-        train = _changes(own, _read(trial.config, trial.train), trial.train)
+        train = _changes(own, read_settings(trial.config, trial.train), trial.train)
         # Of a run, evaluate.py starts from the file's settings, not from the training's.
         before = train if trial.model else {}
-        now = _read(trial.config, {**before, **trial.evaluate})
+        now = read_settings(trial.config, {**before, **trial.evaluate})
         evaluate = _changes({**own, **before}, now, trial.evaluate)
     except flags.Error as error:
         raise ValueError(f"trial {trial.name}: {error}") from error
@@ -280,7 +292,8 @@ def _name_run(trial: Trial) -> str:
     """Names a training by its settings, so that equal ones are one in every sweep."""
     config = Path(trial.config.partition(":")[0]).stem
     argument = trial.config.partition(":")[2].replace(",", "+")
-    parts = [config, argument, trial.model, _name(trial.train)]
+    autoencoder = Path(trial.places.get(AUTOENCODER, "")).stem
+    parts = [config, argument, trial.model, autoencoder, _name(trial.train)]
     return _NOT_PLAIN.sub("-", "_".join(part for part in parts if part))
 
 
@@ -306,7 +319,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _read(config: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(config: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the settings of a config file, dotted, with changes, as the programs do.
 
     Raises:

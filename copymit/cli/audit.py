@@ -126,18 +126,18 @@ def run_audit(
     Args:
       settings: `embedders`, `weights`, `size`, `on_corrupt` and `fdr`, as the options.
     """
-    # jax: --help and mistakes need none.
-    from copymit.cli.outcome import conclude
-    from copymit.evaluation.prompts import read_prompts
-    from copymit.evaluation.run import run_stages
-    from copymit.evaluation.stages import DEFAULT_STAGES
-    from copymit.evaluation.subject import open_pair
-    from copymit.storage import check_buckets
-
-    config = _settings(**settings)
     set_up_logging(debug)
-    keep_compiled_programs()
     with explain_bad_input(debug):
+        # jax: --help and mistakes need none.
+        from copymit.cli.outcome import conclude
+        from copymit.evaluation.prompts import read_prompts
+        from copymit.evaluation.run import run_stages
+        from copymit.evaluation.stages import DEFAULT_STAGES
+        from copymit.evaluation.subject import open_pair
+        from copymit.storage import check_buckets
+
+        config = _settings(**settings)
+        keep_compiled_programs()
         places = [
             generations,
             training,
@@ -151,7 +151,7 @@ def run_audit(
         name = _name(images, config, texts)
         subject = open_pair(images[0], images[1], out, config, name, texts, images[2])
         directory = run_stages(subject)
-    return conclude(directory, DEFAULT_STAGES, fail_above)
+        return conclude(directory, DEFAULT_STAGES, fail_above)
 
 
 def _settings(
@@ -195,8 +195,9 @@ def _at_any_depth(images: str | None) -> str | None:
         if not isinstance(error.__cause__, LayoutError):
             raise
     else:
-        files = (file for _, _, files in os.walk(images) for file in files)
-        there = sum(file.lower().endswith(tuple(IMAGE_SUFFIXES)) for file in files)
+        files = (file.lower() for _, _, files in os.walk(images) for file in files)
+        seen = (file for file in files if not file.startswith("."))
+        there = sum(file.endswith(IMAGE_SUFFIXES) for file in seen)
         if not isinstance(source, FolderSource) or there <= len(source):
             return images
     logger.info("%s has images at several depths: all of them are compared", images)

@@ -77,7 +77,7 @@ def run_export(
     from copymit.cli.model_card import write_card
     from copymit.config import flatten, read_config
     from copymit.pretrained.base_models import find_base_model
-    from copymit.pretrained.trained import export_lora, export_trained, latest_step
+    from copymit.pretrained.trained import export_lora, export_trained, saved_step
     from copymit.storage import is_remote
 
     if push and (card_only or is_remote(to)):
@@ -86,7 +86,7 @@ def run_export(
         )
     run, folder = epath.Path(workdir), epath.Path(to).expanduser()
     settings = flatten(read_config(run).to_dict())
-    step = latest_step(run) if step is None else step
+    step = saved_step(run, step)
     origin = settings["model.pretrained"]
     base = find_base_model(origin) or find_base_model(Path(origin).name)
     card = write_card(

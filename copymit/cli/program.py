@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from copymit.config import flatten
 from copymit.console import refuse
+from copymit.interrupts import heeded
 from copymit.project import find_config, use_project
 from copymit.spelling import nearest
 
@@ -64,7 +65,8 @@ def run_program(main: Callable[[list[str]], None], settings: str = "config") -> 
             refuse(f"unexpected arguments: {' '.join(parsed[1:])}")
         return parsed
 
-    app.run(main, flags_parser=parse)
+    with heeded():
+        app.run(main, flags_parser=parse)
 
 
 @contextlib.contextmanager

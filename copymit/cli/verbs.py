@@ -14,6 +14,7 @@ import click
 from copymit import __version__
 from copymit.cli.audit import audit
 from copymit.cli.export import export
+from copymit.interrupts import heeded
 from copymit.project import use_project
 
 
@@ -53,7 +54,7 @@ VERBS: dict[str, Program | click.Command] = {
 
 
 class _InOrder(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _: click.Context) -> list[str]:
         return list(self.commands)
 
 
@@ -77,7 +78,9 @@ def _pass_on(verb: str, program: Program) -> click.Command:
         use_project()
         sys.argv = [f"copymit {verb}", *words]
         module, _, function = program.entry.partition(":")
-        sys.exit(getattr(importlib.import_module(module), function)())
+        with heeded():  # which programs do themselves, but not while they are imported
+            start = getattr(importlib.import_module(module), function)
+        sys.exit(start())
 
     return click.Command(
         verb,

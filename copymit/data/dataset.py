@@ -95,16 +95,18 @@ def load_dataset(
     source = load_source(config.source, captions=config.captions or None)
     files = source.source if isinstance(source, CaptionedSource) else source
     manifest = _open_manifest(config, source) if config.manifest else None
+    heldout_share = _heldout_share(config)
     if manifest is None:
         selection = select_examples(
             source,
             classes=config.classes,
             num_examples=config.num_examples or None,
             num_heldout=config.num_heldout,
+            heldout_share=heldout_share,
             seed=seed,
         )
     else:
-        selection = select_listed(manifest, config.num_heldout, seed)
+        selection = select_listed(manifest, config.num_heldout, seed, heldout_share)
         if manifest.varied.any():
             source = VariedSource(source, manifest.varied)
     # Runs of an older copymit do not say.
@@ -138,6 +140,18 @@ def load_dataset(
         source.caption_counts[train],
     )
     return dataset
+
+
+def _heldout_share(config: ConfigDict) -> float:
+    share = config.get("heldout_share", 0.0)  # runs of an older copymit do not say
+    if not 0 <= share < 1:
+        raise ValueError(f"data.heldout_share={share} must be in [0, 1)")
+    if share and config.num_heldout:
+        raise ValueError(
+            f"data.heldout_share={share} and data.num_heldout={config.num_heldout} say "
+            "the same in two ways: set one of them to 0"
+        )
+    return share
 
 
 def claim_examples(

@@ -122,25 +122,41 @@ def match_manifest(manifest: Manifest, source: ExampleSource, path: str) -> Mani
     return Manifest(ids, factors, varied)
 
 
-def select_listed(manifest: Manifest, num_heldout: int, seed: int) -> Selection:
+def select_listed(
+    manifest: Manifest, num_heldout: int, seed: int, heldout_share: float = 0.0
+) -> Selection:
     """Selects the images with a factor, and held-out ones of those without.
 
     More held-out images contain the fewer.
 
+    Args:
+      heldout_share: of the images with a factor, to be held out in place of others: what
+        a manifest leaves out may be duplicates of what it lists.
     Raises:
       ValueError: if fewer are left out than are to be held out.
     """
+    if heldout_share:
+        listed = np.flatnonzero(manifest.factors)
+        order = _in_drawn_order(manifest, listed, seed)
+        num_heldout = round(heldout_share * len(listed))
+        return Selection(np.sort(order[num_heldout:]), np.sort(order[:num_heldout]))
     left_out = np.flatnonzero(manifest.factors == 0)
     if not 0 <= num_heldout <= len(left_out):
         raise ValueError(
             f"data.num_heldout={num_heldout}, but data.manifest leaves out "
             f"{len(left_out)} images (factor 0): ask for fewer, or leave out more"
         )
-    names = manifest.example_ids.take(pa.array(left_out)).to_pylist()
-    order = left_out[draw_order(seed, names, "held out")]
+    order = _in_drawn_order(manifest, left_out, seed)
     return Selection(
         np.flatnonzero(manifest.factors), np.sort(order[:num_heldout]).astype(np.int64)
     )
+
+
+def _in_drawn_order(
+    manifest: Manifest, rows: Int[np.ndarray, " K"], seed: int
+) -> Int[np.ndarray, " K"]:
+    names = manifest.example_ids.take(pa.array(rows)).to_pylist()
+    return rows[draw_order(seed, names, "held out")]
 
 
 def listed_duplication(

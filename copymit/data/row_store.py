@@ -13,6 +13,8 @@ import tensorstore as ts
 from etils import epath
 from jaxtyping import Float
 
+from copymit.storage import writing
+
 # Bytes of a shard: large enough for a bucket, small enough to lose in a kill.
 _SHARD_BYTES = 32 * 2**20
 
@@ -68,7 +70,8 @@ class RowStore:
     def write(self, index: int, rows: Float[np.ndarray, "S ..."]) -> None:
         """Writes a whole shard."""
         where = self.shard(index)
-        self._store[where.start : where.stop].write(rows).result()
+        with writing(self.path):
+            self._store[where.start : where.stop].write(rows).result()
 
     def load_small(self) -> "RowStore":
         """Reads all rows into memory if they are few; returns itself."""

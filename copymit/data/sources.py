@@ -222,6 +222,7 @@ def select_examples(
     classes: Sequence[str] = (),
     num_examples: int | None,
     num_heldout: int = 0,
+    heldout_share: float = 0.0,
     seed: int,
 ) -> Selection:
     """Draws training and held-out examples, at random but the same for the same seed.
@@ -234,6 +235,7 @@ def select_examples(
     Args:
       classes: draw from these classes only; all examples if empty.
       num_examples: None or 0 takes all that are not held out.
+      heldout_share: of all candidates, in place of `num_heldout`.
     Raises:
       ValueError: if a class is unknown, a number is negative, or there are too few
         examples.
@@ -255,6 +257,7 @@ def select_examples(
         if labels
         else np.arange(len(source))
     )
+    num_heldout = num_heldout or round(heldout_share * len(candidates))
     available = len(candidates) - num_heldout
     if available < max(num_examples or 0, 1):
         raise ValueError(

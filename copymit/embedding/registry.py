@@ -17,6 +17,7 @@ from copymit.embedding.sscd import PROJECT as SSCD_PROJECT
 from copymit.embedding.sscd import PROTOCOLS as SSCD_PROTOCOLS
 from copymit.embedding.sscd import find_sscd, make_sscd
 from copymit.models.inception import WEIGHTS_FILE
+from copymit.spelling import nearest
 
 
 class _Entry(NamedTuple):
@@ -136,6 +137,7 @@ def check_embedders(names: Sequence[str], setting: str = "eval.embedders") -> No
     if unknown or not names:
         raise ValueError(
             f"{setting}={tuple(names)}: use one or more of {', '.join(_EMBEDDERS)}"
+            f"{nearest(unknown[0], _EMBEDDERS) if unknown else ''}"
         )
 
 

@@ -6,7 +6,6 @@ what `detect_prompts` keeps. Prompts are taken as given, before any mitigation. 
 lists say which prompts are memorised and which are not, no scored run is needed.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from copymit.evaluation.prompts import Prompt, make_prompts, read_prompts
 from copymit.evaluation.stages import compute_digest
 from copymit.evaluation.subject import Run, Subject
 from copymit.mitigation.detector import DETECTORS, DetectionOptions
+from copymit.scores.names import COMPARISONS
 
 PROMPTED, UNSEEN = "prompted", "unseen"
 _OPTIONS = (
@@ -182,19 +182,16 @@ def summarise_kinds(table: pd.DataFrame, seed: int) -> dict[str, Any]:
 
     Returns:
       `num_*` of each kind, `titles` of the detectors, and of each comparison that has
-      both kinds the scores of `summarise`: `unmemorised`, `unseen`.
+      both kinds (`COMPARISONS`) the scores of `summarise`.
     """
     memorised = table["memorised"].to_numpy(bool)
     unseen = (table["kind"] == UNSEEN).to_numpy()
-    kinds: Mapping[str, np.ndarray] = {
-        "unmemorised": ~memorised & ~unseen,
-        "unseen": unseen,
-    }
+    kinds = zip(COMPARISONS, (~memorised & ~unseen, unseen), strict=True)
     summary: dict[str, Any] = {
         "titles": {name: detector.title for name, detector in DETECTORS.items()},
         "num_memorised": int(memorised.sum()),
     }
-    for name, others in kinds.items():
+    for name, others in kinds:
         summary[f"num_{name}"] = int(others.sum())
         if memorised.any() and others.any():
             compared = memorised | others

@@ -22,6 +22,7 @@ from copymit.embedding.embed import embed, embed_arrays
 from copymit.embedding.image_set import examples_as_images
 from copymit.embedding.registry import make_embedder, weights_name
 from copymit.embedding.store import EmbeddingStore, load_embeddings, unit_rows
+from copymit.evaluation.online_copies import make_copied_share
 from copymit.evaluation.search_stage import unit_vectors
 from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import compute_digest, content_digest, data_digest
@@ -48,7 +49,8 @@ def make_copy_monitor(
 
     Half of the prompts are captions of duplicated images, as far as there are any. The
     scalars are `online_dataset_similarity` (95th percentile), `online_similarity_mean`,
-    `online_prompted_image_hits` and, with duplication, the hits of both kinds. Images of
+    `online_prompted_image_hits` and, with duplication, the hits of both kinds;
+    `online_copied_share` where there are enough training images to tell. Images of
     latents or pixels that are not finite show nothing of the model: they are left out and
     counted, as `online_num_not_finite`.
     """
@@ -85,6 +87,7 @@ def make_copy_monitor(
     references = load_embeddings(store)
     vectors = unit_vectors(references, "references")
     own = unit_rows(references.rows(chosen))
+    copied_share = make_copied_share(embedder.name, store, references, evaluation)
 
     def monitor(networks: ModelParams, step: int) -> dict[str, float]:
         made, finite = generate_on(
@@ -109,6 +112,8 @@ def make_copy_monitor(
             "online_similarity_mean": float(nearest.mean()),
             "online_prompted_image_hits": float(hits.mean()),
         }
+        if copied_share:
+            values["online_copied_share"] = copied_share(features)
         for name, of_kind in {
             "duplicated": duplicated,
             "unduplicated": ~duplicated,
@@ -118,10 +123,11 @@ def make_copy_monitor(
                 values[f"online_prompted_image_hits_{name}"] = float(hits[rows].mean())
         if jax.process_index() == 0:
             logger.info(
-                "step %d: dataset similarity %.3f, prompted images hit %.0f %%",
+                "step %d: dataset similarity %.3f, prompted images hit %.0f %%%s",
                 step,
                 values["online_dataset_similarity"],
                 100 * values["online_prompted_image_hits"],
+                f", copies {values['online_copied_share']:.0%}" if copied_share else "",
             )
         return values
 

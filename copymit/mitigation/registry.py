@@ -23,6 +23,7 @@ from copymit.mitigation.record import (
     Value,
     Values,
 )
+from copymit.spelling import nearest
 
 
 def _all_mitigations() -> dict[str, Mitigation]:
@@ -166,7 +167,10 @@ def _find(name: str) -> Mitigation:
     names = "; ".join(
         f"{known} ({', '.join(m.aliases)})" for known, m in MITIGATIONS.items()
     )
-    raise ValueError(f"mitigation.apply: {name!r} is not known. Known are {names}")
+    alike = nearest(name, MITIGATIONS)
+    raise ValueError(
+        f"mitigation.apply: {name!r} is not known{alike}. Known are {names}"
+    )
 
 
 def check_generation(values: Values, circumstances: Circumstances) -> None:

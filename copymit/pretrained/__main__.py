@@ -3,12 +3,11 @@
     python -m copymit.pretrained inspect SOURCE
     python -m copymit.pretrained download SOURCE --to=FOLDER
     python -m copymit.pretrained convert SOURCE --to=FOLDER [--dtype=float16]
-    python -m copymit.pretrained export WORKDIR --to=FOLDER [--dtype=float16]
 
 SOURCE is a short name (stable-diffusion-2-1), a folder in diffusers' layout, on disk or
 `gs://`, or a hub id. `download` copies the files that are needed, as they are;
-`convert` reads them, whatever their age, and writes what diffusers writes today;
-`export` writes a run of train.py in the same way.
+`convert` reads them, whatever their age, and writes what diffusers writes today.
+`copymit export` writes a run of train.py in the same way.
 """
 
 import argparse
@@ -31,7 +30,6 @@ from copymit.pretrained.pipeline import (
 )
 from copymit.pretrained.save import DTYPES, Network, new_file, save_pipeline
 from copymit.pretrained.source import Source, open_source
-from copymit.pretrained.trained import export_lora, export_trained
 from copymit.pretrained.weight_files import find_weights, shard_paths
 
 logger = logging.getLogger("copymit.pretrained")
@@ -132,26 +130,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("inspect", "say what a model is made of; its weights are not read"),
         ("download", "copy the files that are needed into a folder"),
         ("convert", "read a model of any age, write what diffusers reads today"),
-        ("export", "write a trained run as a folder for diffusers"),
     ):
         command = commands.add_parser(name, help=purpose)
-        if name == "export":
-            command.add_argument("source", metavar="workdir", help="of train.py")
-            command.add_argument("--step", type=int, help="checkpoint; the newest")
-            command.add_argument(
-                "--lora", action="store_true", help="only what train.lora_rank trained"
-            )
-        else:
-            command.add_argument(
-                "source", help="short name, folder, gs:// folder or hub id"
-            )
-            command.add_argument(
-                "--variant", help="read weights of this kind, such as fp16"
-            )
+        command.add_argument(
+            "source", help="short name, folder, gs:// folder or hub id"
+        )
+        command.add_argument(
+            "--variant", help="read weights of this kind, such as fp16"
+        )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         if name != "inspect":
             command.add_argument("--to", required=True, help="new folder, may be gs://")
-        if name in ("convert", "export"):
+        if name == "convert":
             command.add_argument("--dtype", choices=DTYPES, default="float32")
     return parser.parse_args(argv)
 
@@ -165,12 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(inspect(open_source(arguments.source), arguments.variant))
             return
         folder = epath.Path(arguments.to).expanduser()
-        if arguments.command == "export":
-            options = {"step": arguments.step, "dtype": arguments.dtype}
-            export = export_lora if arguments.lora else export_trained
-            export(arguments.source, folder, **options)
-            logger.info("%s is complete", folder)
-            return
         source = open_source(arguments.source)
         if arguments.command == "download":
             download(source, folder, arguments.variant)

@@ -23,20 +23,25 @@ from copymit.pretrained.save import Network, save_lora, save_pipeline
 from copymit.sharding import make_mesh
 
 
-def latest_step(workdir: epath.PathLike) -> int:
-    """Finds the newest checkpoint of a working directory.
+def saved_step(workdir: epath.PathLike, step: int | None = None) -> int:
+    """Finds a checkpoint of a working directory, by default the newest.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is none, or not that one; names those that there are.
     """
     workdir = epath.Path(workdir)
-    step = None
+    steps: list[int] = []
     if (workdir / "checkpoints").exists():
         with open_checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.latest_step()
-    if step is None:
+            steps = sorted(checkpoints.all_steps())
+    if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet: train first (train.py)")
-    return step
+    if step is not None and step not in steps:
+        raise ValueError(
+            f"{workdir} holds no checkpoint of step {step}, only of "
+            f"{', '.join(map(str, steps))} (train.keep_checkpoints says how many stay)"
+        )
+    return steps[-1] if step is None else step
 
 
 def load_trained(
@@ -86,7 +91,7 @@ def export_lora(
             "whole model"
         )
     model = make_model(config.model, config.data.resolution, "float32")
-    step = latest_step(workdir) if step is None else step
+    step = saved_step(workdir, step)
     factors, _ = _load(config, workdir, step, model, make_mesh())
     save_lora(folder, factors, dtype=dtype)
 
@@ -125,7 +130,7 @@ def export_trained(
     unet, text_encoder = text_to_latents_configs(config.model, resolution)
     configs |= {"unet": unet, "text_encoder": text_encoder}
     model = make_model(config.model, resolution, "float32")
-    step = latest_step(workdir) if step is None else step
+    step = saved_step(workdir, step)
     params = load_trained(config, workdir, step, model, make_mesh())
     save_pipeline(
         folder,

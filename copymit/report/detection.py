@@ -9,18 +9,17 @@ from copymit.report.detection_figures import plot_roc, plot_tokens
 from copymit.report.evaluated_run import Detection
 from copymit.report.verdict import format_interval, format_value, read_estimate
 from copymit.scores.detection import compute_roc
+from copymit.scores.names import AUC, COMPARISONS, DETECTOR_SCORES
 
 NUM_TOKEN_FIGURES = 4
-_COMPARISONS = ("unmemorised", "unseen")
-_SCORES = ("auc", "tpr_at_1_percent_fpr")
 
 
 class DetectorRow(NamedTuple):
     """How good a detector is.
 
     Attributes:
-      cells: (value, interval) of AUC and of TPR at 1 % FPR, against memorised prompts'
-        unmemorised and then unseen counterparts; None where there are none.
+      cells: (value, interval) of each of `DETECTOR_SCORES` in each of `COMPARISONS`;
+        None where there are none.
     """
 
     title: str
@@ -32,14 +31,14 @@ def tabulate_detectors(detection: Detection) -> list[DetectorRow]:
     summary = detection.summary
 
     def quality(name: str) -> float:
-        return -sum(summary[c][name]["auc"] for c in _COMPARISONS if c in summary)
+        return -sum(summary[c][name][AUC] for c in COMPARISONS if c in summary)
 
     rows = []
     for name in sorted(summary["titles"], key=quality):
         cells: list[tuple[str, str] | None] = []
-        for comparison in _COMPARISONS:
+        for comparison in COMPARISONS:
             scores = summary.get(comparison, {}).get(name, {})
-            for key in _SCORES:
+            for key in DETECTOR_SCORES:
                 found = read_estimate(scores, key)
                 cells.append(
                     found

@@ -44,6 +44,7 @@ from copymit.report.verdict import (
     read_estimate,
 )
 from copymit.scores.grades import GRADES
+from copymit.scores.names import COMPARISONS, DETECTOR_SCORES
 from copymit.storage import write_whole
 
 _SETS = {
@@ -207,6 +208,8 @@ def _facts(
         "pair_differences": pairs,
         "differing": differing_settings(runs) if compared else [],
         "doubts": list_doubts(runs) if compared else [],
+        "comparisons": COMPARISONS,
+        "detector_scores": DETECTOR_SCORES,
         "detectors": tabulate_detectors(run.detection) if run.detection else [],
         "groups": tabulate_scores(run.scores),
         "settings": sorted((k, str(v)) for k, v in run.settings.items()),

@@ -49,7 +49,7 @@ def write_pair_pages(
         page = render_page(
             "pairs.html.jinja",
             "pairs.js",
-            images="'self' file:",
+            images="'self' file: data:",
             pairs=pairs[start : start + _PER_PAGE],
             first=start + 1,
             total=len(pairs),

@@ -16,6 +16,7 @@ from copymit.scores.bootstrap import (
     finite_vector,
     unanimous_interval,
 )
+from copymit.scores.names import AUC, FOUND_AT_1_PERCENT
 from copymit.scores.similarity import Scores
 
 # How often each distinct score, ascending, occurs among memorised and among other
@@ -95,7 +96,7 @@ def detection_summary(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Scores:
-    """Describes a detector: `auc` and `tpr_at_1_percent_fpr`, each with `_ci95`.
+    """Describes a detector: each of `DETECTOR_SCORES`, with `_ci95`.
 
     The intervals are of a percentile bootstrap that draws memorised and other prompts
     separately, the threshold anew each time; None where one kind has a single prompt.
@@ -111,8 +112,8 @@ def detection_summary(
     """
     _, positive, negative = _counts(scores, memorised)
     kinds = int(positive.sum()), int(negative.sum())
-    statistics = {"auc": _auc, "tpr_at_1_percent_fpr": _rate_at(0.01)}
-    trials = {"auc": min(kinds), "tpr_at_1_percent_fpr": kinds[0]}
+    statistics = {AUC: _auc, FOUND_AT_1_PERCENT: _rate_at(0.01)}
+    trials = {AUC: min(kinds), FOUND_AT_1_PERCENT: kinds[0]}
     drawn = _resampled(positive, negative, statistics, num_resamples, seed)
     summary: Scores = {}
     for name, statistic in statistics.items():

@@ -20,6 +20,11 @@ _LABELS_OF_SETS = {
     "background": "Training images to each other",
     "heldout": "Images never trained on",
 }
+# Of each detector in detection.json, under each comparison; and what heads their columns.
+AUC, FOUND_AT_1_PERCENT = "auc", "tpr_at_1_percent_fpr"
+DETECTOR_SCORES = {AUC: "AUC", FOUND_AT_1_PERCENT: "found at 1 %"}
+# Whose prompts memorised ones are told from.
+COMPARISONS = {"unmemorised": "others", "unseen": "unseen"}
 
 
 @dataclass(frozen=True)

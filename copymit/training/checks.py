@@ -5,6 +5,8 @@ import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from copymit.wandb_run import check_wandb
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,11 +27,27 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
             raise ValueError(
                 f"train.{name}={config[name]} must be at least 1, or 0 for never"
             )
+    for name in ("epochs", "evaluate_every_epochs"):
+        if config[name] < 0:
+            raise ValueError(
+                f"train.{name}={config[name]} must be above 0, or 0 for steps to say it"
+            )
+    bound = config.stop_above_copied_share
+    if not 0 <= bound <= 1:
+        raise ValueError(
+            f"train.stop_above_copied_share={bound} must be in [0, 1]; 1 is for never"
+        )
+    if bound < 1 and not (config.evaluate_every_steps or config.evaluate_every_epochs):
+        raise ValueError(
+            f"train.stop_above_copied_share={bound} is of what is measured while training:"
+            " set train.evaluate_every_steps or evaluate_every_epochs"
+        )
     for name in ("noise_offset", "input_perturbation", "lora_rank"):
         if config[name] < 0:
             raise ValueError(
                 f"train.{name}={config[name]} must be above 0, or 0 for none"
             )
+    check_wandb(config.wandb_project)
     if config.learning_rate_power <= 0:
         raise ValueError(
             f"train.learning_rate_power={config.learning_rate_power} must be above 0"

@@ -29,7 +29,7 @@ from copymit.data.schedule import make_schedule
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.interrupts import SIGNALS, Stop, deferred
-from copymit.metrics import MetricWriter, Progress, device_memory_gib
+from copymit.metrics import MetricWriter, Progress, device_memory_gib, read_metrics
 from copymit.mitigation.record import Words
 from copymit.mitigation.registry import (
     check_captions_vary,
@@ -54,6 +54,8 @@ from copymit.training.compilation import (
     compile_step,
     seconds_at_peak,
 )
+from copymit.training.copy_bound import CopyBound
+from copymit.training.fitting import fit_to_data
 from copymit.training.preview import make_preview
 from copymit.training.profile import Profile
 from copymit.training.saved import (
@@ -110,11 +112,13 @@ def train(
     warn_of_whole_heads(config.model.unet, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
     noise_scheduler = make_noise_scheduler(**config.diffusion)
-    optimizer = make_optimizer(config.train)
 
-    # 2. Data.
+    # 2. Data, and what depends on how many there are.
     dataset = load_dataset(config.data, config.seed, workdir)
-    check_captions_vary(config, dataset.source.caption_counts[dataset.indices])
+    caption_counts = dataset.source.caption_counts[dataset.indices]
+    config = fit_to_data(config, caption_counts)
+    check_captions_vary(config, caption_counts)
+    optimizer = make_optimizer(config.train)
     draws = _make_draws(config, dataset)
     preview = make_preview(config, model, noise_scheduler, dataset, workdir)
 
@@ -125,8 +129,12 @@ def train(
 
     # 4. State: the newest checkpoint, or a new one.
     abstract = abstract_state(model, optimizer, config, mesh)
-    checkpoints = open_checkpoints(workdir, keep=config.train.keep_checkpoints)
+    copies = CopyBound(config.train.stop_above_copied_share, read_metrics(workdir))
+    checkpoints = open_checkpoints(
+        workdir, keep=config.train.keep_checkpoints, also=copies.good
+    )
     first_step = checkpoints.latest_step() or 0
+    copies.go_on_from(first_step)
     if first_step:
         state = restore_state(checkpoints, first_step, abstract)
         logger.info("going on from step %d of %s", first_step, workdir)
@@ -135,7 +143,9 @@ def train(
         state = init_state(model, optimizer, config, mesh, pretrained)
         del pretrained
     logger.info("training on %s", _describe(state, dataset, mesh))
-    if first_step >= config.train.steps:
+    if copies.ended:
+        logger.warning("%s", copies.ended)
+    if copies.ended or first_step >= config.train.steps:
         return state
     keep_frozen(workdir, state.frozen, new=not first_step)
     _add_caches(draws, workdir, config, model, state, dataset, mesh)
@@ -163,7 +173,9 @@ def train(
     at_peak = seconds_at_peak(model, abstract_batch(draws, mesh), config)
 
     # 6. The loop.
-    writer = MetricWriter(workdir, first_step)
+    writer = MetricWriter(
+        workdir, first_step, config.train.wandb_project, flatten(config.to_dict())
+    )
     progress = Progress(config.train.steps, first_step, config.train.batch_size)
     recent: list[
         dict[str, jax.Array]
@@ -199,10 +211,16 @@ def train(
             if monitor and (step % config.train.evaluate_every_steps == 0 or last):
                 watch.expect(f"what is measured at step {step}")
                 measured = monitor(networks(state), step)
+                saving = copies.judge(step, measured) or saving
             if step % config.train.log_every_steps == 0 or saving or measured:
                 fetched = _fetch(recent, step, watch)
                 _report(step, fetched, at_peak, progress, writer, checkpoints, measured)
                 recent.clear()
+            if copies.ended:
+                watch.expect("the last checkpoint")
+                copies.remove_later(checkpoints)
+                logger.warning("%s", copies.ended)
+                break
             if saving:
                 watch.expect(f"the checkpoint of step {step}")
                 writer.flush()  # a checkpoint never knows of steps that the metrics lack
@@ -225,7 +243,13 @@ def defaults_of_older_runs() -> dict[str, Any]:
     sections = {
         "train": training_settings(),
         "mitigation": {"train": mitigation_settings().train},
-        "data": {"random_crop": False, "num_captions": 0, "caption_clusters": 0},
+        "data": {
+            "random_crop": False,
+            "num_captions": 0,
+            "caption_clusters": 0,
+            "heldout_share": 0.0,
+            "use_all_captions": False,
+        },
         "model": {
             "autoencoder": {
                 "pretrained": "",

@@ -11,7 +11,7 @@ from typing import Self
 logger = logging.getLogger(__name__)
 
 _GRACE_SECS = 2.0  # for the thread that explains, before the one in C ends all
-_TRY_AGAIN = 75
+TRY_AGAIN = 75
 
 
 class HangWatch:
@@ -66,4 +66,4 @@ class HangWatch:
             self._awaited,
         )
         faulthandler.dump_traceback(sys.__stderr__ or 2)
-        os._exit(_TRY_AGAIN)
+        os._exit(TRY_AGAIN)

@@ -44,6 +44,39 @@ def captions(folder):
     return path
 
 
+def test_a_share_is_held_out_of_however_many_there_are(folder):
+    dataset = load_dataset(_config(source=str(folder), heldout_share=0.2), seed=0)
+    assert len(dataset.example_ids) == 24
+    fewer = load_dataset(_config(source=str(folder), heldout_share=0.1), seed=0)
+    assert set(fewer.heldout_ids) < set(dataset.heldout_ids)
+    assert set(dataset.example_ids) | set(dataset.heldout_ids) == set(
+        dataset.source.example_ids
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heldout_share": 1.0}, r"data\.heldout_share=1\.0 must be in \[0, 1\)"),
+        ({"heldout_share": 0.1, "num_heldout": 3}, "say the same in two ways"),
+    ],
+)
+def test_a_held_out_share_is_a_share_and_said_once(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(_config(source=str(folder), **changes), seed=0)
+
+
+def test_what_a_manifest_leaves_out_is_not_held_out_by_a_share(folder, tmp_path):
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
+    rows = [f"{name},{int(i >= 10)}" for i, name in enumerate(names)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["example_id,factor", *rows]))
+    manifest = str(tmp_path / "manifest.csv")
+    config = _config(source=str(folder), manifest=manifest, heldout_share=0.2)
+    dataset = load_dataset(config, seed=0)
+    assert (len(dataset.example_ids), len(dataset.heldout_ids)) == (16, 4)
+    assert set(dataset.example_ids) | set(dataset.heldout_ids) == set(names[10:])
+
+
 def _caption(config, dataset):
     return make_captions(config, dataset.source, make_tokenizer(), seed=0)
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import sweeps
 from tests.docs.pages import DOCS, PAGES, README, ROOT
+from tests.extras import read_extras
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -36,7 +37,6 @@ def test_every_page_is_in_the_contents_of_the_manual():
     listed = {f"{line}.md" for line in contents.splitlines() if line}
     pages = {str(p.relative_to(DOCS)) for p in PAGES if p.parent == DOCS}
     assert pages - {"index.md"} <= listed
-    assert "results/*.md" in listed
 
 
 def test_readme_is_a_front_page():
@@ -62,6 +62,12 @@ def test_the_page_on_the_code_has_every_package():
     listed = re.findall(r"^  (\w+)/", (DOCS / "code.md").read_text(), re.MULTILINE)
     packages = {p.parent.name for p in (ROOT / "copymit").glob("*/__init__.py")}
     assert set(listed) == packages
+
+
+def test_the_page_on_installing_has_every_extra():
+    text = (DOCS / "install.md").read_text()
+    extras = read_extras().keys() - {""}
+    assert not [extra for extra in extras if f"`{extra}`" not in text]
 
 
 def test_nothing_that_is_not_shipped_is_cited():

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from copymit.cli.meanings import meanings as settings_by_name
 from copymit.embedding.registry import EMBEDDERS
 from copymit.mitigation.detector import DETECTORS
 from copymit.mitigation.registry import MITIGATIONS
@@ -16,7 +17,7 @@ PAGES = reference.committed_pages()
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_written_from_its_registry(name):
-    assert (DOCS / name).read_text() == PAGES[name], "run: python docs/reference.py"
+    assert (DOCS / name).read_text() == PAGES[name], "run: python -m docs.reference"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -42,11 +43,12 @@ def test_the_pages_name_every_embedder_mitigation_and_detector():
 def test_a_meaning_stands_alone():
     """Tables are sorted and filtered: a row cannot lean on the one above it."""
     leans = re.compile(
-        r"^(its|their|those|them|and|at most)\b|\bthe same\b|\bthat corr"
+        r"^(its|their|those|them|and|at most|of (both|it|the (same|last|latter)))\b"
+        r"|\bthe same\b|\bthat corr"
     )
     meanings = {s.key: s.meaning for s in SCORES}
     meanings |= {d.name: d.title for d in DETECTORS.values()}
-    meanings |= {s.path: s.meaning for m in MITIGATIONS.values() for s in m.settings}
+    meanings |= settings_by_name()
     assert not {name: m for name, m in meanings.items() if leans.search(m)}
 
 

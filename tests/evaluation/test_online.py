@@ -13,8 +13,9 @@ from copymit.generator import Generated
 
 
 @pytest.fixture
-def config():
+def config(request):
     config = tiny.get_config()
+    config.data.num_examples = getattr(request, "param", 12)
     config.train.evaluate_every_steps = 3
     config.train.evaluate_prompts = 6
     config.eval.embedders = ("pixels",)
@@ -77,6 +78,27 @@ def test_noise_is_like_no_training_image(monitored, rng):
     shape = (16, 16, 3)
     values = monitored(lambda *_: rng.integers(0, 256, shape, dtype=np.uint8))
     assert values["online_dataset_similarity"] < 0.4
+
+
+@pytest.mark.parametrize("config", [60], indirect=True)
+def test_copies_are_counted_where_training_images_tell_how_near_others_are(
+    monitored, rng
+):
+    copies = monitored(lambda images, row: images.read(row + row % 2))
+    assert copies["online_copied_share"] == 1
+    noise = monitored(lambda *_: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert noise["online_copied_share"] == 0
+    rows = iter([True, False, False] * 2)
+    some = monitored(
+        lambda images, row: images.read(row) if next(rows) else 255 - images.read(row)
+    )
+    assert some["online_copied_share"] == pytest.approx(1 / 3)
+
+
+def test_few_training_images_do_not_tell_copies(monitored, caplog):
+    values = monitored(lambda images, row: images.read(row))
+    assert "online_copied_share" not in values
+    assert "12 training images are too few to tell how near they are" in caplog.text
 
 
 def test_images_that_were_not_finite_are_in_no_number_but_their_own(monitored, caplog):

@@ -96,7 +96,7 @@ def test_a_table_that_lacks_trials_is_announced(
     ("words", "message"),
     [
         (["--collect"], "no trial of one in"),
-        (["--preset=big"], "use one of small, full"),
+        (["--preset=big"], "use one of small, photos, photos_cpu, full"),
         (["--override=data.bogus=1"], "no setting 'data.bogus'"),
         (["--num_workers=0"], "--num_workers=0 must be at least 1"),
         (["--claim_secs=0"], "--claim_secs=0 must be above 0"),

@@ -96,8 +96,9 @@ def test_the_paper_scale_is_the_papers_recipe():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_strength_of_the_sweep_of_mitigations_is_one_that_can_be(preset):
     for trial in list_trials(load_sweep("configs/sweeps.py:mitigations"), preset, 1):
-        module = importlib.import_module(f"configs.{trial.config[8:-3]}")
-        config = module.get_config()
+        file, _, argument = trial.config.partition(":")
+        module = importlib.import_module(f"configs.{file[8:-3]}")
+        config = module.get_config(*([argument] if argument else []))
         changes = {**dict(trial.train), **dict(trial.evaluate)}
         config.update_from_flattened_dict(changes)
         with_mitigations(config)  # refuses what cannot be

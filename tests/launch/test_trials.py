@@ -56,7 +56,7 @@ def test_a_trial_that_cannot_run_is_refused_at_once(trials, message):
 
 
 def test_presets_and_seeds_are_checked():
-    with pytest.raises(ValueError, match="use one of small, full"):
+    with pytest.raises(ValueError, match="use one of small, photos, photos_cpu, full"):
         list_trials(sweep_of(TINY), "medium", 1)
     with pytest.raises(ValueError, match="num_seeds=0"):
         list_trials(sweep_of(TINY), "small", 0)

@@ -20,8 +20,8 @@ from copymit.models.assembly import make_model
 from copymit.pretrained.trained import (
     export_lora,
     export_trained,
-    latest_step,
     load_trained,
+    saved_step,
 )
 from copymit.sharding import make_mesh
 from copymit.training.loop import train
@@ -170,8 +170,10 @@ def test_diffusers_adds_the_exported_lora_to_the_model_that_it_was_trained_on(ru
 def check_that_it_generates_the_same(root, pipeline):
     config = read_config(epath.Path(root / "run"))
     model = make_model(config.model, RESOLUTION, "float32")
-    step = latest_step(root / "run")
-    assert step == STEPS
+    step = saved_step(root / "run")
+    assert step == STEPS == saved_step(root / "run", STEPS)
+    with pytest.raises(ValueError, match=f"no checkpoint of step 1, only of {STEPS} "):
+        saved_step(root / "run", 1)
     params = load_trained(config, root / "run", step, model, make_mesh())
     pipeline.set_progress_bar_config(disable=True)
 

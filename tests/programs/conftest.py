@@ -86,15 +86,17 @@ class Programs:
     def __init__(self, without_torch: Path):
         self._environment = {"PYTHONPATH": f"{without_torch}{os.pathsep}{ROOT}"}
 
-    def start(self, *command, XLA_FLAGS="", **environment) -> subprocess.Popen:
-        """Starts `python COMMAND...` in the project's root.
+    def start(
+        self, *command, XLA_FLAGS="", cwd=ROOT, **environment
+    ) -> subprocess.Popen:
+        """Starts `python COMMAND...`, by default in the project's root.
 
         It compiles as the tests do, so that its numbers are theirs to the last bit.
         """
         environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {XLA_FLAGS}"
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
-            cwd=ROOT,
+            cwd=cwd,
             env={**os.environ, **self._environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from etils import epath
+from PIL import Image
 
 from copymit.report.evaluated_run import EvaluatedRun
 from copymit.report.page import write_report
+from copymit.report.pairs import write_pair_pages
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright (pip install copymit[test])"
@@ -104,7 +106,7 @@ def open_page(browser, address):
     """Opens the page; what it asks for and complains about is recorded on it."""
     contexts = []
 
-    def open_page(**options):
+    def open_page(where=address, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.requested, page.complaints, page.failures = [], [], {}
@@ -112,7 +114,7 @@ def open_page(browser, address):
         page.on("requestfailed", lambda r: page.failures.update({r.url: r.failure}))
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(address)
+        page.goto(where)
         return page
 
     yield open_page
@@ -225,6 +227,25 @@ def test_the_switch_blurs_every_picture_of_an_image(open_page):
     assert all(f.startswith("blur(") for f in pictures.evaluate_all(filters))
     assert "on" in page.locator("label.switch").inner_text()
     assert page.locator("#similarity .plot img").evaluate_all(filters) == ["none"]
+
+
+def test_pages_of_pairs_show_blurred_pictures_and_nothing_is_complained_about(
+    open_page, tmp_path
+):
+    """They did not blur, and their policy forbade their own icon."""
+    Image.new("RGB", (48, 20), "red").save(tmp_path / "1.png")
+    pair = {"generation": "g", "copy_of": "r", "grade": "exact", "similarity": 0.9}
+    table = pd.DataFrame([pair | {"picture": "1.png"}])
+    write_pair_pages(epath.Path(tmp_path), table, blurred=True)
+    page = open_page((tmp_path / "page_001.html").as_uri(), reduced_motion="reduce")
+    picture = page.locator(".cards img")
+    filters = (
+        "image => [image.naturalWidth, getComputedStyle(image).filter.slice(0, 5)]"
+    )
+    assert picture.evaluate(filters) == [48, "blur("]
+    page.get_by_role("switch", name="Blur pictures").press("Space")
+    assert picture.evaluate(filters) == [48, "none"]
+    assert page.complaints == []
 
 
 def test_without_script_everything_but_the_controls_is_there(open_page):

@@ -24,6 +24,12 @@ def mesh(data=1, fsdp=1, tensor=1):
         ({"noise_offset": -0.1}, r"noise_offset=-0.1 must be above 0, or 0 for none"),
         ({"lora_rank": -1}, r"lora_rank=-1 must be above 0"),
         ({"profile_steps": -1}, r"profile_steps=-1 must be at least 1, or 0 for never"),
+        ({"epochs": -1.0}, r"epochs=-1.0 must be above 0, or 0 for steps to say it"),
+        ({"stop_above_copied_share": 2.0}, r"share=2.0 must be in \[0, 1\]"),
+        (
+            {"stop_above_copied_share": 0.1},
+            r"share=0.1 is of what is measured .* set train.evaluate_every_steps or",
+        ),
         ({"learning_rate_power": 0.0}, r"learning_rate_power=0.0 must be above 0"),
     ],
 )

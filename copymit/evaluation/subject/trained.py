@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +28,40 @@ def open_run(
     settings: ConfigDict | None,
     name: str | None,
     changes: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    mitigations: Sequence[str] = (),
 ) -> Subject:
-    """Opens a trained run at its newest checkpoint.
+    """Opens a trained run at one of its checkpoints.
 
     Args:
       settings: whose sections `eval` and `mitigation.generate` are used; None takes
         those that the run started with.
       name: of the evaluation; None takes the step.
       changes: of single settings of the `eval` section, by dotted names.
+      step: of the checkpoint; None takes the newest.
+      mitigations: at generation, as `mitigation.apply` names them, in place of others.
     Raises:
       FileNotFoundError, ValueError: if there is no run or no checkpoint, or the data are
         no longer those that it was trained on.
     """
     # Only what copymit trained has checkpoints, and needs orbax.
-    from copymit.pretrained.trained import latest_step
+    from copymit.pretrained.trained import saved_step
 
     workdir = epath.Path(workdir)
     config = _completed(read_config(workdir))
     if settings is not None:
         config.eval = settings.eval
+    if mitigations:
+        settings = config.copy_and_resolve_references()
+        settings.mitigation = mitigation_settings()
+        settings.mitigation.apply = tuple(mitigations)
+    if settings is not None:
         mitigation = with_mitigations(settings).mitigation
         for problem in unused_in_evaluation(mitigation, config.mitigation):
             raise ValueError(problem)
         config.mitigation.generate = mitigation.generate
     config.eval.update_from_flattened_dict(changes or {})
-    step = latest_step(workdir)
+    step = saved_step(workdir, step)
     return _open(workdir, config, name, step, _checkpoint_digest(workdir, step))
 
 

@@ -25,7 +25,7 @@ def masked_norm(
 DETECTORS = (
     Detector(
         "bright_ending_norm",
-        "text-conditional noise where the end token is bright, all steps",
+        "text-conditional noise, bright end token",
         "Chen et al. 2025, Exploring Local Memorization in Diffusion Models via Bright "
         "Ending Attention: their local form of Wen et al.'s detector. The average of maps "
         "and the resize are our reading",

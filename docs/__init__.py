@@ -1,0 +1,1 @@
+"""The manual: its pages, and what writes, draws and builds them."""
