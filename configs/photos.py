@@ -118,5 +118,4 @@ def _shrink(config: ConfigDict) -> None:
     config.eval.num_generations = 250
     config.eval.batch_size = 50
     config.eval.num_inference_steps = 15
-    config.eval.guidance_scale = 1.0  # more than that saturates what is half learnt
     config.eval.detection.num_prompts = 250
