@@ -13,7 +13,8 @@ to compare with; docs/data.md says where to get them. With an argument:
 Latents are the low frequencies of 8x8 pixels. `--config.model.autoencoder.pretrained=` a
 trained autoencoder, such as madebyollin/taesd, makes sharper pictures of as many numbers.
 
-Cost: one H100, 130 s of training once compiled; with `:cpu` see docs/results/photos.md.
+Cost: 130 s of training on one H100, once compiled; `:cpu` about ten minutes of a core.
+docs/results/photos.md has what came of it.
 """
 
 from ml_collections import ConfigDict
