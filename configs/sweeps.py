@@ -84,11 +84,11 @@ _SIZES = {
 _LENGTHS = {
     "small": (625, 1_250, 2_500, 5_000),
     "photos": (1_000, 2_000, 3_000, 5_000, 10_000),
-    "photos_cpu": (350, 700, 1_400, 2_800),
+    "photos_cpu": (1_000, 2_000, 4_000, 8_000),
     "full": (25_000, 50_000, 100_000, 200_000),
 }
 # After which photos are copied though each is there once; those of training_length.
-_LONGER = {"photos": 5_000, "photos_cpu": 2_800}
+_LONGER = {"photos": 5_000, "photos_cpu": 8_000}
 _CAPTIONS = {
     "small": (1, 2, 3, 5),
     "photos": (1, 2, 3, 5),

@@ -317,3 +317,16 @@ def test_the_line_that_says_what_went_wrong_is_told():
     said = "step 3/9\nerror: no such data\n(--debug shows where this was found)"
     assert pool.gist(f"exit code 1: {said}") == "error: no such data"
     assert pool.gist("exit code 1: Killed") == "exit code 1: Killed"
+
+
+def test_when_time_is_up_what_runs_is_given_back(tmp_path, fake_tasks, hold):
+    state = run_fake(fake_tasks, tmp_path, minutes=0.01)  # nothing ends meanwhile
+    assert set(state.values()) == {"pending", "waiting"}
+    assert {record["attempts"] for _, record in records(tmp_path)} <= {0}
+    hold.unlink()
+    assert set(run_fake(fake_tasks, tmp_path).values()) == {"done"}
+
+
+def test_no_time_at_all_is_refused(tmp_path, fake_tasks):
+    with pytest.raises(ValueError, match=r"--minutes=0 must be above 0"):
+        run_fake(fake_tasks, tmp_path, minutes=0)
