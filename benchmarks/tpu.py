@@ -5,8 +5,9 @@
 
 Compiles the step for eight v5e chips: AdamW, bfloat16 compute, float32 weights,
 parameters and moments sharded 8 ways, latents 32x32x4, global batch 64. Printed beside
-what maxdiffusion's step compiles to. Takes minutes and about 8 GB of memory. The bytes
-of Pallas kernels are those that enter and leave them.
+what maxdiffusion's step compiles to. Takes about 8 GB of memory and half an hour of a core;
+with JAX_EXEC_TIME_OPTIMIZATION_EFFORT=-1 minutes, and other numbers (docs/benchmarks.md).
+The bytes of Pallas kernels are those that enter and leave them.
 """
 
 import functools

@@ -325,7 +325,7 @@ def caption_specificity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Are simple training images copied more? Generations over their nearest image."""
     for data, config in datasets(preset).items():
-        changes = {"data.duplication": "none"}
+        changes: dict[str, object] = {"data.duplication": "none"}
         if preset in _LONGER:
             changes["train.steps"] = _LONGER[preset]
         yield from expand(preset, seeds, config, Setting({"data": data}, changes))
@@ -369,8 +369,10 @@ def _text_encoders(
     config = first_dataset(preset)
     for trained in (False, True):
         for name, style in styles.items():
-            changes = _captioned(preset, style)
-            changes["model.text_encoder.train"] = trained
+            changes = {
+                **_captioned(preset, style),
+                "model.text_encoder.train": trained,
+            }
             if preset == "full":
                 changes["data.cache_embeddings"] = not trained
             labels = {

@@ -35,9 +35,8 @@ def training_settings() -> ConfigDict:
     )
     train.ema_decay = 0.0  # 0 = no moving average; warmed up, see training/step.py
     train.log_every_steps = 50  # into metrics.jsonl, TensorBoard and the terminal
-    train.wandb_project = (
-        ""  # of Weights & Biases, told the same (extra wandb); "" = none
-    )
+    # Project of Weights & Biases that gets the metrics too (extra wandb); "" = none.
+    train.wandb_project = ""
     train.checkpoint_every_steps = 1000  # what a kill loses at most
     train.keep_checkpoints = 1  # how many of the newest stay
     train.sample_every_steps = 0  # grid of generations while training; 0 = never

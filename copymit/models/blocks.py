@@ -198,6 +198,7 @@ class GEGLU(nnx.Module):
     """Linear layer gated by the exact (erf) GELU of its second half."""
 
     def __init__(self, in_dim: int, out_dim: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
         self.proj = make_linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
@@ -213,8 +214,8 @@ class GEGLU(nnx.Module):
         The gradient of a split is put together in memory. docs/benchmarks.md has what this
         saves on a TPU; CPUs would copy the halves of the weights.
         """
-        arrays = (x, self.proj.kernel.get_value(), self.proj.bias.get_value())
-        x, kernel, bias = (array.astype(self.proj.dtype) for array in arrays)
+        arrays = (x, self.proj.kernel, self.proj.bias)
+        x, kernel, bias = (jnp.asarray(array, self.dtype) for array in arrays)
         halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
         return [x @ kernel + bias for kernel, bias in halves]
 

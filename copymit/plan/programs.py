@@ -151,8 +151,8 @@ def _abstract_batch(config: ConfigDict, model, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def ask_compiler(lowered: jax.stages.Lowered, arguments: dict[str, float]) -> Cost:
-    """Compiles, and asks the compiler what that costs."""
+def ask_compiler(lowered: Any, arguments: dict[str, float]) -> Cost:
+    """Compiles what `jax.jit(...).lower(...)` returns, and asks what that costs."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
