@@ -79,9 +79,8 @@ def generate(
     cut = {p.prompt_used: None for p in prompts if tokenizer.truncated(p.prompt_used)}
     if cut:
         others = f", and {len(cut) - 1} others" if len(cut) > 1 else ""
-        first = next(iter(cut))
         logger.warning(
-            "prompt is cut to %d tokens: %r%s", text.max_length, first, others
+            "prompt is cut to %d tokens: %r%s", text.max_length, next(iter(cut)), others
         )
     folder = out / "generations"
     if jax.process_index() == 0:
