@@ -78,9 +78,9 @@ def generate(
     )
     cut = {p.prompt_used: None for p in prompts if tokenizer.truncated(p.prompt_used)}
     if cut:
-        others = f", and {len(cut) - 1} others" if len(cut) > 1 else ""
+        more = f", and {len(cut) - 1} others" if len(cut) > 1 else ""
         logger.warning(
-            "prompt is cut to %d tokens: %r%s", text.max_length, next(iter(cut)), others
+            "prompt is cut to %d tokens: %r%s", text.max_length, next(iter(cut)), more
         )
     folder = out / "generations"
     if jax.process_index() == 0:
