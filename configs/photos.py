@@ -94,7 +94,7 @@ def _shrink(config: ConfigDict) -> None:
     config.data.resolution = 64
     config.data.num_threads = 2
 
-    config.model.unet.block_out_channels = (48, 96)
+    config.model.unet.block_out_channels = (64, 128)
     config.model.unet.cross_attention = (True, True)
     config.model.unet.num_attention_heads = 4
     config.model.unet.layers_per_block = 1
@@ -106,16 +106,17 @@ def _shrink(config: ConfigDict) -> None:
     config.model.text_encoder.num_hidden_layers = 2
     config.model.text_encoder.num_attention_heads = 4
 
-    config.train.steps = 1_400
-    config.train.batch_size = 16
+    config.train.steps = 4_000
+    config.train.batch_size = 8  # many small steps memorise sooner than few large ones
     config.train.dtype = "float32"
     config.train.learning_rate = 2e-3
-    config.train.warmup_steps = 50
+    config.train.warmup_steps = 100
     config.train.ema_decay = 0.99
     config.train.log_every_steps = 100
-    config.train.checkpoint_every_steps = 350
+    config.train.checkpoint_every_steps = 1_000
 
     config.eval.num_generations = 250
     config.eval.batch_size = 50
     config.eval.num_inference_steps = 15
+    config.eval.guidance_scale = 1.0  # more than that saturates what is half learnt
     config.eval.detection.num_prompts = 250

@@ -84,11 +84,11 @@ _SIZES = {
 _LENGTHS = {
     "small": (625, 1_250, 2_500, 5_000),
     "photos": (1_000, 2_000, 3_000, 5_000, 10_000),
-    "photos_cpu": (350, 700, 1_400, 2_800),
+    "photos_cpu": (1_000, 2_000, 4_000, 8_000),
     "full": (25_000, 50_000, 100_000, 200_000),
 }
 # After which photos are copied though each is there once; those of training_length.
-_LONGER = {"photos": 5_000, "photos_cpu": 2_800}
+_LONGER = {"photos": 5_000, "photos_cpu": 8_000}
 _CAPTIONS = {
     "small": (1, 2, 3, 5),
     "photos": (1, 2, 3, 5),
@@ -325,7 +325,7 @@ def caption_specificity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Are simple training images copied more? Generations over their nearest image."""
     for data, config in datasets(preset).items():
-        changes = {"data.duplication": "none"}
+        changes: dict[str, object] = {"data.duplication": "none"}
         if preset in _LONGER:
             changes["train.steps"] = _LONGER[preset]
         yield from expand(preset, seeds, config, Setting({"data": data}, changes))
@@ -369,8 +369,10 @@ def _text_encoders(
     config = first_dataset(preset)
     for trained in (False, True):
         for name, style in styles.items():
-            changes = _captioned(preset, style)
-            changes["model.text_encoder.train"] = trained
+            changes = {
+                **_captioned(preset, style),
+                "model.text_encoder.train": trained,
+            }
             if preset == "full":
                 changes["data.cache_embeddings"] = not trained
             labels = {

@@ -67,7 +67,7 @@ _OPPOSITE = {
 _HALF = {
     "small": {"train.steps": 1_250},
     "photos": {"train.steps": 1_500},
-    "photos_cpu": {"train.steps": 700},
+    "photos_cpu": {"train.steps": 2_000},
     "full": {"train.steps": 50_000},
 }
 _DEDUPLICATED = {"data.duplication": "none"}
@@ -282,7 +282,7 @@ def _by_one_ruler(
     """Yields trials with duplicated and held-out images, and with guidance."""
     config, train = first_dataset(preset), {}
     evaluate: dict[str, Any] = {}
-    if preset == "small":  # guidance must be on for what acts on it
+    if preset in ("small", "photos_cpu"):  # guidance must be on for what acts on it
         evaluate = {"eval.guidance_scale": 2.0}
     if preset == "full":
         config = "configs/laion100k.py"

@@ -66,7 +66,8 @@ def _cell(scores: dict, key: str) -> str:
     estimate = read_estimate(scores, key)
     if estimate is None:
         return "–"
-    return f"{format_value(key, estimate.value)} {format_interval(key, estimate)}"
+    text = f"{format_value(key, estimate.value)} {format_interval(key, estimate)}"
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -65,7 +66,8 @@ def standing(
     """Says of each task: pending, waiting, running, silent, done, failed or blocked.
 
     What will be tried again is `pending`, or `silent` if its pool died with it; `failed`
-    and `blocked` are final.
+    and `blocked` are final. Without a record, a task is done when all that come after it
+    are: nothing waits for a training whose evaluations there are.
 
     Args:
       products: keys of tasks without a record whose product is there.
@@ -87,7 +89,10 @@ def standing(
             found[key] = "blocked"
         else:
             found[key] = "pending" if above <= {"done"} else "waiting"
-    return found
+    after = Counter(key for task in tasks.values() for key in task.after)
+    done = Counter(k for t in tasks.values() if found[t.key] == "done" for k in t.after)
+    unneeded = [k for k in after & done if after[k] == done[k]]
+    return found | {k: "done" for k in unneeded if versions[k].record is None}
 
 
 def find_products(

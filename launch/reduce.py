@@ -43,38 +43,17 @@ def reduce_runs(
     return finished
 
 
-def needed(tasks: Sequence[Task], done: Collection[str], root: str) -> list[Task]:
-    """Leaves out trainings that nothing waits for, and repeats what was reduced too early.
-
-    The evaluation of a reduced run is made again where something needs its artefacts.
+def reopen(tasks: Sequence[Task], done: Collection[str], root: str) -> None:
+    """Drops the record of evaluations that were reduced and that something waits for.
 
     Args:
-      done: keys of what is done; what is to be repeated loses its record.
+      done: keys of what is done.
     """
-    open_ = {task.key for task in tasks} - set(done)
+    waited_for = {key for t in tasks if t.key not in done for key in t.after}
     for task in tasks:
-        if task.key in open_ and not _waited_for(task, tasks):
-            for key in task.after:
-                before = next(t for t in tasks if t.key == key)
-                product = before.product and Path(root) / before.product
-                if key in done and product and not product.exists():
-                    (Path(root) / f"{key}.json").unlink(missing_ok=True)
-    kept = {
-        task.key
-        for task in tasks
-        if task.key not in open_
-        or not (behind := _waited_for(task, tasks))
-        or behind & open_
-    }
-    return [
-        task._replace(after=tuple(key for key in task.after if key in kept))
-        for task in tasks
-        if task.key in kept
-    ]
-
-
-def _waited_for(task: Task, tasks: Sequence[Task]) -> set[str]:
-    return {other.key for other in tasks if task.key in other.after}
+        gone = task.product and not (Path(root) / task.product).exists()
+        if task.key in waited_for & set(done) and gone:
+            (Path(root) / f"{task.key}.json").unlink(missing_ok=True)
 
 
 def _is_reduced(run: Path) -> bool:

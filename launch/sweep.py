@@ -13,7 +13,6 @@ docs/sweeps.md says how.
 """
 
 import argparse
-import functools
 import logging
 import math
 import os
@@ -28,11 +27,12 @@ from launch.claims import Claims, reaching
 from launch.photos import PRESETS as PHOTOS
 from launch.photos import check_photos, read_places
 from launch.pool import Options, find_products, run_tasks
-from launch.reduce import needed, reduce_runs
+from launch.reduce import reduce_runs, reopen
 from launch.status import tabulate, to_text
 from launch.trials import (
     Plan,
     Task,
+    choose_trials,
     command_lines,
     list_trials,
     load_sweep,
@@ -98,6 +98,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="SETTING=VALUE",
         help="setting of every trial, such as data.source=gs://...; may be repeated",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="LABEL=VALUE,...",
+        help="trials with these labels alone, such as factor=1,10; may be repeated",
     )
     add("--num_workers", type=int, default=1, help="at a time; cores and GPUs divided")
     add("--max_attempts", type=int, default=3, help="after which a task is left alone")
@@ -185,23 +192,22 @@ def _list(
         read_overrides(arguments.override),
         places,
     )
+    trials = choose_trials(trials, arguments.only)
     return Family(sweep, [plan(trial) for trial in trials])
 
 
 def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) -> int:
     """Runs what is open; returns how many tasks are not done at the end."""
     tasks = unique_tasks(plans)
-    reduce = lambda done: None  # noqa: E731
-    if arguments.results_only:
-        reduce = functools.partial(reduce_runs, {t.key: t for t in tasks}, root=root)
+    by_key = {task.key: task for task in tasks} if arguments.results_only else {}
     if "://" not in root:
-        tasks = needed(tasks, _find_done(tasks, root), root)
+        reopen(tasks, _find_done(tasks, root), root)
     options = Options(
         arguments.num_workers,
         arguments.max_attempts,
         arguments.claim_secs,
         minutes=arguments.minutes,
-        on_done=reduce,
+        on_done=lambda done: reduce_runs(by_key, done, root),
     )
     standing = run_tasks(tasks, root, options)
     unfinished = sum(state != "done" for state in standing.values())

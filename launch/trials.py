@@ -150,6 +150,24 @@ def list_trials(
     return [_resolved(trial, own[trial.config]) for trial in trials]
 
 
+def choose_trials(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
+    """Keeps the trials whose labels have the values that LABEL=VALUE,... list.
+
+    Raises:
+      ValueError: if none is left, or an item is no such list.
+    """
+    for wanted in only:
+        label, equals, values = wanted.partition("=")
+        known = dict.fromkeys(str(t.labels[label]) for t in trials if label in t.labels)
+        if unknown := sorted(set(values.split(",")) - set(known)):
+            raise ValueError(
+                f"--only={wanted}: no trial has {label}{equals}{unknown[0]}; there are "
+                f"{', '.join(known) or 'no such labels'}"
+            )
+        trials = [t for t in trials if str(t.labels.get(label)) in values.split(",")]
+    return list(trials)
+
+
 def plan(trial: Trial) -> Plan:
     """Turns a trial into commands."""
     run = f"runs/{_name_run(trial)}"

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import finetune, paper
+from configs import finetune, paper, photos
+from copymit.diffusion.noise_scheduler import make_noise_scheduler
+from copymit.models.assembly import make_model
 from copymit.training.checks import check_settings
 
 NAMES = ("imagenette", "laion10k", "laion100k")
@@ -60,3 +62,24 @@ def test_an_unknown_variant_is_named():
         ValueError, match=r"big is no variant .* use text_encoder, from"
     ):
         paper.get_config("big,small")
+
+
+@pytest.mark.parametrize(("argument", "resolution"), [("", 128), ("cpu", 64)])
+def test_photos_are_trained_as_the_study_says(argument, resolution):
+    config = photos.get_config(argument)
+    assert config.data.resolution == resolution
+    model = make_model(config.model, resolution, config.train.dtype)
+    assert model.latent_shape == (resolution // 8, resolution // 8, 32)
+    assert not config.data.random_flip
+    assert (config.data.caption_dropout, config.data.duplicated_fraction) == (0.1, 0.05)
+    schedule = make_noise_scheduler(**config.diffusion)
+    assert schedule.prediction_type == "v_prediction"
+    assert schedule.alphas_cumprod[-1] == 0  # zero terminal SNR
+    # All training photos are prompts, of the scores and of the detectors.
+    prompts = (config.eval.num_generations, config.eval.detection.num_prompts)
+    assert prompts == (config.data.num_examples,) * 2
+
+
+def test_an_unknown_argument_of_photos_is_named():
+    with pytest.raises(ValueError, match=r"photos\.py:gpu is not known: use cpu"):
+        photos.get_config("gpu")

@@ -33,6 +33,8 @@ def fit_to_data(
             )
     if train.epochs:
         train.warmup_steps = min(train.warmup_steps, train.steps // 10)
-    if config.data.use_all_captions and caption_counts.max() > 1:
+    data = config.data
+    used = data.use_all_captions and data.caption_style == "instance"
+    if used and caption_counts.max() > 1:
         config.mitigation.train.multiple_captions = True
     return config

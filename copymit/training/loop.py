@@ -135,6 +135,9 @@ def train(
     )
     first_step = checkpoints.latest_step() or 0
     copies.go_on_from(first_step)
+    if copies.ended:
+        copies.remove_later(checkpoints)  # unless it was done before
+        first_step = copies.good[0]
     if first_step:
         state = restore_state(checkpoints, first_step, abstract)
         logger.info("going on from step %d of %s", first_step, workdir)

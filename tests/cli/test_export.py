@@ -37,6 +37,8 @@ def run(tmp_path):
     config.mitigation.train.gaussian_noise = 0.1
     workdir = tmp_path / "run"
     claim_workdir(epath.Path(workdir), config)
+    for step in ("5", "6"):
+        (workdir / "checkpoints" / step).mkdir(parents=True)
     evaluation = workdir / "eval" / "5"
     evaluation.mkdir(parents=True)
     (evaluation / "evaluation.json").write_text('{"step": 5}')

@@ -98,11 +98,12 @@ def test_what_another_engine_has_done_is_not_done_again(tmp_path):
     for path, _ in records(tmp_path):
         path.unlink()  # another engine writes none
     assert set(run_fake(tasks, tmp_path).values()) == {"done"}
-    # A training is asked again, since only train.py knows whether it has ended.
-    assert {name.partition("_")[0]: n for (_, name), n in ends(tmp_path).items()} == {
-        "train": 2,
-        "as-configured": 1,
-    }
+    assert set(ends(tmp_path).values()) == {1}
+    # A training is asked again where something waits for it, since only train.py knows
+    # whether it has ended.
+    (tmp_path / tasks[1].product).unlink()
+    assert set(run_fake(tasks, tmp_path).values()) == {"done"}
+    assert set(ends(tmp_path).values()) == {2}
 
 
 def test_evaluations_of_one_training_share_it(tmp_path):
@@ -316,3 +317,16 @@ def test_the_line_that_says_what_went_wrong_is_told():
     said = "step 3/9\nerror: no such data\n(--debug shows where this was found)"
     assert pool.gist(f"exit code 1: {said}") == "error: no such data"
     assert pool.gist("exit code 1: Killed") == "exit code 1: Killed"
+
+
+def test_when_time_is_up_what_runs_is_given_back(tmp_path, fake_tasks, hold):
+    state = run_fake(fake_tasks, tmp_path, minutes=0.01)  # nothing ends meanwhile
+    assert set(state.values()) == {"pending", "waiting"}
+    assert {record["attempts"] for _, record in records(tmp_path)} <= {0}
+    hold.unlink()
+    assert set(run_fake(fake_tasks, tmp_path).values()) == {"done"}
+
+
+def test_no_time_at_all_is_refused(tmp_path, fake_tasks):
+    with pytest.raises(ValueError, match=r"--minutes=0 must be above 0"):
+        run_fake(fake_tasks, tmp_path, minutes=0)

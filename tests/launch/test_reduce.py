@@ -8,7 +8,7 @@ from PIL import Image
 from launch.claims import Claims
 from launch.collect import collect
 from launch.pool import find_products
-from launch.reduce import needed, reduce_runs
+from launch.reduce import reduce_runs, reopen
 from launch.trials import plan, unique_tasks
 from tests.launch.fake_sweep import make_trials, run_fake
 from tests.launch.test_collect import sweep
@@ -75,9 +75,8 @@ def test_checkpoints_go_and_24_pictures_stay(reduced):
 def test_nothing_is_run_again_for_what_is_done(reduced):
     root, plans, _ = reduced
     tasks = unique_tasks(plans)
-    left = needed(tasks, states(tasks, root), str(root))
-    assert {task.program for task in left} == {"evaluate.py"}
-    assert set(run_fake(left, root).values()) == {"done"}
+    reopen(tasks, states(tasks, root), str(root))
+    assert set(run_fake(tasks, root).values()) == {"done"}
     starts = [path.read_text().split() for path in root.glob("runs/*/starts")]
     assert starts == []  # they went with the rest, and no program has begun
 
@@ -87,19 +86,19 @@ def test_another_evaluation_of_a_reduced_run_trains_it_again(reduced):
     trial = plans[0].trial
     other = plan(trial._replace(name="more", evaluate={"eval.guidance_scale": 2.0}))
     tasks = unique_tasks([*plans, other])
-    left = needed(tasks, states(tasks, root), str(root))
-    assert [t.program for t in left].count("train.py") == 1
-    assert set(run_fake(left, root).values()) == {"done"}
+    reopen(tasks, states(tasks, root), str(root))
+    assert set(run_fake(tasks, root).values()) == {"done"}
+    starts = [path.read_text().split() for path in root.glob("runs/*/starts")]
+    assert starts == [["train", other.scores.rpartition("/")[2]]]
     assert (root / other.scores / "scores.json").exists()
 
 
 def test_a_detection_of_a_reduced_run_has_its_evaluation_made_again(reduced):
     root, plans, _ = reduced
     detection = plan(plans[0].trial._replace(name="d", detector="sharpness"))
-    tasks = unique_tasks(detection.tasks and [detection])
-    left = needed(tasks, states(tasks, root), str(root))
-    assert [task.program for task in left] == ["train.py", "evaluate.py", "evaluate.py"]
-    assert set(run_fake(left, root).values()) == {"done"}
+    tasks = unique_tasks([detection])
+    reopen(tasks, states(tasks, root), str(root))
+    assert set(run_fake(tasks, root).values()) == {"done"}
     assert (root / detection.scores / "report.html").exists()  # made again
 
 
@@ -117,12 +116,13 @@ def test_a_pool_reduces_each_run_when_it_is_done(tmp_path):
     plans = [plan(trial) for trial in make_trials(2, 2)]
     tasks = {task.key: task for task in unique_tasks(plans)}
     seen = []
-    run_fake(
+    standing = run_fake(
         list(tasks.values()),
         tmp_path,
         num_workers=1,
         on_done=lambda done: seen.append(reduce_runs(tasks, done, str(tmp_path))),
     )
+    assert set(standing.values()) == {"done"}
     assert sorted(run for runs in seen for run in runs) == sorted(
         made.tasks[0].workdir for made in plans
     )

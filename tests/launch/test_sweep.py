@@ -110,3 +110,21 @@ def test_a_wrong_command_line_ends_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_several_sweeps_are_collected_with_one_table_of_all(tmp_path):
+    names = []
+    for title in ("first", "second"):
+        table = {"trial": [title], "factor": [1 if title == "first" else "one"]}
+        pd.DataFrame(table).to_parquet(tmp_path / f"{title}.parquet")
+        names.append(title)
+    path = collect.join_tables(str(tmp_path), [*names, "third"])
+    joined = pd.read_parquet(path)
+    assert joined["sweep"].tolist() == names
+    assert joined["factor"].tolist() == ["1", "one"]
+
+
+def test_sweeps_are_listed_one_after_the_other(tmp_path, capsys):
+    words = ["--sweep=configs/sweeps.py:fig5,fig3", "--num_seeds=1", "--only=factor=1"]
+    assert sweep.main([*words, f"--workdir={tmp_path}/out", "--status"]) == 0
+    assert "3 trials: 3 pending" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 
 from configs.sweeps_types import Trial, draws
 from launch.trials import (
+    choose_trials,
     command_lines,
     command_of,
     list_trials,
@@ -12,6 +13,7 @@ from launch.trials import (
     read_overrides,
     unique_tasks,
 )
+from tests.launch.fake_sweep import make_trials
 
 TINY = Trial("a", "configs/tiny.py", {"seed": 1}, {}, {"seed": 1})
 
@@ -202,3 +204,15 @@ def test_what_shares_an_evaluation_waits_for_it_too():
 def test_a_pair_without_a_value_is_refused():
     with pytest.raises(ValueError, match="seed is not SETTING=VALUE"):
         read_overrides(["seed"])
+
+
+def test_labels_choose_trials():
+    trials = make_trials(12, 3)
+    chosen = choose_trials(trials, ["factor=1,4", "seed=2"])
+    assert [trial.name for trial in chosen] == ["x1-seed2", "x4-seed2"]
+    with pytest.raises(
+        ValueError, match=r"--only=factor=9: no trial has factor=9; there"
+    ):
+        choose_trials(trials, ["factor=9"])
+    with pytest.raises(ValueError, match=r"no trial has steps=1; there are no such"):
+        choose_trials(trials, ["steps=1"])

@@ -34,6 +34,9 @@ def test_epochs_become_steps_and_steps_alone_stay():
 def test_all_captions_are_used_where_images_have_several(counts, used):
     found = fit_to_data(config(**{"data.use_all_captions": True}), np.array(counts))
     assert found.mitigation.train.multiple_captions == used
+    asked = config(**{"data.use_all_captions": True, "data.caption_style": "fixed"})
+    found = fit_to_data(asked, np.array(counts))
+    assert not found.mitigation.train.multiple_captions
     assert not fit_to_data(
         config(), np.array(counts)
     ).mitigation.train.multiple_captions
