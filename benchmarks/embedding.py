@@ -225,14 +225,12 @@ def _torch_dinov2(images: np.ndarray) -> Callable:
 
 
 def _torch_inception(images: np.ndarray) -> Callable:
-    """torchvision's, which takes as long as the older one that the FID has."""
-    import torch
+    """torchvision's takes as long as the FID's older one; its classifier is nothing."""
     import torchvision
 
     model = torchvision.models.inception_v3(
         weights=None, init_weights=False, aux_logits=False
     )
-    model.fc = torch.nn.Identity()
     return _embed_in_torch(model, images)
 
 

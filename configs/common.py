@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     data.caption_clusters = 0  # that many classes by words of captions; 0 = the set's
     data.num_examples = 0  # random subset of this size; 0 = all
     data.num_heldout = 0  # further images, never trained on, for comparison
-    data.heldout_share = 0.0  # in place of num_heldout: of the images that there are
+    data.heldout_share = 0.0  # of all images, in place of num_heldout; 0 = that
     data.resolution = 64  # pixels: short side resized, then centre crop
     data.random_flip = True  # half of the visits show the mirror image
     data.random_crop = False  # another part of the long side at every visit

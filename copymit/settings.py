@@ -8,7 +8,7 @@ def training_settings() -> ConfigDict:
     """Returns the `train` section with its defaults."""
     train = ConfigDict()
     train.steps = 10_000  # updates of the parameters, in all
-    train.epochs = 0.0  # in place of steps: draws of each image, on average; 0 = steps
+    train.epochs = 0.0  # draws of each image, on average, in place of steps; 0 = steps
     train.batch_size = 16  # over all hosts
     train.accumulate_steps = 1  # parts that a batch is computed in, to save memory
     train.dtype = "float32"  # float32 | bfloat16: compute; parameters stay float32
@@ -43,9 +43,9 @@ def training_settings() -> ConfigDict:
     train.preview_prompts = ()  # what the grid shows; () = captions of training images
     train.profile_steps = 0  # traced at the start into WORKDIR/profile, for TensorBoard
     train.evaluate_every_steps = 0  # how much it copies by now; 0 = never
-    train.evaluate_every_epochs = 0.0  # in place of those steps; 0 = as they say
-    # Share of copies among what is drawn then: above it the training ends, and goes back
-    # to the last checkpoint below; 1 = never.
+    train.evaluate_every_epochs = 0.0  # in place of evaluate_every_steps; 0 = that
+    # Share of copies among what is measured while training above which it ends, and goes
+    # back to the last checkpoint below; 1 = never.
     train.stop_above_copied_share = 1.0
     train.hang_timeout_seconds = 1800  # without data, a step or a save: ends; 0 = never
     train.evaluate_prompts = 64  # training captions generated to measure copying

@@ -86,7 +86,7 @@ def run_export(
         )
     run, folder = epath.Path(workdir), epath.Path(to).expanduser()
     settings = flatten(read_config(run).to_dict())
-    step = saved_step(run, step)
+    step = saved_step(run) if step is None else step
     origin = settings["model.pretrained"]
     base = find_base_model(origin) or find_base_model(Path(origin).name)
     card = write_card(

@@ -76,9 +76,12 @@ def generate(
         if asked_quantiles(options.mitigations)
         else []
     )
-    for prompt in prompts:
-        if tokenizer.truncated(prompt.prompt_used):
-            logger.warning("prompt is cut to %d tokens: %r", text.max_length, prompt[2])
+    cut = {p.prompt_used: None for p in prompts if tokenizer.truncated(p.prompt_used)}
+    if cut:
+        more = f", and {len(cut) - 1} others" if len(cut) > 1 else ""
+        logger.warning(
+            "prompt is cut to %d tokens: %r%s", text.max_length, next(iter(cut)), more
+        )
     folder = out / "generations"
     if jax.process_index() == 0:
         lines = [json.dumps(prompt._asdict(), ensure_ascii=False) for prompt in prompts]
