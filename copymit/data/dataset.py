@@ -109,9 +109,8 @@ def load_dataset(
         selection = select_listed(manifest, config.num_heldout, seed, heldout_share)
         if manifest.varied.any():
             source = VariedSource(source, manifest.varied)
-    # Runs of an older copymit do not say.
-    views = (config.get("num_captions", 0), config.get("caption_clusters", 0))
-    source = view_captions(source, *views)
+    if "num_captions" in config:  # runs of an older copymit do not say
+        source = view_captions(source, config.num_captions, config.caption_clusters)
     chosen = np.concatenate([selection.train, selection.heldout])
     _say_what_was_found(config, source, chosen)
     check_captioned(config.caption_style, source, chosen)
