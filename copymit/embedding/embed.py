@@ -121,12 +121,14 @@ def embed_all(
         with ThreadPoolExecutor() as pool:
             for index in to_do:
                 active = {i: w for i, w in workers.items() if index in missing[i]}
-                skipped = _embed_rows(
-                    *(list(active.values()), images, whole.rows(index), pool, size),
+                seen_by = list(active.values())
+                skipped, waiting = _embed_rows(
+                    *(seen_by, images, whole.rows(index), pool, size),
                     *(skip_corrupt, progress),
                 )
                 for i, worker in active.items():
                     worker.write(plans[i], index, skipped)
+                progress.add(waiting, _note(seen_by))
     else:
         logger.info("%s nothing left", what)
     for job, plan in zip(jobs, plans, strict=True):
@@ -320,8 +322,12 @@ def _embed_rows(
     batch_size: int,
     skip_corrupt: bool,
     progress: Progress,
-) -> list[Skipped]:
-    """Reads images for all workers; returns those that cannot be read."""
+) -> tuple[list[Skipped], int]:
+    """Reads images for all workers, which embed those that fill a batch.
+
+    Returns:
+      Those that cannot be read, and how many images wait for the shard to be written.
+    """
     read_image = images.read_original or images.read
     fit = None if all(worker.sees_original for worker in workers) else images.fit
 
@@ -356,9 +362,7 @@ def _embed_rows(
         seen += len(results)
         before, counted = counted, seen - max(len(w.waiting) for w in workers)
         progress.add(counted - before, _note(workers))
-    # The rest waits for the shard to be written, which fills no batch.
-    progress.add(seen - counted, _note(workers))
-    return skipped
+    return skipped, seen - counted
 
 
 def _note(workers: Sequence[_Worker]) -> str:

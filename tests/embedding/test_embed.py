@@ -256,6 +256,20 @@ def test_progress_counts_what_is_left_to_do(store, caplog):
     assert caplog.messages[-1] == "generations with fake, 11 done before, nothing left"
 
 
+def test_the_end_is_told_when_the_features_are_written(store, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    told, write = [], EmbeddingStore.write
+
+    def watched(*args):
+        told.append(list(caplog.messages))
+        write(*args)
+
+    monkeypatch.setattr(EmbeddingStore, "write", watched)
+    run(Counter(), images_of(range(3)), store)  # which fill no batch
+    assert told == [[]]
+    assert caplog.messages[-1].startswith("generations with fake 3/3")
+
+
 def test_a_batch_is_never_larger_than_a_shard(store):
     sizes = []
 
