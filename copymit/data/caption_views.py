@@ -15,9 +15,7 @@ from copymit.data.examples import Example, ExampleSource
 
 _MAX_IMAGES = 50_000  # clustered at once: 200 MB of word counts
 _MAX_WORDS = 1_000
-_COMMON = (
-    0.3  # share of the images whose captions have a word, from which it says nothing
-)
+_COMMON = 0.3  # a word in the captions of a larger share of the images tells nothing
 _NAME_WORDS = 2
 _MAX_ROUNDS = 50
 
@@ -108,8 +106,9 @@ def cluster_captions(texts: Sequence[str], count: int) -> CaptionClusters:
 
     Raises:
       ValueError: if there are fewer different texts than clusters.
-    Source: Dhillon and Modha, Concept decompositions for large sparse text data, 2001.
     """
+    from scipy.cluster.vq import kmeans2  # slow to import, and few need it
+
     words, rows = _weigh_words(texts)
     different = np.unique(rows[rows.any(axis=1)], axis=0)
     if len(different) < count:
@@ -117,15 +116,9 @@ def cluster_captions(texts: Sequence[str], count: int) -> CaptionClusters:
             f"data.caption_clusters={count}: the captions are only {len(different)} "
             "different sets of words: ask for fewer clusters, or give captions"
         )
-    centres = _spread_centres(different, count)
-    labels = np.full(len(rows), -1)
-    for _ in range(_MAX_ROUNDS):
-        before, labels = labels, np.argmax(rows @ centres.T, axis=1)
-        if np.array_equal(before, labels):
-            break
-        sums = np.stack([rows[labels == k].sum(axis=0) for k in range(count)])
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), centres)
+    # Of unit vectors the nearest centre is, but for the centres' lengths, the most alike.
+    start = kmeans2(different, count, iter=1, minit="++", rng=0)[0]
+    centres, labels = kmeans2(rows, start, iter=_MAX_ROUNDS, minit="matrix")
     special = centres - rows.mean(axis=0)
     best = np.argsort(-special, axis=1, kind="stable")[:, :_NAME_WORDS]
     names = tuple(" ".join(words[i] for i in chosen) for chosen in best)
@@ -151,18 +144,3 @@ def _weigh_words(texts: Sequence[str]) -> tuple[list[str], Float[np.ndarray, "N 
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]{2,}", text.casefold()))
-
-
-def _spread_centres(
-    rows: Float[np.ndarray, "N V"], count: int
-) -> Float[np.ndarray, "K V"]:
-    """Draws rows far apart. Source: k-means++ of Arthur and Vassilvitskii 2007."""
-    generator = np.random.default_rng(0)
-    chosen = [int(generator.integers(len(rows)))]
-    while len(chosen) < count:
-        nearest = (rows @ rows[chosen].T).max(axis=1)
-        # Those chosen have no distance, but for rounding.
-        distance = np.maximum(1 - nearest, 0)
-        distance[chosen] = 0
-        chosen.append(int(generator.choice(len(rows), p=distance / distance.sum())))
-    return rows[chosen]
