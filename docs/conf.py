@@ -33,7 +33,8 @@ napoleon_custom_sections = [("Source", "returns_style")]
 autodoc_typehints = "none"  # signatures have jaxtyping's, which say shapes
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["apache_beam"]  # lives in an environment of its own
+# Of extras that the manual is built without.
+autodoc_mock_imports = ["apache_beam", "torch", "transformers"]
 
 
 def as_text(app, what, name, obj, options, lines: list[str]) -> None:
