@@ -1,4 +1,4 @@
-# make demo: see a diffusion model copy its training images, on a CPU
+# make demo: see a diffusion model copy its training images, in eight minutes of two cores
 # make test: format, lint, types, dead code and the tests; ten minutes on two cores
 # make docs: the manual, build/docs/index.html; a link that leads nowhere is an error
 # make test-all: also the tests that need minutes each

@@ -8,7 +8,7 @@ With an argument, the same run with one change:
     --config=configs/demo.py:multiple_captions   another caption at each visit (MC)
     --config=configs/demo.py:control             the chosen images are not duplicated
 
-Cost: about four minutes of training a run and one of evaluation on two slow cores.
+Cost: less than four minutes of training a run and 20 s of evaluation on two cores.
 Expected, 12 of 48 images drawn ten times as often: docs/demo.md.
 """
 
