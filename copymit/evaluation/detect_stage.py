@@ -153,14 +153,14 @@ def with_truth(
     else:
         threshold = subject.eval.detection.memorised_similarity
         of = artefacts.headline
-        truth = f"generations more similar than {threshold:.3f} on average, by {of}"
+        truth = f"prompts whose generations' mean similarity is above {threshold:.3f} by {of}"
         if not threshold:
             background = artefacts.read_matches(of, "background")
             values = background.loc[background["rank"] == 0, "similarity"]
             threshold = float(np.percentile(values, 95))
             truth = (
-                f"generations more similar on average ({threshold:.3f} by {of}) than 95 % "
-                "of the training images are to each other"
+                f"prompts whose generations are on average more similar ({threshold:.3f} "
+                f"by {of}) than 95 % of the training images are to each other"
             )
         memorised = table["similarity"] > threshold
     table.insert(4, "memorised", memorised & prompted)
