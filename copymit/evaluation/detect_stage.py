@@ -153,7 +153,7 @@ def with_truth(
     else:
         threshold = subject.eval.detection.memorised_similarity
         of = artefacts.headline
-        truth = f"prompts whose generations' mean similarity is above {threshold:.3f} by {of}"
+        truth = f"prompts whose mean similarity is above {threshold:.3f} by {of}"
         if not threshold:
             background = artefacts.read_matches(of, "background")
             values = background.loc[background["rank"] == 0, "similarity"]
