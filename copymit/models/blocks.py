@@ -18,11 +18,14 @@ from copymit.models.attention_control import Tap, attend_through, within
 from copymit.models.backend import target_backend
 from copymit.models.convolution import convolve, convolve_upsampled
 from copymit.models.initializers import LECUN_NORMAL, ZERO
+from copymit.models.linear import contract_rows, gelu
 from copymit.models.normalization import GroupNorm
 
 Dtype = Any
 
-make_linear = functools.partial(nnx.Linear, kernel_init=LECUN_NORMAL)
+make_linear = functools.partial(
+    nnx.Linear, kernel_init=LECUN_NORMAL, dot_general=contract_rows
+)
 
 
 def make_conv(
@@ -169,7 +172,7 @@ class Attention(nnx.Module):
         self.to_k = project(context_dim, channels)
         self.to_v = project(context_dim, channels)
         self.to_out = nnx.List(
-            [nnx.Linear(channels, channels, kernel_init=ZERO, dtype=dtype, rngs=rngs)]
+            [make_linear(channels, channels, kernel_init=ZERO, dtype=dtype, rngs=rngs)]
         )
 
     def __call__(
@@ -206,7 +209,7 @@ class GEGLU(nnx.Module):
             hidden, gate = self._project_in_halves(x)
         else:
             hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return hidden * nnx.gelu(gate, approximate=False)
+        return hidden * gelu(gate)
 
     def _project_in_halves(self, x: Float[Array, "B P C"]) -> list[Array]:
         """Splits the weights in place of what they make, which is larger.
@@ -230,7 +233,7 @@ class FeedForward(nnx.Module):
             [
                 GEGLU(channels, inner, dtype=dtype, rngs=rngs),
                 nnx.Dropout(0.0),
-                nnx.Linear(inner, channels, kernel_init=ZERO, dtype=dtype, rngs=rngs),
+                make_linear(inner, channels, kernel_init=ZERO, dtype=dtype, rngs=rngs),
             ]
         )
 
@@ -303,7 +306,7 @@ class Transformer2DModel(nnx.Module):
         def projection(zero: bool = False):
             if use_linear_projection:
                 init = ZERO if zero else LECUN_NORMAL
-                return nnx.Linear(
+                return make_linear(
                     channels, channels, kernel_init=init, dtype=dtype, rngs=rngs
                 )
             return make_conv(channels, channels, 1, zero=zero, dtype=dtype, rngs=rngs)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from copymit.models.attention import attend
 from copymit.models.initializers import normal
+from copymit.models.linear import gelu
 
 Dtype = Any
 
@@ -25,7 +26,7 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
 }
 
 

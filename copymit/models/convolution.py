@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from copymit.models.backend import target_backend
+from copymit.models.linear import contract_rows
 
 Padding = Sequence[tuple[int, int]]
 
@@ -38,7 +39,7 @@ def convolve(
     sizes = kernel.shape[:2]
     unit_stride = tuple(strides) == (1, 1)
     if sizes == (1, 1) and unit_stride:
-        return inputs @ kernel[0, 0]
+        return contract_rows(inputs, kernel[0, 0])
     padding = tuple((low, high) for low, high in padding)
     overlaps = all(max(p) < k for p, k in zip(padding, sizes, strict=True))
     if target_backend() == "cpu" and unit_stride and overlaps:

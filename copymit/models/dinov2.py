@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from copymit.models.attention import attend
 from copymit.models.initializers import normal
+from copymit.models.linear import gelu
 from copymit.models.vision_transformer import PatchEmbedding, interpolate_positions
 
 Dtype = Any
@@ -214,7 +215,7 @@ class _MLP(nnx.Module):
     def __call__(self, hidden_states: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         # XLA's matrix products on a CPU are a fifth faster on a matrix of all tokens.
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        rows = self.fc2(jax.nn.gelu(self.fc1(rows), approximate=False))
+        rows = self.fc2(gelu(self.fc1(rows)))
         return rows.reshape(hidden_states.shape)
 
 
