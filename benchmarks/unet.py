@@ -3,7 +3,9 @@
 Each side runs in a process of its own, since two full-size UNets with AdamW's moments do
 not fit in 24 GiB:
 
-    python -m benchmarks.unet SIDE SIZE TASK    prints the seconds of one measurement
+    python -m benchmarks.unet SIDE SIZE TASK [STEPS]    prints the seconds of one
+
+SIDE is `copymit` or `torch`; STEPS are the sampler's, where 50 would take too long.
 
 `small` has 16.8 M parameters, batch 16; `sd2` is Stable Diffusion 2.1's UNet of 865.9 M,
 batch 1; both at 32x32x4 latents and 77 tokens, in float32. `benchmarks.gpu` has others, in
@@ -44,6 +46,7 @@ BATCH_SIZES = {"small": 16, "sd2": 1}
 SAMPLED_IMAGES = {"small": 2, "sd2": 1}
 REPEATS = {"forward": 5, "training step": 3, "50-step sampling": 1}
 TASKS = tuple(REPEATS)
+SAMPLER_STEPS = 50
 GUIDANCE_SCALE = 7.5
 
 
@@ -78,12 +81,15 @@ def make_inputs(
     return latents, rng.standard_normal(text, np.float32)
 
 
-def make_copymit(size: str, task: str, inputs, dtype: str = "float32") -> Callable:
+def make_copymit(
+    size: str, task: str, inputs, dtype: str = "float32", steps: int = SAMPLER_STEPS
+) -> Callable:
     """Returns a function that does the task once in copymit.
 
     Args:
       inputs: latents and captions.
       dtype: what the network computes in.
+      steps: of the sampler.
     """
     import jax
     import jax.numpy as jnp
@@ -113,7 +119,7 @@ def make_copymit(size: str, task: str, inputs, dtype: str = "float32") -> Callab
         predict = jax.jit(apply)
         return lambda: predict(params, latents, timesteps, text)
     if task == "50-step sampling":
-        trajectory = SAMPLERS["ddim"](make_noise_scheduler(), 50)
+        trajectory = SAMPLERS["ddim"](make_noise_scheduler(), steps)
 
         @jax.jit
         def generate(params, latents, text):
@@ -144,13 +150,20 @@ def make_copymit(size: str, task: str, inputs, dtype: str = "float32") -> Callab
 
 
 def make_torch(
-    size: str, task: str, inputs, dtype: str = "float32", *, compiled: bool = False
+    size: str,
+    task: str,
+    inputs,
+    dtype: str = "float32",
+    steps: int = SAMPLER_STEPS,
+    *,
+    compiled: bool = False,
 ) -> Callable:
     """Returns a function that does the task once in diffusers, on a GPU if one is here.
 
     Args:
       inputs: latents and captions.
       dtype: what the network computes in; training keeps its parameters in float32.
+      steps: of the sampler.
       compiled: by `torch.compile`.
     """
     import torch
@@ -188,7 +201,7 @@ def make_torch(
     @torch.no_grad()
     def generate():
         scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
-        scheduler.set_timesteps(50)
+        scheduler.set_timesteps(steps)
         context = torch.cat([torch.zeros_like(text), text])
         x = latents
         for t in scheduler.timesteps.to(device):
@@ -215,8 +228,9 @@ def make_torch(
 
 
 if __name__ == "__main__":
-    side, size, task = sys.argv[1:]
+    side, size, task, *steps = sys.argv[1:]
     images = SAMPLED_IMAGES if "sampling" in task else BATCH_SIZES
     make = {"copymit": make_copymit, "torch": make_torch}[side]
-    function = make(size, task, make_inputs(size, images[size]))
+    arguments = (make_inputs(size, images[size]), "float32", *map(int, steps))
+    function = make(size, task, *arguments)
     print(best_of(function, REPEATS[task]))

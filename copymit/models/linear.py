@@ -1,4 +1,4 @@
-"""Products of features with a layer's weights, formulated for the machine that runs them."""
+"""Products with a layer's weights, formulated for the machine that runs them."""
 
 import math
 from typing import Any
@@ -35,7 +35,7 @@ def contract_rows(
     *leading, channels = inputs.shape
     rows = inputs.reshape(math.prod(leading), channels)
     made = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
-    return made.reshape(*leading, -1)
+    return made.reshape(*leading, kernel.shape[1])
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
