@@ -1,13 +1,14 @@
 """Two-dimensional convolution, formulated for the machine that runs it.
 
-Accelerators convolve natively. On a CPU, XLA's convolutions of small feature maps, and
-their gradients with respect to the kernel at any size, run at a fraction of the speed of
-matrix products (benchmarks/convolution.py), so there a convolution becomes products: of
-unfolded patches where those fit the caches, else only its kernel's gradient, as one
-product per kernel position.
+Accelerators convolve natively. On a CPU, XLA's convolutions of the smallest feature maps
+and those with few positions for their channels, and gradients with respect to the kernel
+at any size, run at a fraction of the speed of matrix products
+(benchmarks/convolution.py), so there a convolution becomes products: of unfolded patches
+in these cases, else only its kernel's gradient, as one product per kernel position.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,11 +17,16 @@ from jaxtyping import Array, Float
 
 from copymit.models.backend import target_backend
 from copymit.models.linear import contract_rows
+from copymit.sharding import batch_shards
 
 Padding = Sequence[tuple[int, int]]
 
-# Up to this many positions the unfolded patches of a batch fit the caches.
-MAX_UNFOLDED_POSITIONS = 64
+# Up to this many positions XLA's convolutions are slow: for 2 x 2, 15 times.
+MAX_UNFOLDED_POSITIONS = 16
+
+# So many positions of the inputs, once for each kernel position, stay in the caches
+# between the copy and the product. From 256 to 2,048 are as fast, twice as fast as all.
+PART_POSITIONS = 512
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -99,7 +105,7 @@ def _forward(inputs, kernel, padding):
     kh, kw = kernel.shape[:2]
     if _unfolds(inputs):
         patches = jnp.concatenate(_shifts(inputs, kh, kw, padding), axis=-1)
-        outputs = patches @ kernel.reshape(-1, kernel.shape[-1])
+        outputs = contract_rows(patches, kernel.reshape(-1, kernel.shape[-1]))
         return outputs, (None, patches, kernel)
     outputs = jax.lax.conv_general_dilated(
         inputs, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
@@ -109,10 +115,12 @@ def _forward(inputs, kernel, padding):
 
 def _backward(padding, residuals, gradient):
     inputs, patches, kernel = residuals
-    kh, kw, _, out_channels = kernel.shape
-    factors = _shifts(inputs, kh, kw, padding) if patches is None else [patches]
-    flat = gradient.reshape(-1, out_channels)
-    products = [x.reshape(-1, x.shape[-1]).T @ flat for x in factors]
+    kh, kw = kernel.shape[:2]
+    if patches is None:
+        products = _kernel_gradient(inputs, gradient, (kh, kw), padding)
+    else:
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        products = patches.reshape(-1, patches.shape[-1]).T @ flat
     mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
     rest = tuple(
         (size - 1 - low, size - 1 - high)
@@ -120,15 +128,36 @@ def _backward(padding, residuals, gradient):
     )
     return (
         convolve_by_products(gradient, mirrored, rest),
-        jnp.stack(products).reshape(kernel.shape),
+        products.reshape(kernel.shape).astype(kernel.dtype),
     )
 
 
 convolve_by_products.defvjp(_forward, _backward)
 
 
+def _kernel_gradient(inputs, gradient, sizes, padding) -> Float[Array, "khkw C O"]:
+    """Sums one product per kernel position over a few examples at a time."""
+    B, h, w, C = inputs.shape
+
+    def add(total, part):
+        inputs, gradient = part
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        shifts = _shifts(inputs, *sizes, padding)
+        return total + jnp.stack([x.reshape(-1, C).T @ flat for x in shifts]), None
+
+    most = min(B, max(1, PART_POSITIONS // (h * w)))
+    part = max(n for n in range(1, most + 1) if B % n == 0)
+    # Where devices share the examples a loop would bring each of them to all.
+    if part == B or batch_shards() > 1:
+        return add(0.0, (inputs, gradient))[0]
+    parts = [x.reshape(-1, part, *x.shape[1:]) for x in (inputs, gradient)]
+    zeros = jnp.zeros((math.prod(sizes), C, gradient.shape[-1]), jnp.float32)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
 def _unfolds(inputs) -> bool:
-    return inputs.shape[1] * inputs.shape[2] <= MAX_UNFOLDED_POSITIONS
+    B, h, w, C = inputs.shape
+    return h * w <= MAX_UNFOLDED_POSITIONS or B * h * w <= C
 
 
 def _shifts(inputs, kh: int, kw: int, padding) -> list[jax.Array]:

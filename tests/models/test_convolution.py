@@ -22,10 +22,10 @@ def _pad(size: int) -> tuple[tuple[int, int], tuple[int, int]]:
 @pytest.mark.parametrize(
     ("height", "width", "kernel_size", "stride"),
     [
-        (8, 8, 3, 1),  # 64 positions: unfolded
+        (4, 4, 3, 1),  # 16 positions: unfolded
         (1, 1, 3, 1),  # padding all around
         (3, 4, 5, 1),
-        (8, 9, 3, 1),  # 72 positions: XLA forward, products for the kernel's gradient
+        (4, 5, 3, 1),  # 20 positions: XLA forward, products for the kernel's gradient
         (8, 8, 3, 2),
         (9, 8, 3, 2),
         (10, 8, 1, 1),
@@ -69,7 +69,7 @@ def test_values_and_gradients_equal_those_of_xla(height, width, kernel_size, str
 
 
 def test_the_sizes_above_lie_on_both_sides_of_the_limit():
-    assert 8 * 8 <= MAX_UNFOLDED_POSITIONS < 8 * 9
+    assert 4 * 4 <= MAX_UNFOLDED_POSITIONS < 4 * 5
 
 
 def test_both_formulations_agree_on_one_size(monkeypatch):
@@ -88,6 +88,42 @@ def test_both_formulations_agree_on_one_size(monkeypatch):
     for one, other in zip(*results, strict=True):
         # float32 sums of up to 72 products in another order.
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [1, 60, 120, 1000])
+def test_a_kernels_gradient_is_the_same_over_parts_of_a_batch(
+    positions, monkeypatch, rng
+):
+    monkeypatch.setattr(convolution, "PART_POSITIONS", positions)
+    inputs = jnp.asarray(rng.standard_normal((6, 5, 6, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 4)), jnp.float32)
+
+    def gradient(f):
+        options = {"dimension_numbers": DIMENSIONS}
+        return jax.grad(
+            lambda k: jnp.sin(f(inputs, k, (1, 1), _pad(3), **options)).sum()
+        )
+
+    ours = gradient(convolve)
+    # One image of the six, two, or three, since four do not divide six; or all at once.
+    assert ("scan" in str(jax.make_jaxpr(ours)(kernel))) == (positions < 1000)
+    expected = gradient(jax.lax.conv_general_dilated)(kernel)
+    np.testing.assert_allclose(ours(kernel), expected, atol=1e-4)
+
+
+def test_few_positions_for_their_channels_are_unfolded(rng):
+    def trace(B, C):
+        inputs, kernel = jnp.ones((B, 5, 5, C)), jnp.ones((3, 3, C, 2))
+        options = {"dimension_numbers": DIMENSIONS}
+        return str(
+            jax.make_jaxpr(lambda x, k: convolve(x, k, (1, 1), _pad(3), **options))(
+                inputs, kernel
+            )
+        )
+
+    assert "conv_general_dilated" in trace(1, 24)
+    assert "conv_general_dilated" not in trace(1, 25)
+    assert "conv_general_dilated" in trace(2, 25)
 
 
 def test_bfloat16_stays_bfloat16():
