@@ -1,4 +1,4 @@
-"""Runs a family of trainings and evaluations, and makes a table and a figure of them.
+"""Runs a family of trainings and evaluations; makes a table, a figure and a page of them.
 
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --status
@@ -124,10 +124,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--results_only",
         action="store_true",
         help="once all evaluations of a training are done, keep scores, tables and 24 "
-        "pictures of each, and delete its checkpoints",
+        "pairs of pictures of each, and delete its checkpoints",
     )
     add("--status", action="store_true", help="show where the trials stand")
-    add("--collect", action="store_true", help="write the table and the figure")
+    add(
+        "--collect",
+        action="store_true",
+        help="write the table, the figure and the page of pictures",
+    )
     add(
         "--commands",
         nargs="?",
@@ -241,7 +245,8 @@ def _print_commands(groups: Sequence[Sequence[str]]) -> None:
 
 
 def _collect(sweeps: Mapping[str, Family], root: str) -> int:
-    from launch.collect import NothingYetError, abridge, collect, join_tables
+    from launch.collect import NothingYetError, collect, join_tables
+    from launch.tables import abridge
 
     empty = []
     for title, (sweep, plans) in sweeps.items():
