@@ -104,7 +104,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="LABEL=VALUE,...",
-        help="trials with these labels alone, such as factor=1,10; may be repeated",
+        help="trials with these labels alone, such as factor=1,10, of the sweeps that have "
+        "any; may be repeated",
     )
     add("--num_workers", type=int, default=1, help="at a time; cores and GPUs divided")
     add("--max_attempts", type=int, default=3, help="after which a task is left alone")
@@ -151,10 +152,7 @@ def _run(arguments: argparse.Namespace) -> int:
     places = read_places(
         arguments.preset, arguments.source, arguments.captions, arguments.autoencoder
     )
-    sweeps = {
-        title: _list(title, reference, arguments, places)
-        for title, reference in _references(arguments.sweep).items()
-    }
+    sweeps = _list(arguments, places)
     plans = [plan for family in sweeps.values() for plan in family.plans]
     if arguments.commands is not None:
         _print_commands(command_lines(plans, root, arguments.commands))
@@ -185,24 +183,30 @@ def _references(sweep: str) -> dict[str, str]:
     return {name: f"{file}{colon}{name}" for name in names.split(",")}
 
 
-def _list(
-    title: str, reference: str, arguments: argparse.Namespace, places: dict[str, str]
-) -> Family:
-    sweep = load_sweep(reference)
-    trials = list_trials(
-        sweep,
-        arguments.preset,
-        arguments.num_seeds,
-        read_overrides(arguments.override),
-        places,
-    )
-    trials = choose_trials(trials, arguments.only)
-    return Family(sweep, [plan(trial) for trial in trials])
+def _list(arguments: argparse.Namespace, places: dict[str, str]) -> dict[str, Family]:
+    """Lists the sweeps that are asked for, with the trials that are."""
+    references = _references(arguments.sweep)
+    sweeps = {title: load_sweep(reference) for title, reference in references.items()}
+    overrides = read_overrides(arguments.override)
+    trials = {
+        title: list_trials(
+            sweep, arguments.preset, arguments.num_seeds, overrides, places
+        )
+        for title, sweep in sweeps.items()
+    }
+    chosen = choose_trials(trials, arguments.only)
+    return {t: Family(sweeps[t], [plan(trial) for trial in chosen[t]]) for t in chosen}
 
 
 def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) -> int:
-    """Runs what is open; returns how many tasks are not done at the end."""
-    tasks = unique_tasks(plans)
+    """Runs what is open, seed by seed; returns how many tasks are not done at the end.
+
+    So every figure is there after a while, of one seed, and then of more.
+    """
+    seeds = list(dict.fromkeys(made.trial.labels.get("seed") for made in plans))
+    tasks = unique_tasks(
+        sorted(plans, key=lambda made: seeds.index(made.trial.labels.get("seed")))
+    )
     by_key = {task.key: task for task in tasks} if arguments.results_only else {}
     if "://" not in root:
         reopen(tasks, _find_done(tasks, root), root)
