@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from configs.sweeps_types import Score, SweepFunction
+from configs.sweeps_types import Roc, Score, SweepFunction
+from copymit.scores.names import COMPARISONS
 from copymit.storage import write_whole
 from launch.claims import Claims, Version
 from launch.figures.figure import draw
@@ -82,6 +83,8 @@ def collect(
     if panels:
         drawn = [name for panel in panels for name in getattr(panel, "columns", ())]
         points = read_points(known, root, list(dict.fromkeys(drawn)))
+        if any(isinstance(panel, Roc) for panel in panels):
+            points = pd.concat([points, read_detected(known, root)])
         lack = f"INCOMPLETE: {len(missing)} of {len(plans)} trials lack scores"
         written[f"{title}.png"] = draw(panels, table, points, lack if missing else "")
     written[f"{title}.html"] = draw_page(
@@ -153,9 +156,14 @@ def read_table(
 
 
 def _scores_of_detector(detection: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Joins a detector's scores against training captions and against unseen ones."""
-    unseen = detection["unseen"][name]
-    return detection["unmemorised"][name] | {f"unseen_{k}": unseen[k] for k in unseen}
+    """Joins a detector's scores against training captions and against unseen ones.
+
+    Where no prompt was memorised, or all were, there are but their numbers.
+    """
+    counts = {k: v for k, v in detection.items() if k.startswith("num_")}
+    against = {kind: detection.get(kind, {}).get(name, {}) for kind in COMPARISONS}
+    unseen = {f"unseen_{k}": v for k, v in against["unseen"].items()}
+    return counts | against["unmemorised"] | unseen
 
 
 def _read_scores(path: epath.Path) -> dict[str, Any]:
@@ -213,6 +221,23 @@ def read_points(
             known = pd.read_parquet(io.BytesIO(clusters.read_bytes()))
             part = _with_clusters(part, known)
         parts.append(part.assign(**made.trial.labels))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def read_detected(plans: Sequence[Plan], root: str) -> pd.DataFrame:
+    """Reads what each trial's detector says of each prompt.
+
+    Returns:
+      Columns kind, memorised, detected (the higher, the likelier memorised), and labels.
+    """
+    parts = []
+    for made in plans:
+        path = epath.Path(root) / made.scores / "detection.parquet"
+        if made.trial.detector and path.exists():
+            table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+            table["detected"] = table[made.trial.detector]
+            part = table[["kind", "memorised", "detected"]]
+            parts.append(part.assign(**made.trial.labels))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -56,8 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "copymit.__main__": {"copymit.cli"},
     "configs": {"copymit", "copymit.mitigation"},
     # Of the package only the data, since photos are counted before anything starts, and
-    # how pages are made.
-    "launch": {"configs", "copymit.data", "copymit.report"},
+    # how scores are called and pages made.
+    "launch": {"configs", "copymit.data", "copymit.report", "copymit.scores"},
     "train": _PROGRAM | {"copymit.cli"},
     "evaluate": _PROGRAM | {"copymit.cli"},
 }

@@ -83,7 +83,9 @@ def test_more_options_go_on_to_the_sweep_as_they_are(faked, tmp_path):
     assert collect.endswith(" --collect")
 
 
-@pytest.mark.parametrize(("ends", "code", "packed"), [("10", 1, True), ("11", 1, False)])
+@pytest.mark.parametrize(
+    ("ends", "code", "packed"), [("10", 1, True), ("11", 1, False)]
+)
 def test_what_is_open_or_wrong_shows_in_the_exit_code(
     faked, tmp_path, ends, code, packed
 ):
@@ -157,7 +159,9 @@ def test_another_machine_goes_on_and_does_nothing_twice(machines, tmp_path):
     done = start(second, *options, "--only=factor=1,10", **environment)
     assert done.returncode == 0, done.stderr
     assert "4 of 4 tasks done" in done.stderr
-    assert done.stderr.count(" started") == 2  # of factor 10 the training, the evaluation
+    assert (
+        done.stderr.count(" started") == 2
+    )  # of factor 10 the training, the evaluation
     table = pd.read_parquet(second / "study" / "fig3.parquet")
     assert table["factor"].tolist() == [1, 10]
     page = (second / "study" / "fig3.html").read_text()

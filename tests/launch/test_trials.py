@@ -223,12 +223,14 @@ def test_of_several_sweeps_those_are_left_that_have_the_labels():
     assert list(choose_trials(trials, ["factor=2"])) == ["fig3"]
     assert list(choose_trials(trials, ["seed=1"])) == ["fig3", "other"]
     assert choose_trials(trials, []) == trials
-    with pytest.raises(ValueError, match="--only=factor=2: no trial has factor=2; there"):
+    with pytest.raises(
+        ValueError, match="--only=factor=2: no trial has factor=2; there"
+    ):
         choose_trials(trials, ["factor=1", "factor=2"])
 
 
 def test_an_evaluation_is_one_task_whether_or_not_its_data_is_analysed():
-    """The study of photos ended in a KeyError: fig2's evaluation waited for the analysis."""
+    """The study of photos ended in a KeyError: one of them waited for the analysis."""
     other = TINY._replace(name="b", analysis={"source": "photos"})
     for trials in ((TINY, other), (other, TINY)):
         tasks = unique_tasks(plan(trial) for trial in trials)
