@@ -266,12 +266,6 @@ def mitigations_at_inference(preset: str, seeds: Sequence[int]) -> Iterator[Tria
         "text encoder",
         chance=0.5,
     ),
-    Bars(
-        "detector",
-        _true_positives("unseen_", "captions never trained on"),
-        "detector",
-        "text encoder",
-    ),
     *(Roc("detector", only=("text encoder", encoder)) for encoder in _TEXT_ENCODERS),
     columns=(
         *_COUNTS,

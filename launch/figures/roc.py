@@ -10,14 +10,15 @@ from copymit.scores.detection import compute_roc
 from launch.figures.style import COLORS, GREY, add_legend, groups
 
 _LINES = ("-", "--", ":")
-# Finer where it matters: few may be called memorised that are not.
-_RATES = np.concatenate([[0.0], np.geomspace(1e-3, 1, 400)])
+# Few may be called memorised that are not: a logarithmic axis shows what is found there.
+_RATES = np.geomspace(1e-3, 1, 400)
 
 
 def draw_roc(axes: Axes, panel: Roc, table: pd.DataFrame, points: pd.DataFrame) -> None:
     """Draws a line for each detector: the mean of its seeds' ROC curves.
 
-    Source: Fawcett 2006, "An introduction to ROC analysis" (vertical averaging).
+    Sources: Fawcett 2006, "An introduction to ROC analysis" (vertical averaging); Carlini
+    et al. 2022, "Membership inference attacks from first principles" (the axis).
     """
     del table
     for number, (name, prompts) in enumerate(
@@ -34,10 +35,12 @@ def draw_roc(axes: Axes, panel: Roc, table: pd.DataFrame, points: pd.DataFrame) 
                 linewidth=1.6,
                 label=name,
             )
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="chance")
+    axes.plot(_RATES, _RATES, color=GREY, linestyle=":", label="chance")
     axes.axvline(0.01, color=GREY, linestyle="--", linewidth=1, label="1 % called")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_xlabel("captions never trained on that are called memorised")
     axes.set_ylabel("memorised prompts found")
     add_legend(axes, ": ".join(panel.only), 2)

@@ -168,6 +168,19 @@ def test_a_front_has_what_nothing_beats():
     assert pareto_front([(1, 5), (2, 4), (2, 6), (3, 4), (0, 9)]) == [4, 0, 1]
 
 
+def test_where_no_prompt_is_memorised_a_detector_has_but_their_numbers(tmp_path):
+    """A KeyError on the comparison that there is not ended the whole collection."""
+    made = plan(make_trials(1, 1)[0]._replace(name="d", detector="sharpness"))
+    run_fake(made.tasks, tmp_path)
+    summary = {"num_memorised": 0, "num_unmemorised": 9, "titles": {}}
+    (tmp_path / made.scores / "detection.json").write_text(json.dumps(summary))
+    memorised = Score("memorised", ("num_memorised",))
+    drawn = draws(Bars("factor", Score("AUC", ("auc",)), "factor"), columns=[memorised])
+    _, missing = collect(drawn(lambda *_: iter(())), [made], str(tmp_path), "d")
+    assert missing == []
+    assert "| 1 | 1 | 0.000 |" in (tmp_path / "d.md").read_text()
+
+
 def write_generations(root, made, **columns):
     """Writes what the report of a trial's evaluation would."""
     path = root / made.scores / "generations.parquet"
