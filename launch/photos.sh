@@ -28,8 +28,10 @@ if [ -e "$workdir.tgz" ]; then
     tar xzf "$workdir.tgz" -C "$workdir" --keep-newer-files --warning=no-ignore-newer
 fi
 status=0
-sweep "$@" --results_only --minutes="$minutes" || status=$?
-sweep "$@" --collect
+sweep "$@" --results_only --minutes="$minutes" || {  # which collects what is whole
+    status=$?
+    sweep "$@" --collect
+}
 # A checkpoint stays here, and with it the record that says there is one.
 tar czf "$workdir.tgz.partial" -C "$workdir" --exclude=./.jax_cache \
     --exclude=./runs/cache --exclude=checkpoints --exclude=frozen --exclude=embeddings \

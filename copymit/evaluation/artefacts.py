@@ -9,7 +9,7 @@ OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
 OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
 OUT/copies/                           the pairs, as pictures, pages and a table
-OUT/report.html, figures/ ...         what people look at
+OUT/report.html, figures/, pairs/ ...  what people look at
 
 Every artefact that a later stage reads carries the digest of its inputs, written in the
 same file at the same moment: tables and stores in their metadata, JSON as `inputs`. It

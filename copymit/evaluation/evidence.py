@@ -37,7 +37,7 @@ def write_copies(
     for i, row in enumerate(pairs[: subject.eval.copy_pictures].to_dict("records")):
         grade = row["grade"].replace(" ", "-")
         name = f"{i + 1:04d}-{grade}-{plain_name(row['generation'])}.png"
-        pair = [read_generation(row["generation"]), read_reference(row["copy_of"])]
+        pair = read_generation(row["generation"]), read_reference(row["copy_of"])
         write_whole(folder / name, encode_pair(*pair))
         names[row["generation"]] = name
     pairs.insert(0, "picture", pairs["generation"].map(names))
