@@ -153,7 +153,7 @@ def read_pairs(root: str, evaluation: str) -> list[_Record]:
         {
             **{str(key): value for key, value in record.items()},
             "picture": quote(f"{evaluation}/{FOLDER}/{record['pair']}"),
-            "prompt": record["prompt"] and shorten(record["prompt"]),
+            "prompt": shorten(str(record["prompt"] or "")),
             "q": None,
             "tile_l2": None,
         }
