@@ -231,6 +231,6 @@ if __name__ == "__main__":
     side, size, task, *steps = sys.argv[1:]
     images = SAMPLED_IMAGES if "sampling" in task else BATCH_SIZES
     make = {"copymit": make_copymit, "torch": make_torch}[side]
-    arguments = (make_inputs(size, images[size]), "float32", *map(int, steps))
-    function = make(size, task, *arguments)
+    number = int(steps[0]) if steps else SAMPLER_STEPS
+    function = make(size, task, make_inputs(size, images[size]), steps=number)
     print(best_of(function, REPEATS[task]))

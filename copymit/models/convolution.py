@@ -8,7 +8,6 @@ in these cases, else only its kernel's gradient, as one product per kernel posit
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -117,7 +116,7 @@ def _backward(padding, residuals, gradient):
     inputs, patches, kernel = residuals
     kh, kw = kernel.shape[:2]
     if patches is None:
-        products = _kernel_gradient(inputs, gradient, (kh, kw), padding)
+        products = _kernel_gradient(inputs, gradient, kh, kw, padding)
     else:
         flat = gradient.reshape(-1, gradient.shape[-1])
         products = patches.reshape(-1, patches.shape[-1]).T @ flat
@@ -135,14 +134,16 @@ def _backward(padding, residuals, gradient):
 convolve_by_products.defvjp(_forward, _backward)
 
 
-def _kernel_gradient(inputs, gradient, sizes, padding) -> Float[Array, "khkw C O"]:
+def _kernel_gradient(
+    inputs, gradient, kh: int, kw: int, padding
+) -> Float[Array, "{kh}*{kw} C O"]:
     """Sums one product per kernel position over a few examples at a time."""
     B, h, w, C = inputs.shape
 
     def add(total, part):
         inputs, gradient = part
         flat = gradient.reshape(-1, gradient.shape[-1])
-        shifts = _shifts(inputs, *sizes, padding)
+        shifts = _shifts(inputs, kh, kw, padding)
         return total + jnp.stack([x.reshape(-1, C).T @ flat for x in shifts]), None
 
     most = min(B, max(1, PART_POSITIONS // (h * w)))
@@ -151,7 +152,7 @@ def _kernel_gradient(inputs, gradient, sizes, padding) -> Float[Array, "khkw C O
     if part == B or batch_shards() > 1:
         return add(0.0, (inputs, gradient))[0]
     parts = [x.reshape(-1, part, *x.shape[1:]) for x in (inputs, gradient)]
-    zeros = jnp.zeros((math.prod(sizes), C, gradient.shape[-1]), jnp.float32)
+    zeros = jnp.zeros((kh * kw, C, gradient.shape[-1]), jnp.float32)
     return jax.lax.scan(add, zeros, parts)[0]
 
 
