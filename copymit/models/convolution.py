@@ -1,7 +1,7 @@
 """Two-dimensional convolution, formulated for the machine that runs it.
 
 Accelerators convolve natively. On a CPU, XLA's convolutions of the smallest feature maps
-and those with few positions for their channels, and gradients with respect to the kernel
+and those with fewer positions than channels, and gradients with respect to the kernel
 at any size, run at a fraction of the speed of matrix products
 (benchmarks/convolution.py), so there a convolution becomes products: of unfolded patches
 in these cases, else only its kernel's gradient, as one product per kernel position.
@@ -102,7 +102,7 @@ def convolve_by_products(
 
 def _forward(inputs, kernel, padding):
     kh, kw = kernel.shape[:2]
-    if _unfolds(inputs):
+    if _unfolds(inputs, kernel):
         patches = jnp.concatenate(_shifts(inputs, kh, kw, padding), axis=-1)
         outputs = contract_rows(patches, kernel.reshape(-1, kernel.shape[-1]))
         return outputs, (None, patches, kernel)
@@ -156,9 +156,13 @@ def _kernel_gradient(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _unfolds(inputs) -> bool:
-    B, h, w, C = inputs.shape
-    return h * w <= MAX_UNFOLDED_POSITIONS or B * h * w <= C
+def _unfolds(inputs, kernel) -> bool:
+    """Returns whether maps are tiny, or patches smaller than what XLA would rearrange.
+
+    That is the kernel, in each call.
+    """
+    B, h, w, _ = inputs.shape
+    return h * w <= MAX_UNFOLDED_POSITIONS or B * h * w <= kernel.shape[-1]
 
 
 def _shifts(inputs, kh: int, kw: int, padding) -> list[jax.Array]:

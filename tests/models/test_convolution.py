@@ -111,9 +111,9 @@ def test_a_kernels_gradient_is_the_same_over_parts_of_a_batch(
     np.testing.assert_allclose(ours(kernel), expected, atol=1e-4)
 
 
-def test_few_positions_for_their_channels_are_unfolded(rng):
-    def trace(B, C):
-        inputs, kernel = jnp.ones((B, 5, 5, C)), jnp.ones((3, 3, C, 2))
+def test_fewer_positions_than_channels_that_come_out_are_unfolded():
+    def trace(B, channels):
+        inputs, kernel = jnp.ones((B, 5, 5, 2)), jnp.ones((3, 3, 2, channels))
         options = {"dimension_numbers": DIMENSIONS}
         return str(
             jax.make_jaxpr(lambda x, k: convolve(x, k, (1, 1), _pad(3), **options))(
