@@ -1,4 +1,4 @@
-"""What devices send each other, by the programs that the compiler makes for four of them."""
+"""What devices send each other, by the programs that the compiler makes for several."""
 
 import json
 import os
@@ -8,56 +8,12 @@ from pathlib import Path
 
 import pytest
 
-_ON_4_DEVICES = """
-import json
-import jax, jax.numpy as jnp, numpy as np
-from copymit import generator
-from copymit.diffusion.noise_scheduler import make_noise_scheduler
-from copymit.mitigation.registry import strengths
-from copymit.models.assembly import abstract_params, make_model
-from copymit.plan.cost import count_collectives
-from copymit.sharding import batch_sharding, make_mesh
-from tests.test_generator import LENGTH, OPTIONS, RESOLUTION, small_config
-
-mesh = make_mesh()
-# Each device decodes its two images one after the other.
-generator._DECODED_PIXELS = RESOLUTION**2
-
-
-def of_generation(**asked):
-    config = small_config()
-    config.autoencoder.name = "kl"
-    config.autoencoder.kl.update(
-        block_out_channels=(8,), norm_num_groups=4, layers_per_block=1
-    )
-    model = make_model(config, RESOLUTION, "float32")
-    options = OPTIONS._replace(timestep_spacing="leading", mitigations=strengths(**asked))
-    scheduler = make_noise_scheduler("cosine", "v_prediction")
-    generate = generator.make_generate(
-        model, scheduler, options, np.zeros(LENGTH, np.int32)
-    )
-    ids, numbers = (
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
-        for shape in ((8, LENGTH), (8,))
-    )
-    with jax.set_mesh(mesh):
-        compiled = generate.lower(abstract_params(model, mesh), ids, numbers).compile()
-    return count_collectives(compiled.as_text())
-
-
-print(json.dumps({
-    "guidance": of_generation(),
-    "controlled": of_generation(start_attention=1.25, mask_padding=True),
-    "optimised": of_generation(prompt_target=1e-3, prompt_iterations=2),
-}))
-"""
-
 
 @pytest.fixture(scope="module")
 def collectives() -> dict:
     """Kind -> (how many, bytes), by program; a process' devices are fixed at its start."""
     done = subprocess.run(
-        [sys.executable, "-c", _ON_4_DEVICES],
+        [sys.executable, "-m", "tests.count_collectives"],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -76,3 +32,16 @@ def test_a_device_makes_its_images_without_a_word_from_the_others(program, colle
 def test_devices_that_optimise_ask_each_other_only_whether_one_goes_on(collectives):
     # A loop has one number of iterations on all devices: one boolean for each of them.
     assert collectives["optimised"] == {"all-reduce": [1, 1.0]}
+
+
+@pytest.mark.parametrize("program", ["transformer", "transformer of TPUs"])
+def test_devices_that_share_a_block_s_width_only_add_up(program, collectives):
+    # Forward one sum after each attention and after the MLP, and backward one before each,
+    # some of them together, and one of all gradients over the batch.
+    found = dict(collectives[program])
+    count, _ = found.pop("all-reduce")
+    assert 6 <= count <= 8
+    # Biases are on every device, and so are their gradients.
+    gathered = found.pop("all-gather", [0, 0.0])
+    assert gathered[1] <= 4 * 2 * 512
+    assert found == {}

@@ -41,7 +41,12 @@ def _local_fraction(spec: PartitionSpec, shape: tuple[int, ...]) -> float:
         (f"{BLOCK}.attn1.to_q.kernel", (320, 320), ("fsdp", "tensor"), 1 / 4),
         (f"{BLOCK}.attn2.to_k.kernel", (768, 320), ("fsdp", "tensor"), 1 / 4),
         (f"{BLOCK}.attn1.to_out.0.kernel", (320, 320), ("tensor", "fsdp"), 1 / 4),
-        (f"{BLOCK}.ff.net.0.proj.kernel", (320, 2560), ("fsdp", "tensor"), 1 / 4),
+        (
+            f"{BLOCK}.ff.net.0.proj.kernel",
+            (320, 2, 1280),
+            ("fsdp", None, "tensor"),
+            1 / 4,
+        ),
         (f"{BLOCK}.ff.net.2.kernel", (1280, 320), ("tensor", "fsdp"), 1 / 4),
         (
             "text_model.encoder.layers.3.mlp.fc2.kernel",
