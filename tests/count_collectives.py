@@ -18,6 +18,7 @@ from copymit.models.backend import tracing_for
 from copymit.models.blocks import Transformer2DModel
 from copymit.models.functional import describe_params, make_apply
 from copymit.plan.cost import count_collectives
+from copymit.plan.loops import read_program
 from copymit.sharding import batch_sharding, make_mesh, params_sharding
 from tests.test_generator import LENGTH, OPTIONS, RESOLUTION, small_config
 
@@ -44,7 +45,7 @@ def of_generation(**asked):
     )
     with jax.set_mesh(mesh):
         compiled = generate.lower(abstract_params(model, mesh), ids, numbers).compile()
-    return count_collectives(compiled.as_text())
+    return count_collectives(read_program(compiled.as_text()))
 
 
 def of_transformer(machine):
@@ -75,7 +76,7 @@ def of_transformer(machine):
             jax.ShapeDtypeStruct((8, 8, 8, 128), jnp.float32),
             jax.ShapeDtypeStruct((8, 5, 128), jnp.float32),
         ).compile()
-    return count_collectives(compiled.as_text())
+    return count_collectives(read_program(compiled.as_text()))
 
 
 if __name__ == "__main__":

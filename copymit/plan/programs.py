@@ -17,6 +17,7 @@ from copymit.mitigation.registry import with_mitigations
 from copymit.models.assembly import abstract_params, make_model
 from copymit.models.backend import tracing_for
 from copymit.plan.cost import Cost, count_collectives
+from copymit.plan.loops import loop_factors, read_program
 from copymit.pretrained.base_models import find_base_model
 from copymit.pretrained.settings import with_pretrained_settings
 from copymit.sharding import AXES, batch_sharding, mesh_sizes
@@ -195,15 +196,17 @@ def ask_compiler(lowered: Any, arguments: dict[str, float]) -> Cost:
         reason = str(error).partition(": ")[2].splitlines()[0]
         return Cost(arguments, math.inf, math.nan, math.nan, {}, reason)
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    program = read_program(compiled.as_text())
+    operations, accessed = loop_factors(program)
     return Cost(
         arguments,
         # Results that do not take the place of arguments are there at the same time.
         memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
-        count_collectives(compiled.as_text()),
+        operations * cost.get("flops", 0.0),
+        accessed * cost.get("bytes accessed", 0.0),
+        count_collectives(program),
     )
 
 

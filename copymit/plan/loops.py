@@ -1,0 +1,175 @@
+"""What a compiled program does, loop by loop, read from its text.
+
+XLA's own analysis counts the body of a loop once, however often it runs: 50 steps of a
+sampler for one, a batch in parts for one of them. Here its operations and bytes are
+estimated from shapes, once so and once with the loops, for the ratio of the two.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
+_NAME = re.compile(r"%([\w.-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|branch_computations|called_computations)="
+    r"(\{[^}]*\}|%[\w.-]+)"
+)
+_CONDITION = re.compile(r"\bcondition=%([\w.-]+)")
+_KNOWN_TIMES = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_KERNEL = re.compile(r"dim_labels=\w+_(\w+)->")
+
+# They name arrays, and move none; what computations do is counted within them.
+_NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_NO_TRAFFIC |= {"while", "call", "conditional"}
+
+
+class Instruction(NamedTuple):
+    """A line of a program.
+
+    Attributes:
+      result: its type, with layouts.
+      rest: what follows the opening parenthesis: operands and attributes.
+    """
+
+    name: str
+    result: str
+    opcode: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Their names."""
+        return _NAME.findall(self.rest.partition(")")[0])
+
+
+class Program(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+      computations: by name, the callee before who calls it.
+      entry: where it begins.
+    """
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+
+def read_program(text: str) -> Program:
+    """Reads what `jax.stages.Compiled.as_text` returns."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, inside = "", []
+    for line in text.splitlines():
+        if match := _INSTRUCTION.match(line):
+            inside.append(Instruction(*match.groups()))
+        elif match := _COMPUTATION.match(line):
+            inside = computations[match[2]] = []
+            entry = match[2] if match[1] else entry
+    return Program(computations, entry)
+
+
+def runs(program: Program, *, loops: bool = True) -> Mapping[str, int]:
+    """Counts how often each computation runs.
+
+    A loop that may end earlier counts with the most that it can run.
+
+    Args:
+      loops: otherwise each loop runs once.
+    """
+    times: dict[str, int] = collections.defaultdict(int, {program.entry: 1})
+    for name in reversed(program.computations):
+        for instruction in program.computations[name]:
+            n = _iterations(program, instruction) if loops else 1
+            for called in _CALLED.findall(instruction.rest):
+                for callee in _NAME.findall(called):
+                    times[callee] += n * times[name]
+    return times
+
+
+def loop_factors(program: Program) -> tuple[float, float]:
+    """Returns by what loops multiply a program's operations, and its bytes."""
+    fused = {
+        callee
+        for inside in program.computations.values()
+        for instruction in inside
+        if instruction.opcode == "fusion"
+        for called in _CALLED.findall(instruction.rest)
+        for callee in _NAME.findall(called)
+    }
+    operations, accessed = {}, {}
+    for name, inside in program.computations.items():
+        types = {i.name: i.result for i in inside}
+        operations[name] = sum(_operations(i, types) for i in inside)
+        if name not in fused:
+            accessed[name] = sum(_accessed(i, types) for i in inside)
+    often, once = runs(program), runs(program, loops=False)
+
+    def factor(counts: Mapping[str, float]) -> float:
+        total = sum(count * once[name] for name, count in counts.items())
+        return (
+            sum(n * often[name] for name, n in counts.items()) / total if total else 1
+        )
+
+    return factor(operations), factor(accessed)
+
+
+def num_bytes(result: str) -> float:
+    """Counts the bytes of a type."""
+    return sum(_item_bytes(x) * math.prod(shape) for x, shape in _arrays(result))
+
+
+def _iterations(program: Program, instruction: Instruction) -> int:
+    """Reads how often a loop runs, from its condition where nothing else says so."""
+    if instruction.opcode != "while":
+        return 1
+    if known := _KNOWN_TIMES.search(instruction.rest):
+        return int(known[1])
+    condition = _CONDITION.search(instruction.rest)
+    inside = program.computations.get(condition[1], []) if condition else []
+    limits = (
+        int(i.rest.partition(")")[0])
+        for i in inside
+        if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.result)
+    )
+    return max(limits, default=1)
+
+
+def _operations(instruction: Instruction, types: Mapping[str, str]) -> float:
+    """Counts the operations of a product or a convolution."""
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0.0
+    outputs = sum(math.prod(shape) for _, shape in _arrays(instruction.result))
+    left, right = ([*_arrays(types.get(o, ""))] for o in instruction.operands[:2])
+    if not (left and right):
+        return 0.0
+    if match := _CONTRACTED.search(instruction.rest):
+        return 2.0 * outputs * math.prod(left[0][1][i] for i in _numbers(match[1]))
+    kernel, labels = right[0][1], _KERNEL.search(instruction.rest)
+    features = kernel[labels[1].index("o")] if labels else 1
+    return 2.0 * outputs * math.prod(kernel) / features
+
+
+def _accessed(instruction: Instruction, types: Mapping[str, str]) -> float:
+    """Counts what an instruction reads and writes."""
+    if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
+        return 0.0
+    read = sum(num_bytes(types.get(o, "")) for o in instruction.operands)
+    return read + num_bytes(instruction.result)
+
+
+def _arrays(result: str) -> Iterator[tuple[str, list[int]]]:
+    return ((dtype, _numbers(sizes)) for dtype, sizes in _ARRAY.findall(result))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _item_bytes(dtype: str) -> float:
+    digits = re.search(r"\d+", dtype)
+    return max(int(digits[0]) if digits else 8, 8) / 8

@@ -1,0 +1,103 @@
+"""Loops are counted as often as they run, by programs compiled here and by a TPU's text."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from copymit.plan.cost import count_collectives
+from copymit.plan.loops import loop_factors, read_program, runs
+from copymit.plan.programs import ask_compiler
+
+N = 64
+
+
+def cost_of(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return ask_compiler(jax.jit(function).lower(*arrays), {})
+
+
+def repeated(times):
+    """Multiplies with a matrix so many times, after another product."""
+
+    def function(x, w):
+        x = x @ w
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, times)[0]
+
+    return function
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_what_a_loop_computes_counts_as_often_as_it_runs(times):
+    cost = cost_of(repeated(times), (N, N), (N, N))
+    # Beside the products only sums and indices: 1 in 64.
+    assert cost.flops == pytest.approx((1 + times) * 2 * N**3, rel=0.03)
+    # A product reads and writes three matrices, tanh two more if it is not fused.
+    matrix = 4 * N**2
+    assert 3 * matrix * (1 + times) <= cost.accessed <= 6 * matrix * (1 + times)
+
+
+def test_a_loop_in_a_loop_counts_as_often_as_both():
+    def function(x, w):
+        return jax.lax.scan(lambda x, _: (repeated(5)(x, w), None), x, None, 3)[0]
+
+    cost = cost_of(function, (N, N), (N, N))
+    assert cost.flops == pytest.approx(3 * 6 * 2 * N**3, rel=0.03)
+
+
+def test_without_loops_the_compiler_s_numbers_stay():
+    lowered = jax.jit(lambda x, w: jnp.tanh(x @ w) @ w).lower(*[jnp.ones((8, 8))] * 2)
+    assert loop_factors(read_program(lowered.compile().as_text())) == (1, 1)
+
+
+# As libtpu prints a loop: its condition alone says how often it runs.
+TPU = """
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %all-to-all.1 = bf16[8,128]{1,0:T(8,128)(2,1)} all-to-all(%x), channel_id=1
+  ROOT %t = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %all-to-all.1)
+}
+
+%condition (p.1: (s32[], bf16[8,128])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(50)
+  %p.1 = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %constant.5), direction=LT
+}
+
+ENTRY %main.3 (a: bf16[8,128], b: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %all-to-all.2 = bf16[8,128]{1,0:T(8,128)(2,1)} all-to-all(%b), channel_id=2
+  %start = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%zero, %a)
+  %while = (s32[]{:T(128)}, bf16[8,128]) while(%start), condition=%condition, body=%body
+  ROOT %out = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%while), index=1
+}
+"""
+
+
+def test_how_often_a_loop_of_a_tpu_runs_is_read_from_its_condition():
+    program = read_program(TPU)
+    assert runs(program)["body"] == 50
+    assert runs(program, loops=False)["body"] == 1
+    assert count_collectives(program) == {"all-to-all": (51, 51 * 2 * 8 * 128)}
+    # Of the same work once in the loop and once outside.
+    assert loop_factors(program) == (1, 51 / 2)
+
+
+def test_a_computation_counts_once_for_each_who_calls_it():
+    program = read_program(
+        """
+%branch (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  ROOT %ar = f32[4]{0} all-reduce(%x), to_apply=%add
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %one = f32[4]{0} call(%a), to_apply=%branch
+  ROOT %two = f32[4]{0} call(%one), to_apply=%branch
+}
+"""
+    )
+    assert count_collectives(program) == {"all-reduce": (2, 2 * 16)}
