@@ -215,17 +215,13 @@ def _as_saved(wanted: Any, saved: Mapping[str, tuple[int, ...]]) -> Any:
     """
 
     def one(path, x):
+        joined = (*x.shape[:-2], math.prod(x.shape[-2:]))
         names = (_dotted(path[-length:]) for length in (1, 2))
-        shape = next((saved[name] for name in names if name in saved), ())
-        if len(shape) != x.ndim - 1 or shape != (
-            *x.shape[:-2],
-            math.prod(x.shape[-2:]),
-        ):
+        if x.ndim < 2 or joined not in [saved.get(name) for name in names]:
             return x
         spec = (*x.sharding.spec, *[None] * x.ndim)[: x.ndim]
-        joined = PartitionSpec(*spec[:-2], spec[-1])
-        sharding = NamedSharding(x.sharding.mesh, joined)
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec(*spec[:-2], spec[-1]))
+        return jax.ShapeDtypeStruct(joined, x.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(one, wanted)
 

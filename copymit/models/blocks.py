@@ -224,8 +224,8 @@ class LinearInHalves(nnx.Module):
         arrays = (x, self.kernel, self.bias)
         x, kernel, bias = (jnp.asarray(array, self.dtype) for array in arrays)
         if target_backend() == "tpu":
-            # Two products, since the gradient of one's halves would be put together in
-            # memory. docs/benchmarks.md has what this saves; CPUs would copy the weights.
+            # The gradient of one product would be put together of halves in memory.
+            # docs/benchmarks.md has what two save; CPUs would copy the weights.
             return [x @ kernel[:, half] + bias[half] for half in (0, 1)]
         both = jnp.tensordot(x, kernel, 1) + bias
         return [both[..., half, :] for half in (0, 1)]

@@ -6,8 +6,8 @@ dots and only the leaf and the axis order differ:
 | flax                         | torch                          |
 |------------------------------|--------------------------------|
 | `kernel` (*window, in, out)  | `weight` (out, in, *window)    |
-| `kernel` (in, parts, out)     | `weight` (parts x out, in)     |
-| `bias` (parts, out)           | `bias` (parts x out)           |
+| `kernel` (in, parts, out)    | `weight` (parts x out, in)     |
+| `bias` (parts, out)          | `bias` (parts x out)           |
 | `scale`, `embedding`         | `weight`                       |
 | `mean`, `var` (batch norm)   | `running_mean`, `running_var`  |
 | anything else                | the same                       |
