@@ -1,27 +1,12 @@
 """What devices send each other, by the programs that the compiler makes for several."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def collectives() -> dict:
-    """Kind -> (how many, bytes), by program; a process' devices are fixed at its start."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.count_collectives"],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def collectives(on_devices) -> dict:
+    """Kind -> (how many, bytes), by program."""
+    return on_devices(4, "-m", "tests.count_collectives")
 
 
 @pytest.mark.parametrize("program", ["guidance", "controlled"])
@@ -30,8 +15,9 @@ def test_a_device_makes_its_images_without_a_word_from_the_others(program, colle
 
 
 def test_devices_that_optimise_ask_each_other_only_whether_one_goes_on(collectives):
-    # A loop has one number of iterations on all devices: one boolean for each of them.
-    assert collectives["optimised"] == {"all-reduce": [1, 1.0]}
+    # A loop has one number of iterations on all devices: a boolean before each of the two,
+    # and after the last.
+    assert collectives["optimised"] == {"all-reduce": [3, 3.0]}
 
 
 @pytest.mark.parametrize("program", ["transformer", "transformer of TPUs"])

@@ -1,11 +1,6 @@
 """Which axis of a parameter lies where, and what each of 8 devices then holds."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -182,22 +177,9 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def on_8_devices() -> dict:
-    """What a process with 8 devices sees; their number is fixed when jax starts."""
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_8_DEVICES],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def on_8_devices(on_devices) -> dict:
+    """What a process with 8 devices sees."""
+    return on_devices(8, "-c", _ON_8_DEVICES)
 
 
 def test_the_rest_of_the_devices_fills_the_axis_that_asks_for_it(on_8_devices):

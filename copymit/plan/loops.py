@@ -20,6 +20,7 @@ _CALLED = re.compile(
     r"(\{[^}]*\}|%[\w.-]+)"
 )
 _CONDITION = re.compile(r"\bcondition=%([\w.-]+)")
+_INTEGER = re.compile(r"[su]\d+\[\]")
 _KNOWN_TIMES = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _KERNEL = re.compile(r"dim_labels=\w+_(\w+)->")
@@ -85,9 +86,10 @@ def runs(program: Program, *, loops: bool = True) -> Mapping[str, int]:
     for name in reversed(program.computations):
         for instruction in program.computations[name]:
             n = _iterations(program, instruction) if loops else 1
-            for called in _CALLED.findall(instruction.rest):
-                for callee in _NAME.findall(called):
-                    times[callee] += n * times[name]
+            if asked := _CONDITION.search(instruction.rest):
+                times[asked[1]] += (n + loops) * times[name]
+            for callee in _callees(instruction):
+                times[callee] += n * times[name]
     return times
 
 
@@ -98,8 +100,7 @@ def loop_factors(program: Program) -> tuple[float, float]:
         for inside in program.computations.values()
         for instruction in inside
         if instruction.opcode == "fusion"
-        for called in _CALLED.findall(instruction.rest)
-        for callee in _NAME.findall(called)
+        for callee in _callees(instruction)
     }
     operations, accessed = {}, {}
     for name, inside in program.computations.items():
@@ -130,13 +131,23 @@ def _iterations(program: Program, instruction: Instruction) -> int:
     if known := _KNOWN_TIMES.search(instruction.rest):
         return int(known[1])
     condition = _CONDITION.search(instruction.rest)
-    inside = program.computations.get(condition[1], []) if condition else []
-    limits = (
-        int(i.rest.partition(")")[0])
-        for i in inside
-        if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.result)
-    )
+    limits = _integers(program, condition[1]) if condition else ()
     return max(limits, default=1)
+
+
+def _integers(program: Program, computation: str) -> Iterator[int]:
+    """Yields the whole numbers that a computation, and what it calls, have in them."""
+    for instruction in program.computations.get(computation, []):
+        if instruction.opcode == "constant" and _INTEGER.match(instruction.result):
+            yield int(instruction.rest.partition(")")[0])
+        for callee in _callees(instruction):
+            yield from _integers(program, callee)
+
+
+def _callees(instruction: Instruction) -> Iterator[str]:
+    """Yields the computations that an instruction runs, but for a loop's condition."""
+    for called in _CALLED.findall(instruction.rest):
+        yield from _NAME.findall(called)
 
 
 def _operations(instruction: Instruction, types: Mapping[str, str]) -> float:
