@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from configs.sweeps_base import (
     BACKGROUND,
     CLIP,
+    COPIES,
     HITS,
     MEMORISED,
     QUALITY,
@@ -118,6 +119,16 @@ _COMPLEXITY = {
     "total_variation": "total variation of the nearest image (levels)",
 }
 
+_COMPARED = (SIMILARITY, COPIES, QUALITY, QUALITY_HELDOUT)
+
+
+def _curves(x: str, x_label: str, series: str) -> tuple[Curves, ...]:
+    """Draws what is copied and what it does to quality, over a number that was varied."""
+    return tuple(
+        Curves(x, y, x_label, series, BACKGROUND if y == SIMILARITY else None, log=True)
+        for y in _COMPARED
+    )
+
 
 @draws(Clusters(series="model"))
 def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
@@ -169,16 +180,8 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 
 @draws(
-    Curves(
-        "factor",
-        SIMILARITY,
-        "duplication factor",
-        series="data",
-        baseline=BACKGROUND,
-        log=True,
-    ),
-    Curves("factor", QUALITY, "duplication factor", series="data", log=True),
-    changes=Changes("factor", 1, (SIMILARITY, QUALITY), within=("data",)),
+    *_curves("factor", "duplication factor", "data"),
+    changes=Changes("factor", 1, _COMPARED, within=("data",)),
 )
 def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 3: similarity and quality over how often images are duplicated."""
@@ -194,6 +197,7 @@ def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     Bars(
         "captions", SIMILARITY, "captions", series="text encoder", baseline=BACKGROUND
     ),
+    Bars("captions", COPIES, "captions", series="text encoder"),
     Bars("captions", QUALITY, "captions", series="text encoder"),
 )
 def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
@@ -202,16 +206,8 @@ def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 
 @draws(
-    Curves(
-        "factor",
-        SIMILARITY,
-        "duplication factor",
-        series="duplication",
-        baseline=BACKGROUND,
-        log=True,
-    ),
-    Curves("factor", QUALITY, "duplication factor", series="duplication", log=True),
-    changes=Changes("factor", 1, (SIMILARITY, QUALITY), within=("duplication",)),
+    *_curves("factor", "duplication factor", "duplication"),
+    changes=Changes("factor", 1, _COMPARED, within=("duplication",)),
 )
 def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Figure 5: images duplicated with their captions (full) or with others (partial)."""
@@ -235,15 +231,7 @@ def text_encoder(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 
 @draws(
-    Curves(
-        "images",
-        SIMILARITY,
-        "training images",
-        series="duplication",
-        baseline=BACKGROUND,
-        log=True,
-    ),
-    Curves("images", QUALITY, "training images", series="duplication", log=True),
+    *_curves("images", "training images", "duplication"),
 )
 def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same number of steps on more and more images."""
@@ -261,15 +249,7 @@ def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 
 @draws(
-    Curves(
-        "steps",
-        SIMILARITY,
-        "training steps",
-        series="duplication",
-        baseline=BACKGROUND,
-        log=True,
-    ),
-    Curves("steps", QUALITY, "training steps", series="duplication", log=True),
+    *_curves("steps", "training steps", "duplication"),
 )
 def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same images for more and more steps, without duplicates and with them."""
@@ -333,6 +313,7 @@ def complexity(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     Bars("duplication", SIMILARITY, "duplication", series="text", baseline=BACKGROUND),
+    Bars("duplication", COPIES, "duplication", series="text"),
     Bars("duplication", QUALITY, "duplication", series="text"),
 )
 def unconditional(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:

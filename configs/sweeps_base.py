@@ -13,6 +13,7 @@ QUALITY_HELDOUT = Score(
     "Frechet distance to held-out images",
     ("fid_to_heldout", "fd_efficientnet_lite0_to_heldout"),
 )
+COPIES = Score("share of copies", ("copied_share",), percent=True)
 CLIP = Score("CLIP score", ("clip_score",))
 HITS = Score("prompted image is the nearest", ("prompted_image_hits",), percent=True)
 MEMORISED = Score(

@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.sweeps_base import (
     CLIP,
+    COPIES,
     HITS,
     MEMORISED,
     QUALITY,
@@ -23,6 +24,7 @@ from configs.sweeps_types import (
     Changes,
     Differences,
     Panel,
+    Roc,
     Score,
     Tradeoff,
     Trial,
@@ -34,7 +36,14 @@ from copymit.mitigation.registry import MITIGATIONS, resolve
 _Changes = Mapping[str, Any]
 _NOTHING: _Changes = {}
 
-_TABLE = (SIMILARITY, Score("mean similarity", ("similarity_mean",)), QUALITY, CLIP)
+_TABLE = (
+    SIMILARITY,
+    Score("mean similarity", ("similarity_mean",)),
+    COPIES,
+    QUALITY,
+    QUALITY_HELDOUT,
+    CLIP,
+)
 
 
 def _published(**names: str) -> dict[str, _Changes]:
@@ -92,6 +101,12 @@ _TEXT_ENCODERS: dict[str, _Changes] = {
     "trained": {"model.text_encoder.train": True},
 }
 _PROMPTS = {"trigger": "each", "general": "heldout"}
+
+_COUNTS = (
+    Score("memorised prompts", ("num_memorised",)),
+    Score("other training captions", ("num_unmemorised",)),
+    Score("captions never trained on", ("num_unseen",)),
+)
 
 
 def _auc(against: str, named: str) -> Score:
@@ -182,6 +197,7 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 _DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
 _RULER = (
     SIMILARITY,
+    COPIES,
     _DUPLICATED,
     HITS,
     QUALITY,
@@ -192,7 +208,7 @@ _RULER = (
 _CHANGES = Changes(
     "mitigation",
     "none",
-    (SIMILARITY, _DUPLICATED, QUALITY_HELDOUT),
+    (SIMILARITY, COPIES, _DUPLICATED, QUALITY_HELDOUT),
     within=("prompts",),
 )
 _PANELS: tuple[Panel, ...] = (
@@ -250,7 +266,9 @@ def mitigations_at_inference(preset: str, seeds: Sequence[int]) -> Iterator[Tria
         "text encoder",
         chance=0.5,
     ),
+    *(Roc("detector", only=("text encoder", encoder)) for encoder in _TEXT_ENCODERS),
     columns=(
+        *_COUNTS,
         _auc("", "other training captions"),
         _true_positives("", "other training captions"),
         _auc("unseen_", "captions never trained on"),

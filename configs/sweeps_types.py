@@ -163,6 +163,18 @@ class Scatter(NamedTuple):
         return (self.x, self.y)
 
 
+class Roc(NamedTuple):
+    """Memorised prompts that a detector finds over captions never trained on it calls so.
+
+    Attributes:
+      series: label of the trials that names a detector.
+      only: label and value of the trials that are drawn.
+    """
+
+    series: str
+    only: tuple[str, str]
+
+
 class Changes(NamedTuple):
     """Columns of how far scores of a setting lie from those of a baseline, seed by seed.
 
@@ -199,7 +211,7 @@ class Differences(NamedTuple):
         return (self.y,)
 
 
-Panel = Curves | Bars | Tradeoff | Differences | Clusters | Scatter
+Panel = Curves | Bars | Tradeoff | Differences | Clusters | Scatter | Roc
 SweepFunction = Callable[[str, Sequence[int]], Iterator[Trial]]
 
 

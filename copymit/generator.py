@@ -172,10 +172,9 @@ def make_generate(
             references=references,
             embed=embed,
         )
-        pixel_values = _decode(model, params, latents)
-        images = jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
+        pixel_values = decode(model, params, latents)
         finite = _all_finite(latents) & _all_finite(pixel_values)
-        return Generated(images, steps, finite)
+        return Generated(to_images(pixel_values), steps, finite)
 
     return jax.jit(generate)
 
@@ -254,11 +253,18 @@ def generate_on(
     return np.asarray(images)[:count], np.asarray(finite)[:count]
 
 
-def _decode(model: DiffusionModel, params, latents):
-    """Decodes as many images at a time as have `_DECODED_PIXELS`."""
+def decode(
+    model: DiffusionModel, params: ModelParams, latents: Float[Array, "B h w c"]
+) -> Float[Array, "B H W 3"]:
+    """Decodes latents to pixel values around [-1, 1], some images at a time."""
     decode = functools.partial(model.decode_latents, params)
     _, H, W, _ = jax.eval_shape(decode, latents).shape
     return in_slices(decode, latents, _DECODED_PIXELS // (H * W))
+
+
+def to_images(pixel_values: Float[Array, "B H W 3"]) -> UInt8[Array, "B H W 3"]:
+    """Rounds pixel values to 8 bits; what lies outside of [-1, 1] is cut."""
+    return jnp.round(jnp.clip(pixel_values + 1, 0, 2) * 127.5).astype(jnp.uint8)
 
 
 def _predict(model: DiffusionModel, params, latents, timesteps, hidden_states, control):

@@ -1,7 +1,8 @@
-"""The scores of all trials as one parquet, a Markdown table and a figure.
+"""The scores of all trials as one parquet, a Markdown table, a figure and a page.
 
 Into the sweep's directory: NAME.parquet (a row for each trial: its labels, its scores),
-NAME.md (a row for each setting: means over seeds with intervals) and NAME.png.
+NAME.md (a row for each setting: means over seeds with intervals), NAME.png and NAME.html
+(generations of each trial beside training images).
 """
 
 import io
@@ -13,12 +14,14 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from configs.sweeps_types import Changes, Score, SweepFunction, Trial
+from configs.sweeps_types import Roc, Score, SweepFunction
+from copymit.scores.names import COMPARISONS
 from copymit.storage import write_whole
 from launch.claims import Claims, Version
-from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 from launch.figures.figure import draw
+from launch.pictures import draw_page
 from launch.pool import find_products, gist
+from launch.tables import lay_out, to_markdown
 from launch.trials import Plan, unique_tasks
 
 # Columns that every table has, where the trials have them.
@@ -38,7 +41,7 @@ class NothingYetError(ValueError):
 def collect(
     sweep: SweepFunction, plans: Sequence[Plan], root: str, title: str
 ) -> tuple[list[str], list[str]]:
-    """Writes the three files of a sweep.
+    """Writes the files of a sweep.
 
     Args:
       title: name of the sweep and of the files.
@@ -71,16 +74,22 @@ def collect(
         dict.fromkeys((*scores, *_USUAL))
     )
     changes = sweep.changes  # type: ignore[attr-defined]
-    trials = [made.trial for made in plans]
-    text = to_markdown(table, trials, columns, title, changes, _why(missing, versions))
+    laid_out = lay_out(table, [made.trial for made in plans], columns, changes)
+    reasons = _why(missing, versions)
+    text = to_markdown(laid_out, title, reasons)
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     written = {f"{title}.parquet": buffer.getvalue(), f"{title}.md": text.encode()}
     if panels:
         drawn = [name for panel in panels for name in getattr(panel, "columns", ())]
         points = read_points(known, root, list(dict.fromkeys(drawn)))
-        lack = f"INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores"
+        if any(isinstance(panel, Roc) for panel in panels):
+            points = pd.concat([points, read_detected(known, root)])
+        lack = f"INCOMPLETE: {len(missing)} of {len(plans)} trials lack scores"
         written[f"{title}.png"] = draw(panels, table, points, lack if missing else "")
+    written[f"{title}.html"] = draw_page(
+        laid_out, plans, root, title, missing=reasons, has_figure=bool(panels)
+    )
     for name, content in written.items():
         write_whole(epath.Path(root) / name, content)
     return [str(epath.Path(root) / name) for name in written], [
@@ -118,12 +127,6 @@ def _why(missing: Sequence[Plan], versions: Mapping[str, Version]) -> dict[str, 
     return reasons
 
 
-def abridge(names: Sequence[str], most: int = 5) -> str:
-    """Lists the first names, and says how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def read_table(
     plans: Sequence[Plan], root: str, versions: Mapping[str, Version]
 ) -> pd.DataFrame:
@@ -153,9 +156,14 @@ def read_table(
 
 
 def _scores_of_detector(detection: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Joins a detector's scores against training captions and against unseen ones."""
-    unseen = detection["unseen"][name]
-    return detection["unmemorised"][name] | {f"unseen_{k}": unseen[k] for k in unseen}
+    """Joins a detector's scores against training captions and against unseen ones.
+
+    Where no prompt was memorised, or all were, there are but their numbers.
+    """
+    counts = {k: v for k, v in detection.items() if k.startswith("num_")}
+    against = {kind: detection.get(kind, {}).get(name, {}) for kind in COMPARISONS}
+    unseen = {f"unseen_{k}": v for k, v in against["unseen"].items()}
+    return counts | against["unmemorised"] | unseen
 
 
 def _read_scores(path: epath.Path) -> dict[str, Any]:
@@ -180,102 +188,6 @@ def _flat(scores: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, str):
             flat[key] = value
     return flat
-
-
-def to_markdown(
-    table: pd.DataFrame,
-    trials: Sequence[Trial],
-    columns: Sequence[Score],
-    title: str,
-    changes: Changes | None = None,
-    missing: Mapping[str, str] | None = None,
-) -> str:
-    """Lays the table out, a row for each setting in the order of the trials.
-
-    Args:
-      table: a row for each trial that has scores.
-      trials: all of them.
-      missing: what is known of the trials that have none.
-    """
-    by_key = {present_key(table, score): score for score in reversed(columns)}
-    # Of two names of one score, the panels' own is first.
-    shown = [s for s in columns if (k := present_key(table, s)) and by_key[k] == s]
-    compared = [s for s in shown if changes and s in changes.scores]
-    labels = dict.fromkeys(n for t in trials for n in t.labels if n != "seed")
-    header = [*labels, "seeds", *(score.label for score in shown)]
-    header += [f"change of {score.label}" for score in compared]
-    lines = [f"# {title}", ""]
-    if missing:
-        lines += [
-            f"**INCOMPLETE: {len(missing)} of {len(trials)} trials lack scores.** "
-            "Means are of the seeds that are there.",
-            "",
-        ]
-        for reason in dict.fromkeys(missing.values()):
-            names = [name for name, why in missing.items() if why == reason]
-            lines.append(f"- {reason}: {abridge(names)}")
-        lines.append("")
-    lines += [_line(header), _line(["---"] * len(header))]
-    settings: dict[tuple[str, ...], list[str]] = {}
-    for trial in trials:
-        values = tuple(str(trial.labels.get(name, "")) for name in labels)
-        settings.setdefault(values, []).append(trial.name)
-    for values, names in settings.items():
-        rows, count = table[table["trial"].isin(names)], len(names)
-        seeds = str(count) if len(rows) == count else f"**{len(rows)} of {count}**"
-        cells = [_cell(estimate(rows, s), s.percent, len(rows)) for s in shown]
-        for s in compared:
-            assert changes is not None
-            found = estimate_change(rows, table, s, changes)
-            cells.append(_cell(found, s.percent, len(rows), signed=True))
-        lines.append(_line([*values, seeds, *cells]))
-    return "\n".join([*lines, "", _legend(table, shown, changes if compared else None)])
-
-
-def _legend(
-    table: pd.DataFrame, shown: Sequence[Score], changes: Changes | None
-) -> str:
-    """Says how the intervals were made, and by what similarity was measured."""
-    text = (
-        "Means with 95 % intervals: Student's over seeds, or of one seed its own "
-        "bootstrap; cut where the score has an end."
-    )
-    if any(is_share(score, str(present_key(table, score))) for score in shown):
-        text += (
-            " Of shares and areas under the ROC curve: Student's on the logit scale, "
-            "and never narrower than of as many independent draws."
-        )
-    if "embedder" in table:
-        text += f" Similarity by {', '.join(sorted(table['embedder'].unique()))}."
-    if changes:
-        text += f" Changes: against {changes.label} {changes.baseline}, seed by seed."
-    return text + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _cell(
-    found: Estimate | None, percent: bool, num_trials: int, *, signed: bool = False
-) -> str:
-    if found is None:
-        return ""
-    sign = "+" if signed and found.mean > 0 else ""
-    text = sign + format_number(found.mean, percent)
-    if not np.isnan(found.low):
-        low, high = (format_number(value, percent) for value in found[1:3])
-        text += f" [{low}, {high}]"
-    if found.num_seeds < num_trials:
-        text += f" ({found.num_seeds} seeds)"
-    return text
-
-
-def format_number(value: float, percent: bool = False) -> str:
-    """Formats a score: shares in percent, others to three or four digits."""
-    if percent:
-        return f"{100 * value:.3g} %"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def read_points(
@@ -309,6 +221,23 @@ def read_points(
             known = pd.read_parquet(io.BytesIO(clusters.read_bytes()))
             part = _with_clusters(part, known)
         parts.append(part.assign(**made.trial.labels))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def read_detected(plans: Sequence[Plan], root: str) -> pd.DataFrame:
+    """Reads what each trial's detector says of each prompt.
+
+    Returns:
+      Columns kind, memorised, detected (the higher, the likelier memorised), and labels.
+    """
+    parts = []
+    for made in plans:
+        path = epath.Path(root) / made.scores / "detection.parquet"
+        if made.trial.detector and path.exists():
+            table = pd.read_parquet(io.BytesIO(path.read_bytes()))
+            table["detected"] = table[made.trial.detector]
+            part = table[["kind", "memorised", "detected"]]
+            parts.append(part.assign(**made.trial.labels))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

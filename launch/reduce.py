@@ -1,18 +1,16 @@
 """A finished run reduced to what tables, figures and pages are made of.
 
-Kept are scores, the table of generations and some of them as JPEG: some hundred kilobytes,
-where a run has gigabytes. What has gone is made again when another evaluation needs it.
+Kept are scores, the table of generations and the few pairs of pictures that the evaluation
+wrote as JPEG: some hundred kilobytes, where a run has gigabytes. What has gone is made
+again when another evaluation needs it.
 """
 
-import io
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from launch.trials import Task
 
-_PICTURES = 24
-_JPEG_QUALITY = 90
 _OF_A_RUN = ("config.json", "metrics.jsonl", "duplication.parquet", "launch", "eval")
 _OF_AN_EVALUATION = (
     "scores.json",
@@ -21,7 +19,7 @@ _OF_AN_EVALUATION = (
     "detection.parquet",
     "generations.parquet",
     "metrics_card.txt",
-    "pictures",
+    "pairs",
 )
 
 
@@ -62,8 +60,6 @@ def _is_reduced(run: Path) -> bool:
 
 def _reduce(run: Path) -> None:
     for evaluation in (run / "eval").iterdir() if (run / "eval").exists() else ():
-        if (evaluation / "generations.parquet").exists():
-            _keep_pictures(evaluation)
         _keep(evaluation, _OF_AN_EVALUATION)
     _keep(run, _OF_A_RUN)
     # Last, since it says that the checkpoint is there.
@@ -78,25 +74,3 @@ def _keep(folder: Path, names: Collection[str]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _keep_pictures(evaluation: Path) -> None:
-    """Writes generations as JPEG: the most similar half, and the rest evenly by rank."""
-    import numpy as np  # Here, so that a pool starts without them.
-    import pandas as pd
-    from PIL import Image
-
-    table = pd.read_parquet(evaluation / "generations.parquet")
-    ranked = table.sort_values("similarity", ascending=False)["generation"].tolist()
-    top, rest = ranked[: _PICTURES // 2], ranked[_PICTURES // 2 :]
-    evenly = np.linspace(0, len(rest) - 1, min(len(rest), _PICTURES - len(top)))
-    folder = evaluation / "pictures"
-    folder.mkdir(exist_ok=True)
-    for name in [*top, *(rest[round(i)] for i in evenly)]:
-        path = evaluation / "generations" / f"{name}.png"
-        if not path.exists():
-            continue  # reduced before
-        buffer = io.BytesIO()
-        with Image.open(path) as image:
-            image.convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY)
-        (folder / f"{path.stem}.jpg").write_bytes(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Runs a family of trainings and evaluations, and makes a table and a figure of them.
+"""Runs a family of trainings and evaluations; makes a table, a figure and a page of them.
 
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3
     python -m launch.sweep --sweep=configs/sweeps.py:fig3 --workdir=runs/fig3 --status
@@ -104,7 +104,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="LABEL=VALUE,...",
-        help="trials with these labels alone, such as factor=1,10; may be repeated",
+        help="trials with these labels alone, such as factor=1,10, of the sweeps that have "
+        "any; may be repeated",
     )
     add("--num_workers", type=int, default=1, help="at a time; cores and GPUs divided")
     add("--max_attempts", type=int, default=3, help="after which a task is left alone")
@@ -124,10 +125,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--results_only",
         action="store_true",
         help="once all evaluations of a training are done, keep scores, tables and 24 "
-        "pictures of each, and delete its checkpoints",
+        "pairs of pictures of each, and delete its checkpoints",
     )
     add("--status", action="store_true", help="show where the trials stand")
-    add("--collect", action="store_true", help="write the table and the figure")
+    add(
+        "--collect",
+        action="store_true",
+        help="write the table, the figure and the page of pictures",
+    )
     add(
         "--commands",
         nargs="?",
@@ -147,10 +152,7 @@ def _run(arguments: argparse.Namespace) -> int:
     places = read_places(
         arguments.preset, arguments.source, arguments.captions, arguments.autoencoder
     )
-    sweeps = {
-        title: _list(title, reference, arguments, places)
-        for title, reference in _references(arguments.sweep).items()
-    }
+    sweeps = _list(arguments, places)
     plans = [plan for family in sweeps.values() for plan in family.plans]
     if arguments.commands is not None:
         _print_commands(command_lines(plans, root, arguments.commands))
@@ -181,24 +183,30 @@ def _references(sweep: str) -> dict[str, str]:
     return {name: f"{file}{colon}{name}" for name in names.split(",")}
 
 
-def _list(
-    title: str, reference: str, arguments: argparse.Namespace, places: dict[str, str]
-) -> Family:
-    sweep = load_sweep(reference)
-    trials = list_trials(
-        sweep,
-        arguments.preset,
-        arguments.num_seeds,
-        read_overrides(arguments.override),
-        places,
-    )
-    trials = choose_trials(trials, arguments.only)
-    return Family(sweep, [plan(trial) for trial in trials])
+def _list(arguments: argparse.Namespace, places: dict[str, str]) -> dict[str, Family]:
+    """Lists the sweeps that are asked for, with the trials that are."""
+    references = _references(arguments.sweep)
+    sweeps = {title: load_sweep(reference) for title, reference in references.items()}
+    overrides = read_overrides(arguments.override)
+    trials = {
+        title: list_trials(
+            sweep, arguments.preset, arguments.num_seeds, overrides, places
+        )
+        for title, sweep in sweeps.items()
+    }
+    chosen = choose_trials(trials, arguments.only)
+    return {t: Family(sweeps[t], [plan(trial) for trial in chosen[t]]) for t in chosen}
 
 
 def _run_all(plans: Sequence[Plan], root: str, arguments: argparse.Namespace) -> int:
-    """Runs what is open; returns how many tasks are not done at the end."""
-    tasks = unique_tasks(plans)
+    """Runs what is open, seed by seed; returns how many tasks are not done at the end.
+
+    So every figure is there after a while, of one seed, and then of more.
+    """
+    seeds = list(dict.fromkeys(made.trial.labels.get("seed") for made in plans))
+    tasks = unique_tasks(
+        sorted(plans, key=lambda made: seeds.index(made.trial.labels.get("seed")))
+    )
     by_key = {task.key: task for task in tasks} if arguments.results_only else {}
     if "://" not in root:
         reopen(tasks, _find_done(tasks, root), root)
@@ -241,7 +249,8 @@ def _print_commands(groups: Sequence[Sequence[str]]) -> None:
 
 
 def _collect(sweeps: Mapping[str, Family], root: str) -> int:
-    from launch.collect import NothingYetError, abridge, collect, join_tables
+    from launch.collect import NothingYetError, collect, join_tables
+    from launch.tables import abridge
 
     empty = []
     for title, (sweep, plans) in sweeps.items():

@@ -150,35 +150,48 @@ def list_trials(
     return [_resolved(trial, own[trial.config]) for trial in trials]
 
 
-def choose_trials(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
+def choose_trials(
+    sweeps: Mapping[str, Sequence[Trial]], only: Sequence[str]
+) -> dict[str, list[Trial]]:
     """Keeps the trials whose labels have the values that LABEL=VALUE,... list.
 
+    Args:
+      sweeps: trials by the name of their sweep.
+    Returns:
+      The same without the sweeps of which no trial is left.
     Raises:
-      ValueError: if none is left, or an item is no such list.
+      ValueError: if an item is no such list, or no trial of any sweep has a value.
     """
+    chosen = {title: list(trials) for title, trials in sweeps.items()}
     for wanted in only:
         label, equals, values = wanted.partition("=")
-        known = dict.fromkeys(str(t.labels[label]) for t in trials if label in t.labels)
+        labels = [trial.labels for trials in chosen.values() for trial in trials]
+        known = dict.fromkeys(str(of[label]) for of in labels if label in of)
         if unknown := sorted(set(values.split(",")) - set(known)):
             raise ValueError(
                 f"--only={wanted}: no trial has {label}{equals}{unknown[0]}; there are "
                 f"{', '.join(known) or 'no such labels'}"
             )
-        trials = [t for t in trials if str(t.labels.get(label)) in values.split(",")]
-    return list(trials)
+        chosen = {
+            title: [t for t in trials if str(t.labels.get(label)) in values.split(",")]
+            for title, trials in chosen.items()
+        }
+    return {title: trials for title, trials in chosen.items() if trials}
 
 
 def plan(trial: Trial) -> Plan:
     """Turns a trial into commands."""
     run = f"runs/{_name_run(trial)}"
     tasks = [] if trial.model else [_training(trial, run)]
+    # The analysis of the data is for the figure: no evaluation waits for it, or that of
+    # another sweep, which knows no analysis, would be another task.
+    before = tuple(task.key for task in tasks)
     clusters = ""
     if trial.analysis is not None:
         clusters = f"analyses/{_name(trial.analysis) or 'data'}"
         tasks.append(_analysis(trial.analysis, trial.places, clusters))
     name = _name(trial.evaluate) or "as-configured"
     scores = f"{run}/eval/{name}"
-    before = tuple(task.key for task in tasks)
     tasks.append(_evaluation(trial, run, name, before))
     if trial.detector:
         evaluated = tasks[-1]

@@ -43,9 +43,7 @@ class CaptionView:
         self.class_names: Sequence[str] = (
             classes.names if classes else source.class_names
         )
-        for name in ("captions_from", "captions_sha256", "caption_fault"):
-            setattr(self, name, getattr(source, name, ""))
-        self.left_out: Sequence[str] = getattr(source, "left_out", ())
+        self.provenance = source.provenance
 
     def __len__(self) -> int:
         return len(self.source)

@@ -137,7 +137,7 @@ def check_captioned(
     bare = indices[source.caption_counts[indices] == 0]
     if style != "instance" or not len(bare):
         return
-    fault = getattr(source, "caption_fault", "")
+    fault = source.provenance.caption_fault
     raise ValueError(
         f"data.caption_style='instance' trains images by their own captions, and "
         f"{len(bare)} of {len(indices)} have none: "

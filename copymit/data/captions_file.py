@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from copymit.data.caption_tables import CaptionTable, read_caption_table
-from copymit.data.examples import Example, ExampleSource
+from copymit.data.examples import Example, ExampleSource, Provenance
 from copymit.storage import whole
 
 CAPTIONS_FORMATS = ("auto", "relative", "dcr")
@@ -118,8 +118,8 @@ class CaptionedSource:
         self._captions = read_captions(
             captions_file, source.example_ids, captions_format, caption_column
         )
-        self.captions_from = captions_file.name
-        self.left_out: Sequence[str] = getattr(source, "left_out", ())
+        left_out = source.provenance.left_out
+        self.provenance = Provenance(captions_file.name, left_out=left_out)
         self.example_ids: Sequence[str] = source.example_ids
         self.labels = source.labels
         self.class_names: Sequence[str] = source.class_names

@@ -211,7 +211,7 @@ def read_duplication(workdir: epath.Path, dataset: Dataset) -> pa.Table:
 
 def _hash_of(dataset: Dataset) -> str:
     """Hashes captions that lie beside images; "" for those that a config names."""
-    return getattr(dataset.source, "captions_sha256", "")
+    return dataset.source.provenance.hash_captions()
 
 
 def _describe_change(workdir: epath.Path, table: pa.Table, dataset: Dataset) -> str:

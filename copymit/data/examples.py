@@ -1,7 +1,7 @@
 """The one record type that every data source yields, and random access to it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -24,20 +24,36 @@ class Example(NamedTuple):
     label: int | None
 
 
+class Provenance(NamedTuple):
+    """Where a source's captions are from, and what of its files is not an example.
+
+    Attributes:
+      captions_from: in words; "" if it has none.
+      caption_fault: why texts that are there could not be read; "" if all could.
+      left_out: names of files that are neither images nor their captions.
+      hash_captions: of captions that lie outside of what a run's config names; "" if
+        none do.
+    """
+
+    captions_from: str = ""
+    caption_fault: str = ""
+    left_out: Sequence[str] = ()
+    hash_captions: Callable[[], str] = str
+
+
 @runtime_checkable
 class ExampleSource(Protocol):
     """A fixed, ordered set of examples with random access.
 
     `example_ids`, `labels` and `caption_counts` are known without reading any image.
-    A label of -1 in `labels` stands for an example without a class. A source may also
-    say, as `captions_from`, where its captions are from, as `caption_fault` why texts that
-    are there could not be read, and as `left_out` which files are not among its examples.
+    A label of -1 in `labels` stands for an example without a class.
     """
 
     example_ids: Sequence[str]
     labels: np.ndarray  # (N,) int32
     caption_counts: np.ndarray  # (N,) int32
     class_names: Sequence[str]
+    provenance: Provenance
 
     def __len__(self) -> int: ...
 
@@ -55,13 +71,13 @@ def describe_captions(source: ExampleSource, indices: np.ndarray | None = None) 
     )
     some = counts[counts > 0]
     if not len(some):
-        fault = getattr(source, "caption_fault", "")
+        fault = source.provenance.caption_fault
         return f"captions: none of {len(counts)} images" + (
             f" ({fault})" if fault else ""
         )
     least, most = some.min(), some.max()
     each = f"{most}" if least == most else f"{least} to {most}"
-    origin = getattr(source, "captions_from", "")
+    origin = source.provenance.captions_from
     return f"captions: {len(some)} of {len(counts)} images, {each} each" + (
         f", from {origin}" if origin else ""
     )
@@ -69,7 +85,7 @@ def describe_captions(source: ExampleSource, indices: np.ndarray | None = None) 
 
 def describe_left_out(source: ExampleSource) -> str:
     """Counts and names the files that are neither images nor captions; "" if none."""
-    left_out: Sequence[str] = getattr(source, "left_out", ())
+    left_out = source.provenance.left_out
     kinds = Counter(PurePosixPath(name).suffix or "without suffix" for name in left_out)
     if not kinds:
         return ""

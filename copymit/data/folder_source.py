@@ -30,7 +30,7 @@ from copymit.data.captions_file import (
     match_split,
     refuse,
 )
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.folder_listing import Listing, SplitError, list_folder, open_split
 from copymit.data.images import ImageError
 
@@ -70,9 +70,6 @@ class FolderSource:
       split: which of the folders `train`, `test`, ... to read, or which images of a table
         with a column `split`.
     Attributes:
-      captions_from: where the captions are from, in words.
-      caption_fault: why texts that are there could not be read, or "".
-      left_out: files that are neither images nor their captions.
       caption_files: paths of the files that captions were read from.
     Raises:
       FileNotFoundError: if the folder or the captions file is absent.
@@ -107,9 +104,9 @@ class FolderSource:
         )
         self.example_ids: Sequence[str] = tuple(found.ids)
         self._captions = found.captions
-        self.captions_from = found.origin
-        self.caption_fault = found.fault
-        self.left_out: Sequence[str] = found.left_out
+        self.provenance = Provenance(
+            found.origin, found.fault, found.left_out, self._hash_captions
+        )
         self.caption_files: Sequence[str] = found.files
         self.class_names: Sequence[str] = _name_classes(listing.classes, class_names)
         label_by_folder = {name: label for label, name in enumerate(listing.classes)}
@@ -121,9 +118,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.example_ids)
 
-    @property
-    def captions_sha256(self) -> str:
-        """A hash of all captions: they lie outside of what a run's config names."""
+    def _hash_captions(self) -> str:
         return hashlib.sha256(json.dumps(self._captions).encode()).hexdigest()
 
     def __getitem__(self, index: SupportsIndex) -> Example:

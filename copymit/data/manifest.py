@@ -181,8 +181,7 @@ class VariedSource:
         self.labels = source.labels
         self.caption_counts = source.caption_counts
         self.class_names: Sequence[str] = source.class_names
-        self.captions_from = getattr(source, "captions_from", "")
-        self.captions_sha256 = getattr(source, "captions_sha256", "")
+        self.provenance = source.provenance
 
     def __len__(self) -> int:
         return len(self._source)

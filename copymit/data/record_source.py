@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.texts import decode_text, split_lines
 from copymit.data.tf_example import decode_example
 
@@ -77,7 +77,7 @@ class RecordSource:
         self.labels = index["label"].to_numpy().astype(np.int32)
         self.caption_counts = index["caption_count"].to_numpy().astype(np.int32)
         self.class_names: Sequence[str] = _read_classes(self.path)
-        self.captions_from = f"the prepared data set {self.path.name}"
+        self.provenance = Provenance(f"the prepared data set {self.path.name}")
         if len(self.labels) and self.labels.max() >= len(self.class_names):
             raise ValueError(
                 f"{self.path / INDEX_FILE} has labels up to {self.labels.max()}, but "

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from copymit.data.captions_beside import TABLE_NAMES
 from copymit.data.captions_file import CaptionedSource
 from copymit.data.draw import draw_order
-from copymit.data.examples import Example, ExampleSource
+from copymit.data.examples import Example, ExampleSource, Provenance
 from copymit.data.folder_listing import is_junk
 from copymit.data.folder_source import FolderSource
 from copymit.data.images import IMAGE_SUFFIXES
@@ -178,7 +178,7 @@ class EmbeddedSource:
         self._images: list[bytes] = columns["image"].to_pylist()
         self._captions = [tuple(texts) for texts in columns["captions"].to_pylist()]
         self.caption_counts = np.array([len(c) for c in self._captions], np.int32)
-        self.captions_from = "the embedded set"
+        self.provenance = Provenance("the embedded set")
 
     def __len__(self) -> int:
         return len(self.example_ids)

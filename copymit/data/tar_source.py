@@ -23,7 +23,7 @@ from copymit.data.captions_beside import (
     read_beside,
 )
 from copymit.data.captions_file import is_text, listed, refuse
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.folder_listing import is_junk, warn_of_missing
 from copymit.data.images import HEAD_BYTES, is_image_file
 
@@ -51,9 +51,6 @@ class TarSource:
     Ids are the members' names without suffix, after the tar file's name if there are
     several.
 
-    Attributes:
-      captions_from: where the captions are from, in words; "" if there are none.
-      left_out: members that are neither images nor their captions.
     Raises:
       FileNotFoundError: if a file is absent.
       ValueError: for a damaged or cut off tar file, names that leave the archive or
@@ -85,14 +82,14 @@ class TarSource:
                 f"no images in {listed([str(path) for path in self._paths])}"
             )
         self.example_ids: Sequence[str] = tuple(ids)
-        self.left_out: Sequence[str] = left_out
         self.labels = np.full(len(ids), -1, np.int32)
         self.caption_counts = np.array(
             [self._count_captions(sample) for sample in self._samples], np.int32
         )
         texts_by_id = dict(zip(ids, (s.texts for s in self._samples), strict=True))
         has_captions = self.caption_counts.any()
-        self.captions_from = describe_suffixes(texts_by_id) if has_captions else ""
+        origin = describe_suffixes(texts_by_id) if has_captions else ""
+        self.provenance = Provenance(origin, left_out=left_out)
 
     def __len__(self) -> int:
         return len(self.example_ids)

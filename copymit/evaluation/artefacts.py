@@ -2,6 +2,7 @@
 
 OUT/evaluation.json                   what is evaluated, and how
 OUT/prompts.jsonl, generations/       what was generated, if copymit did
+OUT/reconstructions/                  some training images through its autoencoder
 OUT/timings.json                      seconds an image; not a score, it never repeats
 OUT/embeddings/EMBEDDER/SET/          one store per embedder and set of images
 OUT/matches.parquet                   nearest references by the headline embedder
@@ -9,7 +10,7 @@ OUT/matches/EMBEDDER_SET.parquet      the others, and how they were found
 OUT/scores.json, measured.parquet     numbers, and those of single generations
 OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were looked for
 OUT/copies/                           the pairs, as pictures, pages and a table
-OUT/report.html, figures/ ...         what people look at
+OUT/report.html, figures/, pairs/ ...  what people look at
 
 Every artefact that a later stage reads carries the digest of its inputs, written in the
 same file at the same moment: tables and stores in their metadata, JSON as `inputs`. It
@@ -34,6 +35,7 @@ from etils import epath
 from copymit.embedding.registry import weights_name
 from copymit.embedding.store import EmbeddingStore
 from copymit.embedding.tiles import Tile, list_tiles
+from copymit.evaluation.reconstruct import RECONSTRUCTIONS
 from copymit.evaluation.settings import stage_settings
 from copymit.evaluation.stages import (
     OPTIONAL_STAGES,
@@ -257,6 +259,7 @@ def open_artefacts(subject: Subject) -> Artefacts:
         "references": references,
         "heldout": [identity.get("heldout", identity["references"]), shown],
         "few_references": [references, few],
+        RECONSTRUCTIONS: [made, shown],
         "prompts": [made, identity["prompts"]],
         "captions": [references, few],
     }
@@ -289,6 +292,8 @@ def list_embedded(subject: Subject) -> list[tuple[str, str, Tile | None]]:
     embedded: list[tuple[str, str, Tile | None]] = [
         (name, images, None) for name in names for images in sets
     ]
+    if subject.reconstructions() is not None:
+        embedded += [(name, RECONSTRUCTIONS, None) for name in settings.embedders]
     for tile in list_tiles(settings.tiles):
         embedded += [(settings.embedders[0], images, tile) for images in sets[:2]]
     if settings.clip_score and settings.clip_score not in names:

@@ -22,6 +22,7 @@ from copymit.evaluation.artefacts import (
     list_embedded,
     list_texts,
 )
+from copymit.evaluation.reconstruct import RECONSTRUCTIONS
 from copymit.evaluation.stages import Share
 from copymit.evaluation.subject import Subject
 
@@ -36,6 +37,7 @@ def run_embed(
         "references": subject.references,
         "heldout": subject.heldout,
         "few_references": _subset(subject.references, rows),
+        RECONSTRUCTIONS: subject.reconstructions(),
     }
 
     @functools.cache

@@ -1,17 +1,17 @@
 """The generate stage: a trained run and prompts in, one PNG per prompt out.
 
-Writes `prompts.jsonl` first and then `generations/ID.png`, and beside that folder a note
-of the settings, `generations.digest`, and `timings.json`. An image depends only on the
+Writes `prompts.jsonl` first, then `reconstructions/NUMBER.png` of some training images and
+`generations/ID.png`, and beside these folders a note of the settings,
+`generations.digest`, and `timings.json`. An image depends only on the
 checkpoint, its prompt, the seed and its own number, so a stage that was interrupted
 makes what is missing, and any batch size gives the same pictures.
 """
 
 import functools
-import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -19,8 +19,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from copymit.data.dataset import Dataset
 from copymit.data.tokenizer import Tokenizer, make_tokenizer
@@ -28,7 +26,13 @@ from copymit.diffusion.noise_scheduler import make_noise_scheduler
 from copymit.evaluation.batch_size import device_memory_limit, fit_batch_size
 from copymit.evaluation.calibration import calibrate, calibration_prompts
 from copymit.evaluation.notes import write_notes
+from copymit.evaluation.pictures import local_rows, write_png
 from copymit.evaluation.prompts import Prompt, make_prompts
+from copymit.evaluation.reconstruct import (
+    RECONSTRUCTIONS,
+    missing_reconstructions,
+    reconstruct,
+)
 from copymit.evaluation.references import encode_references
 from copymit.generator import Generate, Generated, make_generate, sampling_options
 from copymit.mitigation.references import References
@@ -90,12 +94,15 @@ def generate(
     missing = [
         i for i, p in enumerate(prompts) if not (folder / f"{p.id}.png").exists()
     ]
+    unmade = missing_reconstructions(config, dataset, out / RECONSTRUCTIONS)
     wait_for_all("missing images are counted")
     if not missing:
         return
     params = jax.jit(for_inference, static_argnums=1, donate_argnums=0)(
         load_params(model, mesh), config.train.dtype
     )
+    # Before the generations: where all of these are, so are the reconstructions.
+    reconstruct(config, dataset, unmade, model, params, mesh, out / RECONSTRUCTIONS)
     if others:
         common = model, noise_scheduler, tokenizer, negative_ids
         options = calibrate(options, others, *common, params, mesh)
@@ -176,27 +183,17 @@ def _fill(
         steps, finite = multihost_utils.process_allgather(
             (made.steps, made.finite), tiled=True
         )
-        for row, image in _local_rows(made.images):
+        for row, image in local_rows(made.images):
             if row < len(wanted):
                 own = {name: int(x[row]) for name, x in steps.items()}
                 notes = write_notes(own, bool(finite[row]))
-                _write_png(folder / f"{prompts[wanted[row]].id}.png", image, notes)
+                write_png(folder / f"{prompts[wanted[row]].id}.png", image, notes)
         if bad := [
             prompts[i].id for i, ok in zip(wanted, finite, strict=False) if not ok
         ]:
             logger.warning("latents or pixels are not finite: %s", ", ".join(bad))
         progress.add(len(wanted))
     return float(np.median(batches[1:])) / size if len(batches) > 1 else None
-
-
-def _local_rows(images: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each image that this process holds, with its row; none twice."""
-    seen = set()
-    for shard in images.addressable_shards:
-        start = shard.index[0].start or 0
-        if start not in seen:
-            seen.add(start)
-            yield from enumerate(np.asarray(shard.data), start)
 
 
 def _keep_generations_of(folder: epath.Path, digest: str, prompts: str) -> None:
@@ -211,13 +208,8 @@ def _keep_generations_of(folder: epath.Path, digest: str, prompts: str) -> None:
         marker.unlink(missing_ok=True)
         for name in ("timings.json", "scores.json"):
             (out / name).unlink(missing_ok=True)
-        folder.rmtree(missing_ok=True)
+        for made in (folder, out / RECONSTRUCTIONS):
+            made.rmtree(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(out / "prompts.jsonl", prompts.encode())
     write_whole(marker, digest.encode())
-
-
-def _write_png(path: epath.Path, image: np.ndarray, notes: PngInfo) -> None:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", pnginfo=notes)
-    write_whole(path, file.getvalue())

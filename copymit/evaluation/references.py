@@ -1,7 +1,8 @@
 """The training images as latents, for a sampling that keeps away from them."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import Images, load_images
+from copymit.evaluation.reconstruct import encode
 from copymit.mitigation.references import References, make_references
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.sharding import batch_sharding, replicated
@@ -33,13 +35,7 @@ def encode_references(
     devices = mesh.devices.size
     size = -(-config.eval.batch_size // devices) * devices
 
-    def encode(params, batch, numbers):
-        moments = model.encode_images(params, batch.astype(jnp.float32) / 127.5 - 1)
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(numbers)
-        sample = jax.vmap(lambda m, key: model.sample_latents(m[None], key)[0])
-        return sample(moments, keys)
-
-    compiled = jax.jit(encode, out_shardings=replicated(mesh))
+    compiled = jax.jit(functools.partial(encode, model), out_shardings=replicated(mesh))
     parts = []
     views = 2 if config.data.random_flip else 1
     rows = views * len(dataset.indices)

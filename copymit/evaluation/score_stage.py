@@ -27,6 +27,7 @@ from copymit.evaluation.embed_stage import list_skipped
 from copymit.evaluation.evidence import write_copies
 from copymit.evaluation.notes import NOT_FINITE, read_notes
 from copymit.evaluation.optimised import score_optimisations
+from copymit.evaluation.reconstruct import RECONSTRUCTIONS
 from copymit.evaluation.search_stage import query_column
 from copymit.evaluation.subject import Run, Subject
 from copymit.scores.blank import describe_blank, describe_not_finite
@@ -35,6 +36,10 @@ from copymit.scores.complexity import Complexity, crop_as_dcr, measure_complexit
 from copymit.scores.compute import View, compute_scores, score_parts
 from copymit.scores.provenance import Provenance
 from copymit.scores.quality import score_quality
+from copymit.scores.reconstruction import (
+    reconstruction_similarities,
+    score_reconstructions,
+)
 from copymit.scores.similarity import Scores
 from copymit.search.exact import Neighbours, SearchResult
 
@@ -58,6 +63,9 @@ def run_score(subject: Subject, artefacts: Artefacts) -> None:
         scores |= made
     decided = decide_generations(subject, artefacts, views, provenance)
     scores |= decided.scores
+    ceiling = _reconstructions(subject, artefacts, views, scores["copy_threshold"])
+    scores["alarms"] += ceiling.pop("alarms", [])
+    scores |= ceiling
     measured = _measure_parts(subject, artefacts, views)
     if "tile_l2" in decided.columns:
         measured["tile_l2"] = decided.columns["tile_l2"]
@@ -131,6 +139,31 @@ def _load_view(subject: Subject, artefacts: Artefacts, name: str) -> View:
             *found,
         )
     return View(name, embeddings["references"].protocol, embeddings, neighbours)
+
+
+def _reconstructions(
+    subject: Subject,
+    artefacts: Artefacts,
+    views: list[View],
+    copy_threshold: float | None,
+) -> Scores:
+    """Scores by every embedder; by the first, whether copies would be recognised."""
+    scores: Scores = {}
+    for view in views if subject.reconstructions() else ():
+        first = view is views[0]
+        similarities = reconstruction_similarities(
+            load_embeddings(artefacts.store(view.embedder, RECONSTRUCTIONS)),
+            view.embeddings["references"],
+        )
+        scores |= score_reconstructions(
+            similarities,
+            subject.eval.seed,
+            prefix="" if first else f"{view.embedder}_",
+            copy_threshold=copy_threshold if first else None,
+        )
+        if first:
+            scores["num_reconstructions"] = len(similarities)
+    return scores
 
 
 def _matched_complexity(subject: Subject, views: list[View]) -> Complexity:

@@ -98,6 +98,11 @@ class Generation(NamedTuple):
     copy_of: str | None = None
 
     @property
+    def shown(self) -> str:
+        """The training image to show beside it: what it copies, or else the nearest."""
+        return self.copy_of or self.reference
+
+    @property
     def is_copy(self) -> bool:
         """Whether it was found to be a copy of any kind."""
         return self.grade in COPIES

@@ -94,7 +94,7 @@ def choose_generations(generations: Sequence[Generation], size: int) -> list[Cho
         return []
     best: dict[str, Generation] = {}
     for generation in sorted(generations, key=lambda g: g.rank):
-        best.setdefault(generation.copy_of or generation.reference, generation)
+        best.setdefault(generation.shown, generation)
     chosen = {"most": list(best.values())[:size]}
     few = min(max(1, size // 3), len(generations))
     if len(generations) > len(chosen["most"]):

@@ -3,7 +3,7 @@
 An evaluated run enters; one row for each generation leaves, the most similar first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def tabulate_generations(
-    run: EvaluatedRun, generations: Sequence[Generation]
+    run: EvaluatedRun, generations: Sequence[Generation], pairs: Mapping[str, str]
 ) -> pd.DataFrame:
     """Lays out one row for each generation; columns that nobody knows are absent.
 
@@ -30,7 +30,8 @@ def tabulate_generations(
     repeats (the first generation that is the same picture), tile_l2 and tile_l2_ratio,
     nearest_entropy, nearest_jpeg_bytes and nearest_total_variation, the complexity of the
     nearest reference (scores/complexity.py), where asked for template_similarity and
-    clip_score, and the picture of a copy beside its training image, in `copies/`.
+    clip_score, and the picture of a copy beside its training image, in `copies/`; `pair`,
+    the same in `pairs/` of those that are in `pairs`.
     """
     table = pd.DataFrame(
         {
@@ -44,6 +45,7 @@ def tabulate_generations(
         "prompt_used": [g.prompt_used for g in generations],
         "seed": [g.seed for g in generations],
         "prompted_reference": [g.prompted for g in generations],
+        "pair": [pairs.get(g.id) for g in generations],
     }
     for name, values in known.items():
         if any(value is not None for value in values):

@@ -29,6 +29,7 @@ from copymit.report.generation_table import (
     write_generation_table,
 )
 from copymit.report.illustrations import draw_figures, write_figures
+from copymit.report.kept_pairs import write_kept_pairs
 from copymit.report.metrics_card import write_metrics_card
 from copymit.report.pairing import compare_pairs
 from copymit.report.pairs import write_pair_pages
@@ -93,11 +94,11 @@ def write_report(
 
     Args:
       directory: receives `report.html`, `figures/*.png`, `generations.csv`,
-        `generations.parquet`, `metrics_card.txt` and `copies/page_*.html`, beside the
-        pictures of copies; made if absent.
+        `generations.parquet`, `metrics_card.txt`, `pairs/*.jpg` and
+        `copies/page_*.html`, beside the pictures of copies; made if absent.
       compared: other runs to show beside it.
-      gallery_size: number of copies and most similar generations, and of training
-        images that came back; a third of it for random and for the least similar ones.
+      gallery_size: number of copies and most similar generations, of training images that
+        came back, and of pairs; a third of it for random and for the least similar ones.
       num_neighbours: training images beside each generation.
       max_bytes: of the page; to stay below, pictures shrink first and then the gallery.
       blurred: whether pictures start blurred, as disturbing or private ones should; a
@@ -137,7 +138,8 @@ def write_report(
         )
 
     page = _fit(illustrate, facts, max_bytes)
-    table = tabulate_generations(run, generations[0])
+    pairs = write_kept_pairs(directory, run, generations[0], gallery_size)
+    table = tabulate_generations(run, generations[0], pairs)
     write_generation_table(directory, table)
     if "grade" in table:
         write_pair_pages(directory / "copies", table, blurred=blurred)

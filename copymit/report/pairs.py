@@ -13,7 +13,7 @@ from copymit.scores.grades import GRADES
 from copymit.storage import write_whole
 
 _PER_PAGE = 60
-_PERHAPS = ("picture", "prompt", "tile_l2", "q")
+_PERHAPS = ("picture", "prompt", "prompted_reference", "tile_l2", "q")
 
 
 def choose_pairs(generations: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +36,7 @@ def write_pair_pages(
     Args:
       folder: that holds the pictures; made if absent.
       generations: as `choose_pairs`, and copy_of; perhaps `picture`, a file's name or
-        None where it was not drawn, prompt, tile_l2 and q.
+        None where it was not drawn, prompt, prompted_reference, tile_l2 and q.
       blurred: whether pictures start blurred; a switch in each page changes it.
     """
     table = choose_pairs(generations)

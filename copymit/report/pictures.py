@@ -1,7 +1,8 @@
-"""Pictures in the page: uint8 images in, small `data:` addresses out."""
+"""Pictures of pages: uint8 images in, small `data:` addresses or files of pairs out."""
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from PIL import Image
 # Encodings in the order in which they are tried until an image fits its bytes: share of
 # the longest side that is allowed, WebP quality.
 _ENCODINGS = [(1.0, 88), (1.0, 75), (0.875, 60), (0.75, 40), (0.5, 30)]
+_GAP_PX = 8  # between the two of a pair
+_MAX_NAME = 60
 _PIXELATED_PX = 128  # images up to here may be kept exactly, and enlarged as squares
 
 
@@ -102,3 +105,35 @@ def _webp(image: Image.Image, **options) -> bytes:
 
 def _address(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def encode_pair(
+    first: UInt8[np.ndarray, "H W 3"],
+    second: UInt8[np.ndarray, "H V 3"],
+    side_px: int = 0,
+) -> bytes:
+    """Encodes two images of one height side by side.
+
+    Args:
+      side_px: the longest side of each in a small JPEG; 0 = the pixels as they are, PNG.
+    """
+    file = io.BytesIO()
+    if not side_px:
+        _join(first, second).save(file, "PNG")
+        return file.getvalue()
+    images = [Image.fromarray(image) for image in (first, second)]
+    for image in images:
+        image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    # Colours as fine as light: of small pictures every pixel is seen.
+    _join(*map(np.asarray, images)).save(file, "JPEG", quality=85, subsampling=0)
+    return file.getvalue()
+
+
+def _join(first: np.ndarray, second: np.ndarray) -> Image.Image:
+    gap = np.full((len(first), _GAP_PX, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([first, gap, second], 1))
+
+
+def plain_name(name: str) -> str:
+    """Keeps the letters and digits of a name from outside, so that it can name a file."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[-_MAX_NAME:].strip("-") or "nameless"

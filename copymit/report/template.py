@@ -18,12 +18,12 @@ _FOLDER = Path(__file__).parent
 
 
 def render_page(
-    template: str, script_name: str, images: str = "data:", **facts: Any
+    template: str, script_name: str = "", images: str = "data:", **facts: Any
 ) -> str:
-    """Renders a page with `page.css` and a script inside.
+    """Renders a page with `page.css` and perhaps a script inside.
 
     Args:
-      template, script_name: files beside this one.
+      template, script_name: files beside this one; "" = no script.
       images: sources of pictures that the policy allows.
       facts: what the template needs; `style`, `script` and `policy` are added.
     """
@@ -37,7 +37,7 @@ def render_page(
     environment.filters |= {"number": format_number, "breakable": _breakable}
     style, script = (
         # Ours, not from outside: escaped they would not work.
-        Markup((_FOLDER / name).read_text("utf-8"))
+        Markup((_FOLDER / name).read_text("utf-8") if name else "")
         for name in ("page.css", script_name)
     )
     policy = (

@@ -179,6 +179,7 @@ def make_headline(scores: Mapping[str, Any]) -> Headline:
     sentences = [
         *_grades(scores),
         *_calibration(scores),
+        *_ceiling(scores),
         *_repeats(scores),
         *_paper(scores),
         _duplication_sentence(scores),
@@ -214,6 +215,18 @@ def _calibration(scores: Mapping[str, Any]) -> list[str]:
     if left_out:
         text += f"; {_number_of(left_out, 'duplicate')} among them left out"
     return [f"{text}."]
+
+
+def _ceiling(scores: Mapping[str, Any]) -> list[str]:
+    """Says what a perfect copy would measure, where the model's autoencoder is known."""
+    key = "reconstruction_similarity_mean"
+    most = read_estimate(scores, key)
+    if not most:
+        return []
+    return [
+        "Training images that only went through the model's autoencoder and back measure "
+        f"{format_score(key, most)} against themselves: a copy hardly measures more."
+    ]
 
 
 def _repeats(scores: Mapping[str, Any]) -> list[str]:

@@ -156,6 +156,23 @@ SCORES = (
     ),
     Score(
         "generations",
+        "reconstruction_similarity_mean",
+        "mean similarity of training images to themselves after the model's autoencoder "
+        "and back: about what a perfect copy would measure",
+        "Training images through the autoencoder, to themselves",
+        interval="bootstrap",
+    ),
+    Score(
+        "generations",
+        "reconstructions_recognised",
+        "share of these that would be called copies; if small, none found means little",
+        "Perfect copies that would be recognised",
+        "better",
+        True,
+        "bootstrap",
+    ),
+    Score(
+        "generations",
         "false_discovery_rate",
         "the share of near and likely copies that are expected to be none, at most",
         is_share=True,
@@ -427,7 +444,7 @@ SCORES = (
     ),
     Score(
         "other",
-        "num_{generations,references,heldout}",
+        "num_{generations,references,heldout,reconstructions}",
         "images that could be read and were compared",
     ),
     Score(
@@ -452,11 +469,7 @@ SCORES = (
         "generations whose latents or pixels were NaN or infinite before they became "
         "pictures, where copymit made them; they stay in every number",
     ),
-    Score(
-        "other",
-        "{,background_}clip_score_count",
-        "images in the CLIP score",
-    ),
+    Score("other", "{,background_}clip_score_count", "images in the CLIP score"),
     Score(
         "other",
         "quality_pairs_of",

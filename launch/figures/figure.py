@@ -19,12 +19,14 @@ from configs.sweeps_types import (
     Curves,
     Differences,
     Panel,
+    Roc,
     Scatter,
     Tradeoff,
 )
 from launch.estimates import present_key
 from launch.figures.averages import draw_bars, draw_curves
 from launch.figures.generations import complete, draw_clusters, draw_scatter
+from launch.figures.roc import detected, draw_roc
 from launch.figures.style import STYLE
 from launch.figures.tradeoff import chosen, draw_differences, draw_tradeoff, part_names
 
@@ -35,9 +37,10 @@ _DRAW: dict[type, Callable[[Axes, Any, pd.DataFrame, pd.DataFrame], None]] = {
     Differences: draw_differences,
     Clusters: draw_clusters,
     Scatter: draw_scatter,
+    Roc: draw_roc,
 }
 DPI = 150
-_ROW_INCHES = 16.0  # of panels; what does not fit goes below
+_ROW_INCHES = 18.4  # of panels; what does not fit goes below
 
 
 @matplotlib.style.context(["default", STYLE])
@@ -51,7 +54,8 @@ def draw(
 
     Args:
       table: a row for each trial.
-      points: a row for each generation, for `Clusters` and `Scatter`.
+      points: a row for each generation, for `Clusters` and `Scatter`, or prompt, for
+        `Roc`.
       warning: what a reader must know who sees nothing but the figure.
     """
     drawable = [panel for panel in panels if _has_data(panel, table, points)]
@@ -84,6 +88,8 @@ def draw(
 def _has_data(panel: Panel, table: pd.DataFrame, points: pd.DataFrame) -> bool:
     if isinstance(panel, Clusters | Scatter):
         return not complete(points, panel).empty
+    if isinstance(panel, Roc):
+        return bool(detected(points, panel).get("memorised", pd.Series()).any())
     trials = chosen(table, panel.only) if isinstance(panel, Tradeoff) else table
     # A dashed line that is not known leaves the rest.
     wanted = panel.scores if isinstance(panel, Tradeoff) else panel.scores[:1]
@@ -96,6 +102,8 @@ def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
         return 7.0, 5.2
     if isinstance(panel, Differences):
         return 7.0, 1.2 + 0.27 * table[panel.changes.label].nunique()
+    if isinstance(panel, Roc):
+        return 6.4, 4.8 + 0.1 * table[panel.series].nunique()
     if isinstance(panel, Bars):
         return 6.4, max(3.4, 1.4 + 0.4 * table[panel.x].nunique())
     return 4.6, 4.4

@@ -14,7 +14,7 @@ from copymit.analysis.analyze import (
     settings_for_few,
 )
 from copymit.analysis.opening import open_data
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.sources import load_source
 from copymit.embedding.registry import make_embedder
 from tests.analysis.planted import (
@@ -36,6 +36,7 @@ class Listed:
     """A source of the given examples."""
 
     class_names = ()
+    provenance = Provenance()
 
     def __init__(self, examples):
         self._examples = examples

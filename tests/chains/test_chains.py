@@ -101,7 +101,7 @@ def test_the_formats_of_one_download_are_one_data_set():
 
 def test_what_was_not_downloaded_is_left_out_by_its_key():
     source = open_folder(RECORDED / "img2dataset_parquet")
-    (left_out,) = source.left_out
+    (left_out,) = source.provenance.left_out
     assert left_out.startswith("00001/")
     assert source.metadata(0)["status"] == "success"
 

@@ -6,7 +6,7 @@ import pytest
 from configs import tiny
 from copymit.data.caption_views import cluster_captions, view_captions
 from copymit.data.dataset import load_dataset, make_captions
-from copymit.data.examples import Example, describe_captions
+from copymit.data.examples import Example, Provenance, describe_captions
 from copymit.data.tokenizer import make_tokenizer
 
 DOGS = [f"a {w} dog runs over grass" for w in ("brown", "black", "small", "wet")]
@@ -15,7 +15,7 @@ SEA = [f"the {w} surfer rides waves" for w in ("young", "tall", "old", "tanned")
 
 class Source:
     class_names = ()
-    captions_from = "a test"
+    provenance = Provenance("a test")
 
     def __init__(self, captions):
         self._captions = [tuple(texts) for texts in captions]

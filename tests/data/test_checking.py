@@ -11,7 +11,7 @@ from configs import common
 from copymit.data import checking
 from copymit.data.checking import check_images
 from copymit.data.dataset import load_dataset
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.images import MAX_PIXELS
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource, shard_name
@@ -40,6 +40,7 @@ class ListSource:
         self.labels = np.full(len(files), -1, np.int32)
         self.caption_counts = np.ones(len(files), np.int32)
         self.class_names = ()
+        self.provenance = Provenance()
 
     def __len__(self) -> int:
         return len(self.files)

@@ -105,14 +105,16 @@ def test_several_columns_of_text_are_listed_and_can_be_named(tmp_path):
     folder = write(tmp_path, IMAGES | {"metadata.csv": table})
     source = FolderSource(folder)
     assert source.caption_counts.tolist() == [0, 0]
-    assert "metadata.csv' has the columns caption, text" in source.caption_fault
-    assert "--caption_column" in source.caption_fault
+    assert (
+        "metadata.csv' has the columns caption, text" in source.provenance.caption_fault
+    )
+    assert "--caption_column" in source.provenance.caption_fault
     named = FolderSource(folder, caption_column="text")
     assert captions_of(named) == [("t1",), ("t2",)]
     both = FolderSource(folder, caption_column="text,caption")
     assert captions_of(both)[0] == ("t1", "c1")
     absent = FolderSource(folder, caption_column="title")
-    assert "but not title" in absent.caption_fault
+    assert "but not title" in absent.provenance.caption_fault
 
 
 def test_a_table_above_folders_and_in_a_class_folder_is_read(tmp_path):
@@ -183,19 +185,22 @@ def test_names_with_dots_keep_their_images_and_their_texts(tmp_path):
     assert list(tar.example_ids) == ["v1.2", "v1.3"]
     folder = FolderSource(write(tmp_path / "f", files))
     assert captions_of(tar) == captions_of(folder) == [("one",), ("x", "y")]
-    assert not tar.left_out
-    assert not folder.left_out
+    assert not tar.provenance.left_out
+    assert not folder.provenance.left_out
 
 
 def test_two_texts_for_one_image_are_named(tmp_path):
     source = FolderSource(write(tmp_path, IMAGES | {"a.txt": "x", "a.caption": "y"}))
-    assert "captions in a.txt, a.caption: keep one" in source.caption_fault
+    assert "captions in a.txt, a.caption: keep one" in source.provenance.caption_fault
 
 
 def test_a_table_and_texts_beside_it_are_named(tmp_path):
     files = {"a.txt": "x", "metadata.csv": "file_name,text\na.png,1\nb.png,2\n"}
     source = FolderSource(write(tmp_path, IMAGES | files))
-    assert "'metadata.csv' and in .txt beside the images" in source.caption_fault
+    assert (
+        "'metadata.csv' and in .txt beside the images"
+        in source.provenance.caption_fault
+    )
     chosen = FolderSource(tmp_path, tmp_path / "metadata.csv")
     assert captions_of(chosen) == [("1",), ("2",)]
 
@@ -203,7 +208,7 @@ def test_a_table_and_texts_beside_it_are_named(tmp_path):
 def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path):
     texts = {"a.txt": b"fine\nfa\xdfade", "b.txt": "x"}
     source = FolderSource(write(tmp_path, IMAGES | texts))
-    assert "'a.txt', line 2 is not UTF-8" in source.caption_fault
+    assert "'a.txt', line 2 is not UTF-8" in source.provenance.caption_fault
 
 
 @pytest.mark.parametrize(
@@ -287,7 +292,7 @@ def test_images_are_known_by_content_and_the_rest_is_left_out_by_name(tmp_path):
     assert list(folder.example_ids) == ["a.avif", "b.tif", "c.part", "photo"]
     assert sorted(tar.example_ids) == ["a", "b", "c", "photo"]
     for source in (folder, tar):
-        assert sorted(source.left_out) == ["movie.mp4", "readme.rst"]
+        assert sorted(source.provenance.left_out) == ["movie.mp4", "readme.rst"]
         assert "2 files (1" in describe_left_out(source)
     counts = np.array([len(c) for c in captions_of(folder)])
     assert not counts.any()
@@ -338,7 +343,7 @@ def test_what_systems_leave_is_passed_over(tmp_path):
     tar = TarSource([write_tar(tmp_path / "x.tar", IMAGES | junk)])
     for source in (folder, tar):
         assert len(source) == 2
-        assert not source.left_out
+        assert not source.provenance.left_out
 
 
 def test_names_from_macos_and_windows_are_equal_to_ours(tmp_path):
@@ -347,4 +352,4 @@ def test_names_from_macos_and_windows_are_equal_to_ours(tmp_path):
     table = json.dumps({f"{one}\\a.png": "x", f".\\{one}\\b.png": "y"})
     source = FolderSource(write(tmp_path, files | {"captions.json": table}))
     assert captions_of(source) == [("x",), ("y",)]
-    assert not source.caption_fault
+    assert not source.provenance.caption_fault

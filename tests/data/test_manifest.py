@@ -16,7 +16,7 @@ from configs import common
 from copymit.data.captions import VariedCaptions, make_caption_function
 from copymit.data.dataset import load_dataset, make_captions
 from copymit.data.duplication import duplication_table
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.manifest import (
     MAX_FACTOR,
     listed_duplication,
@@ -356,6 +356,7 @@ class MillionImages:
         self.labels = np.full(MILLION, -1, np.int32)
         self.caption_counts = np.full(MILLION, 2, np.int32)
         self.class_names = ()
+        self.provenance = Provenance()
         file = io.BytesIO()
         Image.new("RGB", (64, 64)).save(file, "JPEG")
         self._image = file.getvalue()

@@ -10,7 +10,7 @@ from scipy import stats
 
 from copymit.data import pipeline
 from copymit.data.captions import make_caption_function
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.pipeline import Draws, iterate_batches, load_images
 from copymit.data.schedule import make_schedule
 
@@ -27,6 +27,7 @@ class Source:
         self.labels = np.full(N + 2, -1, np.int32)
         self.caption_counts = np.full(N + 2, len(CAPTIONS), np.int32)
         self.class_names = ()
+        self.provenance = Provenance()
 
     def __len__(self) -> int:
         return N + 2

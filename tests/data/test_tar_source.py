@@ -46,7 +46,7 @@ def test_images_come_with_the_texts_beside_them(write):
     assert isinstance(source, ExampleSource)
     assert list(source.example_ids) == ["000", "sub/001"]
     assert [source[i].captions for i in range(2)] == [("ein Käse",), ()]
-    assert source.left_out == ["002.txt"]
+    assert source.provenance.left_out == ["002.txt"]
     assert source.caption_counts.tolist() == [1, 0]
     pixels = [np.asarray(decode_image(source[i].image, "x"))[0, 0, 0] for i in range(2)]
     assert pixels == [1, 2]

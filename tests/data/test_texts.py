@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.prepare.write import Settings, write_data_set
 from copymit.data.record_source import RecordSource
 from copymit.data.texts import decode_text, split_lines
@@ -51,7 +51,7 @@ class _Classes:
 
     example_ids = ("0",)
     class_names = (ODD, "second")
-    captions_from = ""
+    provenance = Provenance()
 
     def __init__(self, image):
         self.labels = np.array([1], np.int32)

@@ -18,6 +18,18 @@ from copymit.evaluation.notes import read_notes
 from copymit.evaluation.optimised import score_optimisations
 from copymit.evaluation.prompts import make_prompts, read_prompts
 from copymit.generator import Generated
+from copymit.models.assembly import DiffusionModel
+
+# Its latents are the pixels.
+PIXELS = DiffusionModel(
+    (16, 16, 3),
+    {},
+    lambda params, pixels: pixels,
+    lambda moments, key: moments,
+    lambda params, latents: latents,
+    lambda *_: None,
+    lambda *_: None,
+)
 
 
 @pytest.fixture
@@ -190,7 +202,7 @@ class FlatImages:
 @pytest.fixture
 def flat_images(monkeypatch):
     generator = FlatImages()
-    monkeypatch.setattr(generate_module, "make_model", lambda *_: None)
+    monkeypatch.setattr(generate_module, "make_model", lambda *_: PIXELS)
     monkeypatch.setattr(generate_module, "make_generate", lambda *_: generator)
     return generator
 
@@ -241,7 +253,8 @@ def test_images_of_other_settings_are_removed(run, config, flat_images):
     run()
     flat_images.batches.clear()
     config.eval.num_generations = 5
-    run("other settings")
+    out = run("other settings")
+    assert len(list((out / "reconstructions").iterdir())) == 5
     assert flat_images.batches == [[0, 1, 2, 3, 4, 0, 1, 2]]
 
 

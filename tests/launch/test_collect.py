@@ -15,22 +15,16 @@ from configs.sweeps_types import (
     Scatter,
     Score,
     Tradeoff,
-    Trial,
     draws,
 )
 from launch.collect import (
-    abridge,
     collect,
-    format_number,
     read_points,
-    to_markdown,
 )
 from launch.figures.tradeoff import pareto_front
 from launch.trials import plan, unique_tasks
 from tests.launch.fake_sweep import (
-    CHANGES,
     SIMILARITY,
-    make_mitigated,
     make_plans,
     make_tasks,
     make_trials,
@@ -68,7 +62,12 @@ def finished(swept, tmp_path):
 def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished, figures):
     files, missing = collect(sweep, make_plans(), str(finished), "fake")
     assert missing == []
-    assert [file.rpartition(".")[2] for file in files] == ["parquet", "md", "png"]
+    assert [file.rpartition(".")[2] for file in files] == [
+        "parquet",
+        "md",
+        "png",
+        "html",
+    ]
     table = pd.read_parquet(finished / "fake.parquet")
     assert sorted(table["trial"]) == sorted(t.name for t in make_trials())
     assert table.groupby("factor").size().tolist() == [3, 3, 3, 3]
@@ -123,25 +122,6 @@ def test_scores_that_another_engine_left_are_collected(finished):
     assert "task_seconds" not in pd.read_parquet(finished / "fake.parquet")
 
 
-def test_a_cell_says_when_it_lacks_seeds_that_the_row_has():
-    table = make_mitigated().query("prompts == 'trigger'")
-    table = table.assign(clip_score=[1.0, np.nan, 1.0, 2.0, 2.0, 2.0])
-    clip = Score("CLIP", ("clip_score",))
-    text = to_markdown(table, trials_of(table), [clip], "m")
-    assert "| none | trigger | 3 | 1.000 [1.000, 1.000] (2 seeds) |" in text
-
-
-def trials_of(table):
-    """Trials that would have given such a table."""
-    labels = table[["mitigation", "prompts", "seed"]].to_dict("records")
-    return [Trial(n, "", labels=w) for n, w in zip(table.trial, labels, strict=True)]
-
-
-def test_of_many_missing_trials_the_first_are_named():
-    assert abridge(["a", "b"]) == "a, b"
-    assert abridge([*"abcdefgh"]) == "a, b, c, d, e and 3 more"
-
-
 def test_nothing_to_collect_is_an_error_with_a_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"no trial of fake .* run the sweep first"):
         collect(sweep, make_plans(), str(tmp_path), "fake")
@@ -184,21 +164,21 @@ def test_scores_of_a_detector_are_those_of_the_detect_stage(tmp_path):
     assert "| 1 | 2 | 0.910 | 1.000 |" in (tmp_path / "detectors.md").read_text()
 
 
-def test_the_table_has_a_column_of_changes():
-    table = make_mitigated()
-    text = to_markdown(table, trials_of(table), [SIMILARITY], "m", CHANGES)
-    assert "| similarity | change of similarity |" in text
-    assert "| GN | general | 1 | 0.200 | +0.100 |" in text
-    assert "Changes: against mitigation none, seed by seed." in text
-
-
 def test_a_front_has_what_nothing_beats():
     assert pareto_front([(1, 5), (2, 4), (2, 6), (3, 4), (0, 9)]) == [4, 0, 1]
 
 
-def test_numbers_are_short():
-    assert [format_number(v) for v in (0.12345, 123.45)] == ["0.123", "123.5"]
-    assert format_number(0.256, percent=True) == "25.6 %"
+def test_where_no_prompt_is_memorised_a_detector_has_but_their_numbers(tmp_path):
+    """A KeyError on the comparison that there is not ended the whole collection."""
+    made = plan(make_trials(1, 1)[0]._replace(name="d", detector="sharpness"))
+    run_fake(made.tasks, tmp_path)
+    summary = {"num_memorised": 0, "num_unmemorised": 9, "titles": {}}
+    (tmp_path / made.scores / "detection.json").write_text(json.dumps(summary))
+    memorised = Score("memorised", ("num_memorised",))
+    drawn = draws(Bars("factor", Score("AUC", ("auc",)), "factor"), columns=[memorised])
+    _, missing = collect(drawn(lambda *_: iter(())), [made], str(tmp_path), "d")
+    assert missing == []
+    assert "| 1 | 1 | 0.000 |" in (tmp_path / "d.md").read_text()
 
 
 def write_generations(root, made, **columns):

@@ -1,9 +1,7 @@
 """A finished run shrinks to its results, and nothing that is open is lost by it."""
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from launch.claims import Claims
 from launch.collect import collect
@@ -11,23 +9,18 @@ from launch.pool import find_products
 from launch.reduce import reduce_runs, reopen
 from launch.trials import plan, unique_tasks
 from tests.launch.fake_sweep import make_trials, run_fake
+from tests.launch.pictured import write_pairs
 from tests.launch.test_collect import sweep
 
 
-def add_artefacts(evaluation, count=40):
+def add_artefacts(evaluation):
     """What a real evaluation leaves, and a checkpoint."""
     checkpoint = evaluation.parents[1] / "checkpoints" / "9"
     checkpoint.mkdir(parents=True)
     (checkpoint / "params").write_bytes(bytes(1_000))
     (evaluation / "generations").mkdir()
-    generator = np.random.default_rng(0)
-    names = [f"{i:06}" for i in range(count)]
-    for name in names:
-        pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
-        Image.fromarray(pixels).save(evaluation / "generations" / f"{name}.png")
-    columns = {"generation": names, "similarity": np.linspace(0, 1, count)}
-    columns |= {"nearest_reference": names, "nearest_entropy": np.ones(count)}
-    pd.DataFrame(columns).to_parquet(evaluation / "generations.parquet")
+    (evaluation / "generations" / "000000.png").write_bytes(bytes(1_000))
+    write_pairs(evaluation)
 
 
 def states(tasks, root):
@@ -59,17 +52,13 @@ def test_what_is_collected_stays(reduced):
     pd.testing.assert_frame_equal(pd.read_parquet(files[0])[columns], before[columns])
 
 
-def test_checkpoints_go_and_24_pictures_stay(reduced):
+def test_checkpoints_and_images_go_and_the_pairs_stay(reduced):
     root, plans, _ = reduced
     assert not list(root.glob("runs/*/checkpoints"))
-    pictures = sorted((root / plans[0].scores / "pictures").iterdir())
-    assert len(pictures) == 24
-    names = {path.stem for path in pictures}
-    assert {f"{i:06}" for i in range(28, 40)} <= names  # the most similar
-    assert "000000" in names  # and the least
-    with Image.open(pictures[0]) as image:
-        assert (image.format, image.size) == ("JPEG", (16, 16))
-    assert not (root / plans[0].scores / "report.html").exists()
+    evaluation = root / plans[0].scores
+    assert not (evaluation / "generations").exists()
+    assert not (evaluation / "report.html").exists()
+    assert len(list((evaluation / "pairs").iterdir())) == 24
 
 
 def test_nothing_is_run_again_for_what_is_done(reduced):

@@ -43,12 +43,16 @@ def test_a_real_trial_is_trained_evaluated_and_collected(tmp_path, one_trial):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        f"{tmp_path}/out/one.{kind}" for kind in ("parquet", "md", "png")
+        f"{tmp_path}/out/one.{kind}" for kind in ("parquet", "md", "png", "html")
     ]
     table = pd.read_parquet(tmp_path / "out/one.parquet")
     assert table["trial"].tolist() == ["x4-seed0"]
     assert 0 < table["dataset_similarity"].item() <= 1
     assert "2 of 2 tasks done" in done.stderr
+    page = (tmp_path / "out/one.html").read_text()
+    pairs = list((tmp_path / "out").glob("runs/*/eval/*/pairs/*.jpg"))
+    assert len(pairs) > 1
+    assert all(path.name in page for path in pairs)
     (log,) = (tmp_path / "out").glob("runs/*/launch/train.log")
     assert "step 9/9" in log.read_text()
 

@@ -11,6 +11,7 @@ from configs.sweeps_types import (
     Clusters,
     Curves,
     Differences,
+    Roc,
     Scatter,
     Tradeoff,
 )
@@ -40,6 +41,11 @@ def test_every_sweep_can_be_listed_with_three_seeds(name, preset):
         elif isinstance(panel, Scatter):
             assert panel.series in labels | {""}
             assert panel.x in {f"nearest_{name}" for name in Complexity._fields}
+        elif isinstance(panel, Roc):
+            assert panel.series in labels
+            label, value = panel.only
+            assert value in {trial.labels[label] for trial in trials}
+            assert all(trial.detector for trial in trials)
         else:
             assert isinstance(panel, Clusters)
             assert all(trial.analysis for trial in trials)

@@ -207,8 +207,8 @@ def test_a_pair_without_a_value_is_refused():
 
 
 def test_labels_choose_trials():
-    trials = make_trials(12, 3)
-    chosen = choose_trials(trials, ["factor=1,4", "seed=2"])
+    trials = {"fig3": make_trials(12, 3)}
+    (chosen,) = choose_trials(trials, ["factor=1,4", "seed=2"]).values()
     assert [trial.name for trial in chosen] == ["x1-seed2", "x4-seed2"]
     with pytest.raises(
         ValueError, match=r"--only=factor=9: no trial has factor=9; there"
@@ -216,3 +216,30 @@ def test_labels_choose_trials():
         choose_trials(trials, ["factor=9"])
     with pytest.raises(ValueError, match=r"no trial has steps=1; there are no such"):
         choose_trials(trials, ["steps=1"])
+
+
+def test_of_several_sweeps_those_are_left_that_have_the_labels():
+    trials = {"fig3": make_trials(4, 2), "other": [TINY]}
+    assert list(choose_trials(trials, ["factor=2"])) == ["fig3"]
+    assert list(choose_trials(trials, ["seed=1"])) == ["fig3", "other"]
+    assert choose_trials(trials, []) == trials
+    with pytest.raises(
+        ValueError, match="--only=factor=2: no trial has factor=2; there"
+    ):
+        choose_trials(trials, ["factor=1", "factor=2"])
+
+
+def test_an_evaluation_is_one_task_whether_or_not_its_data_is_analysed():
+    """The study of photos ended in a KeyError: one of them waited for the analysis."""
+    other = TINY._replace(name="b", analysis={"source": "photos"})
+    for trials in ((TINY, other), (other, TINY)):
+        tasks = unique_tasks(plan(trial) for trial in trials)
+        assert sorted(task.program for task in tasks) == [
+            "copymit.analysis",
+            "evaluate.py",
+            "train.py",
+        ]
+        known = set()
+        for task in tasks:
+            assert set(task.after) <= known
+            known.add(task.key)

@@ -6,10 +6,12 @@ import re
 import jax
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from configs import tiny
 from copymit.config import read_record
+from copymit.embedding.image_set import reader_by_id
 from copymit.embedding.store import load_embeddings
 from copymit.evaluation.artefacts import open_artefacts
 from copymit.evaluation.subject import open_run
@@ -122,6 +124,29 @@ def test_the_scores_have_the_documented_keys(finished):
     assert scores["num_heldout"] == 8
     assert scores["settings"]["train.steps"] == finished.last_step
     assert scores["settings"]["step"] == finished.last_step
+
+
+def test_the_scores_say_what_a_perfect_copy_would_measure(finished):
+    subject = open_run(finished.workdir, None, None)
+    reconstructions, read = subject.reconstructions(), reader_by_id(subject.references)
+    assert sorted(reconstructions.ids) == sorted(subject.references.ids)
+
+    def centred(image):
+        pixels = jax.image.resize(image.astype(np.float32), (32, 32, 3), "bilinear")
+        return np.asarray(pixels - pixels.mean()).ravel()
+
+    pairs = [
+        (centred(reconstructions.read(i)), centred(read(image_id)))
+        for i, image_id in enumerate(reconstructions.ids)
+    ]
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]
+    scores = json.loads((finished.out / "scores.json").read_text())
+    assert scores["num_reconstructions"] == 12
+    # Features are kept in half precision.
+    expected = pytest.approx(np.mean(cosines), abs=2e-3)
+    assert scores["pixels_reconstruction_similarity_mean"] == expected
+    low, high = scores["reconstruction_similarity_mean_ci95"]
+    assert low <= scores["reconstruction_similarity_mean"] <= high <= 1.001
 
 
 def test_the_report_stands_alone(finished):

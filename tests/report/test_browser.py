@@ -8,9 +8,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from configs.sweeps_types import draws
 from copymit.report.evaluated_run import EvaluatedRun
 from copymit.report.page import write_report
 from copymit.report.pairs import write_pair_pages
+from launch.collect import collect
+from tests.launch.fake_sweep import make_plans, run_fake
+from tests.launch.pictured import write_pairs
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright (pip install copymit[test])"
@@ -246,6 +250,27 @@ def test_pages_of_pairs_show_blurred_pictures_and_nothing_is_complained_about(
     page.get_by_role("switch", name="Blur pictures").press("Space")
     assert picture.evaluate(filters) == [48, "none"]
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_a_sweep_shows_its_pairs_at_any_width(open_page, tmp_path, width):
+    (made,) = make_plans(1, 1)
+    run_fake(made.tasks, tmp_path)
+    write_pairs(tmp_path / made.scores, HOSTILE)
+    collect(draws()(lambda *_: iter([made.trial])), [made], str(tmp_path), "small")
+    viewport = {"width": width, "height": 900}
+    page = open_page((tmp_path / "small.html").as_uri(), viewport=viewport)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    pictures = page.locator(".cards img")
+    assert pictures.count() == 24
+    last = pictures.last
+    last.scroll_into_view_if_needed()
+    playwright.expect(last).to_have_js_property("complete", value=True)
+    assert last.evaluate("image => image.naturalWidth") == 2 * 8 + 8
+    assert last.bounding_box()["width"] > 150
+    assert page.title() == "small – pictures of a sweep"
+    assert page.complaints == []
+    assert all(url.startswith(tmp_path.as_uri()) for url in page.requested)
 
 
 def test_without_script_everything_but_the_controls_is_there(open_page):

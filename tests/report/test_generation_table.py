@@ -54,7 +54,7 @@ def run_of(prompts=PROMPTS, ranks=11):
 
 
 def tables_of(run, tmp_path):
-    table = tabulate_generations(run, list_generations(run))
+    table = tabulate_generations(run, list_generations(run), {})
     write_generation_table(epath.Path(tmp_path), table)
     text = (tmp_path / "generations.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))

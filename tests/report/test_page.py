@@ -293,7 +293,7 @@ def test_the_same_input_gives_the_same_bytes(full, tmp_path):
     folder, _ = full
     report(tmp_path, make_run(), [make_run("mitigated", seed=1)])
     files = [p.relative_to(folder) for p in folder.glob("**/*.*")]
-    assert len(files) == 11
+    assert len(files) == 11 + 24
     for file in files:
         assert (folder / file).read_bytes() == (tmp_path / file).read_bytes(), file
 

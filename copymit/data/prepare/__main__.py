@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _logger.info("%s", describe_captions(source))
         if left_out := describe_left_out(source):
             _logger.warning("%s", left_out)
-        if fault := getattr(source, "caption_fault", ""):
+        if fault := source.provenance.caption_fault:
             raise ValueError(fault)
         summary = write_data_set(
             source, arguments.output, settings, getattr(opened, "skipped", ())

@@ -25,7 +25,7 @@ from copymit.data.caption_tables import (
     texts_of,
 )
 from copymit.data.captions_file import is_text, listed
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.folder_listing import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,6 @@ class HuggingfaceSource:
         self._captions = _caption_columns(
             schema, caption_column, {self._image, id_column, label}, where
         )
-        self.captions_from = ", ".join(f"column {name}" for name in self._captions)
         is_download = {*_DOWNLOAD_COLUMNS} <= {*schema.names}
         # Read by columns: images are left where they are.
         wanted = [name for name in (id_column, label, *self._captions) if name]
@@ -108,9 +107,14 @@ class HuggingfaceSource:
         light = _read_light(self._groups, wanted)
         ids = _name_rows(light, self._groups, id_column, with_shards=is_download)
         status = light["status"].to_pylist() if is_download else ["success"] * len(ids)
-        self.left_out: Sequence[str] = [
-            name for name, what in zip(ids, status, strict=True) if what != "success"
-        ]
+        self.provenance = Provenance(
+            ", ".join(f"column {name}" for name in self._captions),
+            left_out=[
+                name
+                for name, what in zip(ids, status, strict=True)
+                if what != "success"
+            ],
+        )
         self._rows_of: dict[str, list[int]] = {}
         for row, name in enumerate(ids):
             if status[row] == "success":

@@ -21,7 +21,7 @@ from copymit.data.captions_beside import (
     read_beside,
 )
 from copymit.data.captions_file import refuse
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.folder_listing import is_junk, read_head, warn_of_missing
 from copymit.data.images import is_image_file
 from copymit.data.tar_source import TarSource
@@ -33,8 +33,7 @@ _MAX_TEXT_BYTES = 2**20
 class _Shard(Protocol):
     example_ids: Sequence[str]
     caption_counts: np.ndarray
-    captions_from: str
-    left_out: Sequence[str]
+    provenance: Provenance
 
     def __getitem__(self, index: int) -> Example: ...
 
@@ -88,9 +87,11 @@ class Img2datasetSource:
         self.example_ids: Sequence[str] = ids
         self.labels = np.full(len(ids), -1, np.int32)
         self.caption_counts = np.concatenate([s.caption_counts for s in self._shards])
-        origins = sorted({s.captions_from for s in self._shards if s.captions_from})
-        self.captions_from = " and ".join(origins)
-        self.left_out = [name for shard in self._shards for name in shard.left_out]
+        found = [shard.provenance for shard in self._shards]
+        self.provenance = Provenance(
+            " and ".join(sorted({p.captions_from for p in found if p.captions_from})),
+            left_out=[name for p in found for name in p.left_out],
+        )
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -132,8 +133,10 @@ class _FilesShard:
         self.example_ids: Sequence[str] = list(images)
         self._images = list(images.values())
         self._beside, rest = pair_texts(self._images, others)
-        self.left_out: Sequence[str] = [f"{folder.name}/{name}" for name in rest]
-        self.captions_from = describe_suffixes(self._beside) if self._beside else ""
+        self.provenance = Provenance(
+            describe_suffixes(self._beside) if self._beside else "",
+            left_out=[f"{folder.name}/{name}" for name in rest],
+        )
         self.caption_counts = np.array(
             [self._count_captions(name) for name in self._images], np.int32
         )

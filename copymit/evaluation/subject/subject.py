@@ -17,6 +17,7 @@ from copymit.data.texts import split_lines
 from copymit.embedding.headline import Choice
 from copymit.embedding.image_set import ImageSet, examples_as_images, open_images
 from copymit.embedding.store import listing_digest
+from copymit.evaluation.reconstruct import RECONSTRUCTIONS, reconstructed_rows
 from copymit.evaluation.stages import data_digest
 from copymit.metrics import read_metrics
 from copymit.mitigation.registry import needed
@@ -80,12 +81,22 @@ class Given(NamedTuple):
         """Lists the generations that are not there yet."""
         return []
 
+    def reconstructions(self) -> None:
+        """Is nothing: whose autoencoder made the generations, nobody knows."""
+
 
 class Generated(NamedTuple):
-    """Generations that the generate stage makes, in `out`, `size` pixels wide."""
+    """Generations that the generate stage makes.
+
+    Attributes:
+      out: directory of the evaluation.
+      size: of the images in pixels.
+      reconstructed: training images that it takes through the autoencoder.
+    """
 
     out: epath.Path
     size: int
+    reconstructed: Sequence[str]
 
     def images(self) -> ImageSet:
         """Lists the generations, which must exist by now."""
@@ -111,6 +122,19 @@ class Generated(NamedTuple):
         folder = self.out / "generations"
         there = {path.name for path in folder.iterdir()} if folder.exists() else set()
         return [i for i in self.prompts()["id"] if f"{i}.png" not in there]
+
+    def reconstructions(self) -> ImageSet | None:
+        """Lists the training images as the autoencoder gives them back, under their ids.
+
+        None where an older copymit generated, which made none.
+        """
+        folder, count = self.out / RECONSTRUCTIONS, len(self.reconstructed)
+        paths = [str(folder / f"{i}.png") for i in range(count)]
+        if not paths or not folder.exists():
+            return None
+        return open_images(RECONSTRUCTIONS, paths, self.size)._replace(
+            ids=self.reconstructed
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +188,10 @@ class Subject:
         """Reads the prompts, or nothing where none are known."""
         return self.made.prompts()
 
+    def reconstructions(self) -> ImageSet | None:
+        """Lists training images as the autoencoder gives them back, if they are there."""
+        return self.made.reconstructions()
+
     def provenance(
         self, generations: Sequence[str], references: Sequence[str]
     ) -> Provenance:
@@ -215,7 +243,11 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
         else None,
         size=size,
         captions=captions_of(source),
-        made=Generated(out, size),
+        made=Generated(
+            out,
+            size,
+            [dataset.example_ids[i] for i in reconstructed_rows(config, dataset)],
+        ),
         run=run,
         **fields,
     )

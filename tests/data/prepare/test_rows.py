@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from copymit.data.examples import Example
+from copymit.data.examples import Example, Provenance
 from copymit.data.images import decode_image
 from copymit.data.prepare.rows import Row, make_row, pick_metadata
 from copymit.data.tf_example import decode_example
@@ -16,6 +16,7 @@ class OneExample:
     """A source of a single example."""
 
     class_names = ()
+    provenance = Provenance()
     labels = np.array([-1])
     caption_counts = np.array([1])
 
