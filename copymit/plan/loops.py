@@ -6,10 +6,13 @@ estimated from shapes, once so and once with the loops, for the ratio of the two
 """
 
 import collections
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
@@ -23,7 +26,8 @@ _CONDITION = re.compile(r"\bcondition=%([\w.-]+)")
 _INTEGER = re.compile(r"[su]\d+\[\]")
 _KNOWN_TIMES = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-_KERNEL = re.compile(r"dim_labels=\w+_(\w+)->")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
 
 # They name arrays, and move none; what computations do is counted within them.
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
@@ -154,15 +158,59 @@ def _operations(instruction: Instruction, types: Mapping[str, str]) -> float:
     """Counts the operations of a product or a convolution."""
     if instruction.opcode not in ("dot", "convolution"):
         return 0.0
-    outputs = sum(math.prod(shape) for _, shape in _arrays(instruction.result))
-    left, right = ([*_arrays(types.get(o, ""))] for o in instruction.operands[:2])
-    if not (left and right):
-        return 0.0
+    arrays = [types.get(o, "") for o in instruction.operands[:2]]
+    shapes = [next(_arrays(x))[1] for x in (*arrays, instruction.result)]
     if match := _CONTRACTED.search(instruction.rest):
-        return 2.0 * outputs * math.prod(left[0][1][i] for i in _numbers(match[1]))
-    kernel, labels = right[0][1], _KERNEL.search(instruction.rest)
-    features = kernel[labels[1].index("o")] if labels else 1
-    return 2.0 * outputs * math.prod(kernel) / features
+        contracted = math.prod(shapes[0][i] for i in _numbers(match[1]))
+        return 2.0 * math.prod(shapes[2]) * contracted
+    labels, window = _LABELS.search(instruction.rest), _window(instruction.rest)
+    if labels is None:
+        return 0.0
+    image, kernel, made = (
+        dict(zip(letters, shape, strict=True))
+        for letters, shape in zip(labels.groups(), shapes, strict=True)
+    )
+    total = 2.0 * made["b"] * made["f"] * kernel["i"]
+    for axis in (x for x in made if x.isdigit()):
+        settings = window[int(axis)] if window else {}
+        total *= _products(image[axis], made[axis], kernel[axis], **settings)
+    return total
+
+
+@functools.cache
+def _products(
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    pad: int = 0,
+    lhs_dilate: int = 1,
+    rhs_dilate: int = 1,
+) -> int:
+    """Counts the products along an axis that are with inputs, not holes or padding.
+
+    The compiler of TPUs writes products of many matrices as convolutions full of holes.
+    """
+    first = np.arange(outputs)[:, None] * stride - pad
+    places = first + np.arange(size) * rhs_dilate
+    inside = (places >= 0) & (places <= (inputs - 1) * lhs_dilate)
+    return int((inside & (places % lhs_dilate == 0)).sum())
+
+
+def _window(rest: str) -> list[dict[str, int]]:
+    """Reads the settings of a convolution's axes; `pad` is what comes before."""
+    match = _WINDOW.search(rest)
+    fields = dict(field.split("=") for field in match[1].split()) if match else {}
+    axes: dict[str, list[str]] = {k: v.split("x") for k, v in fields.items()}
+    return [
+        {
+            name: int(values[axis].partition("_")[0])
+            for name, values in axes.items()
+            if name in ("stride", "pad", "lhs_dilate", "rhs_dilate")
+        }
+        for axis in range(len(axes.get("size", ())))
+    ]
 
 
 def _accessed(instruction: Instruction, types: Mapping[str, str]) -> float:

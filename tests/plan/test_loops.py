@@ -44,6 +44,21 @@ def test_a_loop_in_a_loop_counts_as_often_as_both():
     assert cost.flops == pytest.approx(3 * 6 * 2 * N**3, rel=0.03)
 
 
+def test_convolutions_in_a_loop_count_without_what_pads_them():
+    def function(x, kernel, a):
+        def convolve(x, _):
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ), None
+
+        return jax.lax.scan(convolve, x, None, 7)[0], a @ a
+
+    cost = cost_of(function, (2, 6, 6, 32), (3, 3, 32, 32), (2 * N, 2 * N))
+    # Of 6 rows 4 meet all three rows of the kernel, and 2 at the edges two.
+    once = 2 * 2 * (3 * 6 - 2) ** 2 * 32 * 32
+    assert cost.flops == pytest.approx(7 * once + 2 * (2 * N) ** 3, rel=0.03)
+
+
 def test_without_loops_the_compiler_s_numbers_stay():
     lowered = jax.jit(lambda x, w: jnp.tanh(x @ w) @ w).lower(*[jnp.ones((8, 8))] * 2)
     assert loop_factors(read_program(lowered.compile().as_text())) == (1, 1)
@@ -84,6 +99,21 @@ def test_how_often_a_loop_of_a_tpu_runs_is_read_from_its_condition():
     assert count_collectives(program) == {"all-to-all": (51, 51 * 2 * 8 * 128)}
     # Of the same work once in the loop and once outside.
     assert loop_factors(program) == (1, pytest.approx(51 / 2, rel=0.01))
+
+
+def test_products_of_many_matrices_that_a_tpu_writes_as_a_convolution_are_counted():
+    loop = TPU.replace(
+        "%all-to-all.1 = bf16[8,128]{1,0:T(8,128)(2,1)} all-to-all(%x), channel_id=1",
+        "%q = f32[16,8,64]{2,1,0} copy(%x)\n  %k = f32[16,32,64]{2,1,0} copy(%x)\n"
+        "  %all-to-all.1 = f32[16,8,32]{2,1,0} convolution(%q, %k), "
+        "window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0oi->0bf",
+    ).replace(
+        "all-to-all(%b), channel_id=2",
+        "dot(%b, %b), lhs_contracting_dims={1}, rhs_contracting_dims={1}",
+    )
+    many, one = 2 * 16 * 8 * 32 * 64, 2 * 8 * 128 * 128
+    operations, _ = loop_factors(read_program(loop))
+    assert operations == pytest.approx((50 * many + one) / (many + one))
 
 
 def test_a_computation_counts_once_for_each_who_calls_it():
