@@ -25,6 +25,7 @@ TASKS = {
     "training step, 16 x 64x64x4": ("training step", 16, 64),
     "50-step sampling, 16 x 64x64x4": ("50-step sampling", 16, 64),
 }
+SIZE = "sd2"  # of benchmarks.unet
 SIDES = ("copymit", "torch eager", "torch compile")
 REPEATS = {"training step": 8, "50-step sampling": 3}
 EMBEDDERS = ("SSCD ResNet-50", "Inception-v3", "DINOv2 ViT-S/14")
@@ -96,7 +97,7 @@ def _copymit(task: str, inputs) -> tuple[Callable[[], Any], Callable[[], int]]:
 
     from benchmarks.unet import make_copymit
 
-    function = make_copymit("sd2", task, inputs, "bfloat16")
+    function = make_copymit(SIZE, task, inputs, "bfloat16")
 
     def peak() -> int:
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
@@ -112,7 +113,7 @@ def _torch(
 
     from benchmarks.unet import make_torch
 
-    function = make_torch("sd2", task, inputs, "bfloat16", compiled=compiled)
+    function = make_torch(SIZE, task, inputs, "bfloat16", compiled=compiled)
 
     def call():
         function()
@@ -131,7 +132,7 @@ def _print_unet(side: str, name: str) -> None:
         "torch eager": functools.partial(_torch, compiled=False),
         "torch compile": functools.partial(_torch, compiled=True),
     }[side]
-    function, peak = make(task, make_inputs("sd2", batch, size))
+    function, peak = make(task, make_inputs(SIZE, batch, size))
     seconds, first = _time(function, REPEATS[task])
     found = {"seconds": seconds, "gib": peak() / 2**30, "compiling": first - seconds}
     print(json.dumps(found))

@@ -56,7 +56,7 @@ def finish(axes: Axes, x_label: str, y: Score, title: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y.label)
     if y.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     add_legend(axes, title, 2)
 
 
@@ -64,7 +64,7 @@ def finish_lying(axes: Axes, x_label: str, x: Score, title: str) -> None:
     """Labels the axis of a score that runs from left to right, and adds the legend."""
     axes.set_xlabel(x_label)
     if x.percent:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     add_legend(axes, title, 3)
 
 

@@ -75,7 +75,7 @@ def draw_tradeoff(
     title = f"{panel.only[0]}: {panel.only[1]}" if panel.only else panel.series
     finish(axes, panel.x.label, panel.y, title)
     if panel.x.percent:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
 def part_names(axes: Axes) -> None:
