@@ -23,6 +23,7 @@ _CALLED = re.compile(
     r"(\{[^}]*\}|%[\w.-]+)"
 )
 _CONDITION = re.compile(r"\bcondition=%([\w.-]+)")
+_PLACE = re.compile(r"\), index=(\d+)")
 _INTEGER = re.compile(r"[su]\d+\[\]")
 _KNOWN_TIMES = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
@@ -135,15 +136,37 @@ def _iterations(program: Program, instruction: Instruction) -> int:
     if known := _KNOWN_TIMES.search(instruction.rest):
         return int(known[1])
     condition = _CONDITION.search(instruction.rest)
-    limits = _integers(program, condition[1]) if condition else ()
-    return max(limits, default=1)
+    if condition is None:
+        return 1
+    limit = max(_integers(program, condition[1]), default=1)
+    return -(-limit // _stride(program, condition[1], *_callees(instruction)))
+
+
+def _stride(program: Program, condition: str, body: str) -> int:
+    """Reads by what the counter of a loop rises; 1 where it does not say."""
+    inside = program.computations[body]
+    made = {i.name: i for i in inside}
+    results = next((i.operands for i in reversed(inside) if i.opcode == "tuple"), [])
+    for compared in program.computations[condition]:
+        place = _PLACE.search(compared.rest)
+        if place is None or int(place[1]) >= len(results):
+            continue
+        risen = made.get(results[int(place[1])])
+        for operand in risen.operands if risen and risen.opcode == "add" else ():
+            if operand in made and made[operand].opcode == "constant":
+                return max(1, _value(made[operand]))
+    return 1
+
+
+def _value(constant: Instruction) -> int:
+    return int(constant.rest.partition(")")[0])
 
 
 def _integers(program: Program, computation: str) -> Iterator[int]:
     """Yields the whole numbers that a computation, and what it calls, have in them."""
     for instruction in program.computations.get(computation, []):
         if instruction.opcode == "constant" and _INTEGER.match(instruction.result):
-            yield int(instruction.rest.partition(")")[0])
+            yield _value(instruction)
         for callee in _callees(instruction):
             yield from _integers(program, callee)
 

@@ -101,6 +101,17 @@ def test_how_often_a_loop_of_a_tpu_runs_is_read_from_its_condition():
     assert loop_factors(program) == (1, pytest.approx(51 / 2, rel=0.01))
 
 
+def test_a_loop_whose_counter_rises_by_two_runs_half_as_often():
+    loop = TPU.replace(
+        "  ROOT %t = (",
+        "  %i = s32[]{:T(128)} get-tuple-element(%p), index=0\n"
+        "  %two = s32[]{:T(128)} constant(2)\n"
+        "  %next = s32[]{:T(128)} add(%i, %two)\n"
+        "  ROOT %t = (",
+    ).replace("tuple(%i, ", "tuple(%next, ")
+    assert runs(read_program(loop))["body"] == 25
+
+
 def test_products_of_many_matrices_that_a_tpu_writes_as_a_convolution_are_counted():
     loop = TPU.replace(
         "%all-to-all.1 = bf16[8,128]{1,0:T(8,128)(2,1)} all-to-all(%x), channel_id=1",
