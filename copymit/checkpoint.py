@@ -2,16 +2,21 @@
 
 `checkpoints/STEP/` holds the items `params`, `ema`, `optimizer` and `position`; a
 reader may restore one item without the others. Networks that do not train are in
-`frozen/NETWORK/`, once for all steps; an older copymit had them in `params`.
+`frozen/NETWORK/`, once for all steps; an older copymit had them in `params`, and the two
+halves of a layer's outputs in one axis.
 """
 
 import contextlib
+import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from copymit.storage import absolute, check_room, writing
@@ -111,22 +116,24 @@ def restore_checkpoint(
     """
     wanted = {k: v for k, v in items.items() if v}
     frozen = wanted.pop("frozen", {})
-    inside = {
-        name
-        for name in _saved_networks(manager, step) - items["params"].keys()
-        if name in frozen
-    }
+    saved = _saved_shapes(manager.directory / str(step) / "params")
+    inside = {name.partition(".")[0] for name in saved} - items["params"].keys()
+    inside &= frozen.keys()
     wanted["params"] = items["params"] | {name: frozen[name] for name in inside}
+    stored = {k: _as_saved(v, saved) for k, v in wanted.items()}
     for name in ("params", "ema"):  # always in this order: the first fault is named
-        if name in wanted:
-            _check_same_model(manager, step, name, wanted[name])
+        if name in stored:
+            _check_same_model(manager, step, name, stored[name])
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
-            **{k: ocp.args.StandardRestore(v) for k, v in wanted.items()}
+            **{k: ocp.args.StandardRestore(v) for k, v in stored.items()}
         ),
     )
-    found = {k: restored[k] if k in wanted else v for k, v in items.items()}
+    found = {
+        k: jax.tree.map(_reshaped, restored[k], wanted[k]) if k in wanted else v
+        for k, v in items.items()
+    }
     if frozen:
         beside = {name: frozen[name] for name in frozen.keys() - inside}
         found["frozen"] = restore_frozen(manager.directory.parent, beside) | {
@@ -173,8 +180,10 @@ def restore_frozen(
                     f"{folder} is missing: the run's checkpoints need it. Copy the whole "
                     "working directory"
                 )
-            _check_same_shapes(folder, checkpointer.metadata(folder), wanted)
-            restored[name] = checkpointer.restore(folder, wanted)
+            stored = _as_saved(wanted, _saved_shapes(folder))
+            _check_same_shapes(folder, stored)
+            found = checkpointer.restore(folder, stored)
+            restored[name] = jax.tree.map(_reshaped, found, wanted)
     return restored
 
 
@@ -190,12 +199,38 @@ def _remove_unfinished(folder: epath.Path) -> None:
                 path.rmtree(missing_ok=True)
 
 
-def _saved_networks(manager: ocp.CheckpointManager, step: int) -> set[str]:
-    folder = manager.directory / str(step) / "params"
+def _saved_shapes(folder: epath.Path) -> dict[str, tuple[int, ...]]:
+    """Lists what lies in a folder by dotted name; nothing if it is not there."""
     if not folder.exists():
-        return set()
+        return {}
     with ocp.StandardCheckpointer() as checkpointer:
-        return set(checkpointer.metadata(folder).item_metadata.tree)
+        return _shapes(checkpointer.metadata(folder).item_metadata.tree)
+
+
+def _as_saved(wanted: Any, saved: Mapping[str, tuple[int, ...]]) -> Any:
+    """Describes arrays with their last two axes in one where they were saved so.
+
+    Args:
+      saved: shapes by the ends of names; moments are saved as their parameters are.
+    """
+
+    def one(path, x):
+        joined = (*x.shape[:-2], math.prod(x.shape[-2:]))
+        names = (_dotted(path[-length:]) for length in (1, 2))
+        if x.ndim < 2 or joined not in [saved.get(name) for name in names]:
+            return x
+        spec = (*x.sharding.spec, *[None] * x.ndim)[: x.ndim]
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec(*spec[:-2], spec[-1]))
+        return jax.ShapeDtypeStruct(joined, x.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(one, wanted)
+
+
+def _reshaped(found: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    if found.shape == wanted.shape:
+        return found
+    reshape = functools.partial(jnp.reshape, shape=wanted.shape)
+    return jax.jit(reshape, out_shardings=wanted.sharding)(found)
 
 
 def _check_same_model(manager, step: int, item: str, wanted) -> None:
@@ -213,21 +248,20 @@ def _check_same_model(manager, step: int, item: str, wanted) -> None:
             "this one (with another train.ema_decay?). Use the config that it was "
             "trained with, or another --workdir"
         )
-    with ocp.StandardCheckpointer() as checkpointer:
-        _check_same_shapes(directory, checkpointer.metadata(directory), wanted)
+    _check_same_shapes(directory, wanted)
 
 
-def _check_same_shapes(directory: epath.Path, metadata, wanted) -> None:
-    saved = metadata.item_metadata.tree
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_dotted(path): tuple(leaf.shape) for path, leaf in leaves}
 
-    def shapes(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            ".".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape)
-            for path, leaf in leaves
-        }
 
-    saved, expected = shapes(saved), shapes(wanted)
+def _dotted(path) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _check_same_shapes(directory: epath.Path, wanted) -> None:
+    saved, expected = _saved_shapes(directory), _shapes(wanted)
     differ = [
         f"{name} (config {expected.get(name, 'none')}, checkpoint "
         f"{saved.get(name, 'none')})"

@@ -20,11 +20,11 @@ AXES = ("data", "fsdp", "tensor")
 MIN_SHARDED_SIZE = 2**14
 
 # The first rule whose pattern matches the end of a parameter's path names the dimension
-# that the `tensor` axis splits.
+# that the `tensor` axis splits: the outputs (-1) or the inputs (0).
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
-    (r"(to_q|to_k|to_v|q_proj|k_proj|v_proj)\.kernel", 1),
+    (r"(to_q|to_k|to_v|q_proj|k_proj|v_proj)\.kernel", -1),
     (r"(to_out\.0|out_proj)\.kernel", 0),
-    (r"(net\.0\.proj|fc1)\.kernel", 1),
+    (r"(net\.0\.proj|fc1)\.kernel", -1),
     (r"(net\.2|fc2)\.kernel", 0),
 )
 

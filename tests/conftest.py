@@ -7,9 +7,11 @@ Tests run side by side: libraries that wait for threads of their own wait for ea
 
 import importlib.metadata
 import itertools
+import json
 import os
 import random
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,6 +81,28 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def on_devices():
+    """Runs Python on so many devices, a number that is fixed when jax starts.
+
+    What it prints, as JSON, is what it found.
+    """
+
+    def run(count: int, *arguments: str):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(count)},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture(scope="session")

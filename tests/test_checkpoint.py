@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -166,6 +167,28 @@ def test_a_checkpoint_of_an_older_copymit_has_them_inside(workdir):
     with open_checkpoints(workdir, read_only=True) as manager:
         restored = restore_checkpoint(manager, 3, _abstract(items))
     _assert_equal(restored, items)
+
+
+def test_an_older_copymit_had_two_halves_of_outputs_in_one_axis(tmp_path):
+    def items(*halves):
+        """Of a layer of 3 inputs and two times 4 outputs."""
+        sizes = {"proj.kernel": (3, *halves), "proj.bias": halves, "other": (3, 8)}
+        layer = {k: jnp.arange(np.prod(v)).reshape(v) * 1.0 for k, v in sizes.items()}
+        params = {"unet": layer}
+        moments = optax.scale_by_adam().init(params)._replace(mu=params)
+        optimizer = {"state": (moments,), "step": jnp.int32(3)}
+        frozen = {"vae": layer}
+        return {"params": params, "ema": params, "optimizer": optimizer}, frozen
+
+    saved, frozen = items(8)
+    save_frozen(tmp_path, frozen)
+    with open_checkpoints(tmp_path) as manager:
+        save_checkpoint(manager, 3, saved, POSITION)
+        manager.wait_until_finished()
+        wanted, frozen = items(2, 4)
+        wanted |= {"frozen": frozen}
+        restored = restore_checkpoint(manager, 3, _abstract(wanted))
+    _assert_equal(restored, wanted)
 
 
 def test_a_checkpoint_without_room_is_refused_and_the_last_one_stays(

@@ -1,11 +1,6 @@
 """Which axis of a parameter lies where, and what each of 8 devices then holds."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,7 +36,12 @@ def _local_fraction(spec: PartitionSpec, shape: tuple[int, ...]) -> float:
         (f"{BLOCK}.attn1.to_q.kernel", (320, 320), ("fsdp", "tensor"), 1 / 4),
         (f"{BLOCK}.attn2.to_k.kernel", (768, 320), ("fsdp", "tensor"), 1 / 4),
         (f"{BLOCK}.attn1.to_out.0.kernel", (320, 320), ("tensor", "fsdp"), 1 / 4),
-        (f"{BLOCK}.ff.net.0.proj.kernel", (320, 2560), ("fsdp", "tensor"), 1 / 4),
+        (
+            f"{BLOCK}.ff.net.0.proj.kernel",
+            (320, 2, 1280),
+            ("fsdp", None, "tensor"),
+            1 / 4,
+        ),
         (f"{BLOCK}.ff.net.2.kernel", (1280, 320), ("tensor", "fsdp"), 1 / 4),
         (
             "text_model.encoder.layers.3.mlp.fc2.kernel",
@@ -177,22 +177,9 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def on_8_devices() -> dict:
-    """What a process with 8 devices sees; their number is fixed when jax starts."""
-    environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_8_DEVICES],
-        env=environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def on_8_devices(on_devices) -> dict:
+    """What a process with 8 devices sees."""
+    return on_devices(8, "-c", _ON_8_DEVICES)
 
 
 def test_the_rest_of_the_devices_fills_the_axis_that_asks_for_it(on_8_devices):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int, Real, Shaped
 
 from copymit.diffusion.noise_scheduler import (
     PredictionType,
@@ -100,20 +100,34 @@ def with_both_texts(
 ) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Returns (noisy_latents, timesteps) -> (unconditional, conditional).
 
-    The network sees one batch of both, the negative half first.
+    The network sees one batch of both, `interleaved`, with the negative text first.
     """
-    context = jnp.concatenate([negative_hidden_states, encoder_hidden_states])
+    context = interleaved(negative_hidden_states, encoder_hidden_states)
 
     def predict_both(noisy_latents, timesteps):
         model_pred = predict(
-            jnp.concatenate([noisy_latents] * 2),
-            jnp.concatenate([timesteps] * 2),
+            interleaved(noisy_latents, noisy_latents),
+            interleaved(timesteps, timesteps),
             context,
         )
-        unconditional, conditional = jnp.split(model_pred, 2)
+        unconditional, conditional = separated(model_pred, 2)
         return unconditional, conditional
 
     return predict_both
+
+
+def interleaved(*batches: Shaped[Array, "B ..."]) -> Shaped[Array, "nB ..."]:
+    """Makes one batch in which the rows of an example follow each other.
+
+    One batch after the other would move rows between the devices that share them.
+    """
+    return jnp.stack(batches, axis=1).reshape(-1, *batches[0].shape[1:])
+
+
+def separated(batch: Shaped[Array, "nB ..."], n: int) -> list[Array]:
+    """Takes the n batches of `interleaved` apart."""
+    rows = batch.reshape(-1, n, *batch.shape[1:])
+    return [rows[:, turn] for turn in range(n)]
 
 
 def sample(

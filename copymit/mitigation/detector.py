@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from copymit.diffusion.sampler import advance, transitions
+from copymit.diffusion.sampler import advance, interleaved, separated, transitions
 from copymit.diffusion.trajectory import Trajectory
 from copymit.mitigation.detectors import all_detectors
 from copymit.mitigation.effect import PUBLISHED_COMPONENTS, as_noise
@@ -103,19 +103,18 @@ def make_detector(
         ends = end_positions(input_ids)
 
         def observe(latents, text, timestep) -> _Observed:
-            B = len(latents)
             model_pred, taps = model.predict(
                 params,
-                jnp.concatenate([latents] * 2),
-                jnp.full((2 * B,), timestep),
-                jnp.concatenate([negative, text]),
+                interleaved(latents, latents),
+                jnp.full((2 * len(latents),), timestep),
+                interleaved(negative, text),
                 control=keep_logits,
             )
-            unconditional, conditional = jnp.split(model_pred, 2)
+            unconditional, conditional = separated(model_pred, 2)
             return _Observed(
                 conditional,
                 conditional - unconditional,
-                {layer: x[B:] for layer, x in taps.items()},
+                {layer: separated(x, 2)[1] for layer, x in taps.items()},
             )
 
         def from_noise(seed):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from copymit.diffusion.sampler import (
     Predict,
+    interleaved,
     sample,
     sample_with_state,
     with_combination,
@@ -237,14 +238,14 @@ def _controlled(
     """Binds the control of attention in a batch of several texts for each example.
 
     Args:
-      prompts: whether each of those texts is the prompt, in their order.
+      prompts: whether each of those texts, which take turns, is the prompt.
     """
     makers = [m.attention for m in on if m.attention]
     if not makers:
         return lambda latents, t, hidden: predict(latents, t, hidden, None)
     B, n = input_ids.shape[0], len(prompts)
-    # The negative half is treated by the length of the prompt, too.
-    rows = jnp.tile(input_ids, (n, 1)), jnp.repeat(jnp.array(prompts), B)
+    # The negative rows are treated by the length of the prompt, too.
+    rows = interleaved(*[input_ids] * n), jnp.tile(jnp.array(prompts), B)
     controls = [make(values, *rows) for make in makers]
 
     def control(layer: str, logits: jax.Array) -> jax.Array:

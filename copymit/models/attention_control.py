@@ -19,7 +19,8 @@ CrossAttentionControl = Callable[
 Called once a cross-attention layer while the forward pass is traced, so it must be a
 traceable function of the logits; `layer` is a constant. Logits are float32, of N heads,
 P image positions and L text tokens, and at -inf a token is not attended to at all. B is
-the batch that the UNet sees: with classifier-free guidance the negative half comes first.
+the batch that the UNet sees: with classifier-free guidance an example has two rows, the
+negative one first.
 
 `layer` is diffusers' name of the layer, `down_blocks.0.attentions.1.transformer_blocks.
 0.attn2`; the order of calls is that of the forward pass.

@@ -5,6 +5,7 @@ Attribute paths equal the parameter names of the published PyTorch checkpoints
 transpose and no table of renames.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -201,26 +202,36 @@ class GEGLU(nnx.Module):
     """Linear layer gated by the exact (erf) GELU of its second half."""
 
     def __init__(self, in_dim: int, out_dim: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.dtype = dtype
-        self.proj = make_linear(in_dim, 2 * out_dim, dtype=dtype, rngs=rngs)
+        self.proj = LinearInHalves(in_dim, out_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
-        if target_backend() == "tpu":
-            hidden, gate = self._project_in_halves(x)
-        else:
-            hidden, gate = jnp.split(self.proj(x), 2, axis=-1)
+        hidden, gate = self.proj(x)
         return hidden * gelu(gate)
 
-    def _project_in_halves(self, x: Float[Array, "B P C"]) -> list[Array]:
-        """Splits the weights in place of what they make, which is larger.
 
-        The gradient of a split is put together in memory. docs/benchmarks.md has what this
-        saves on a TPU; CPUs would copy the halves of the weights.
-        """
-        arrays = (x, self.proj.kernel, self.proj.bias)
+class LinearInHalves(nnx.Module):
+    """Linear layer whose outputs are two arrays.
+
+    The halves have an axis of their own in its kernel, so that devices that divide the
+    outputs (`mesh.tensor`) hold the same part of both. Published kernels have one after
+    the other, which is the same order of numbers.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        init = dataclasses.replace(LECUN_NORMAL, output_axes=2)
+        self.dtype = dtype
+        self.kernel = nnx.Param(init(rngs.params(), (in_dim, 2, out_dim)))
+        self.bias = nnx.Param(jnp.zeros((2, out_dim)))
+
+    def __call__(self, x: Float[Array, "B P C"]) -> list[Array]:
+        arrays = (x, self.kernel, self.bias)
         x, kernel, bias = (jnp.asarray(array, self.dtype) for array in arrays)
-        halves = zip(jnp.split(kernel, 2, axis=1), jnp.split(bias, 2), strict=True)
-        return [x @ kernel + bias for kernel, bias in halves]
+        if target_backend() == "tpu":
+            # The gradient of one product would be put together of halves in memory.
+            # docs/benchmarks.md has what two save; CPUs would copy the weights.
+            return [x @ kernel[:, half] + bias[half] for half in (0, 1)]
+        both = contract_rows(x, kernel) + bias
+        return [both[..., half, :] for half in (0, 1)]
 
 
 class FeedForward(nnx.Module):

@@ -32,6 +32,11 @@ class Parameter:
     dtype: Any
     initializer: Initializer | None
 
+    @property
+    def output_axes(self) -> int:
+        """Counts the last axes of a kernel that are outputs."""
+        return self.initializer.output_axes if self.initializer else 1
+
     def abstract(self, sharding: Sharding | None = None) -> jax.ShapeDtypeStruct:
         """Describes the array without how it starts."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)

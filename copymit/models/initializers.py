@@ -27,10 +27,12 @@ class Initializer:
       std: standard deviation around 0; 0 is the constant.
       by_fan_in: the sum over all inputs has this deviation instead of each value, and no
         value is further than two deviations off, as in jax's `lecun_normal`.
+      output_axes: how many of the last axes are outputs.
     """
 
     std: float
     by_fan_in: bool = False
+    output_axes: int = 1
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
         """Draws for a module that is being made, also where it is only traced."""
@@ -55,7 +57,7 @@ class Initializer:
         rng = np.random.Generator(np.random.Philox(key=key))
         std = self.std
         if self.by_fan_in:
-            std /= _STD_WHEN_CUT * math.sqrt(math.prod(shape[:-1]))
+            std /= _STD_WHEN_CUT * math.sqrt(math.prod(shape[: -self.output_axes]))
         values = np.empty(math.prod(shape), np.float32)
         for start in range(0, len(values), _CHUNK):
             chunk = values[start : start + _CHUNK]

@@ -12,6 +12,7 @@ Source: Hu et al. 2021; names and initial values as in peft (`lora_A`, `lora_B`,
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from copymit.models.functional import Parameter, Params
 from copymit.models.initializers import ZERO, normal
@@ -34,11 +35,11 @@ def lora_parameters(
     for name, parameter in parameters.items():
         layer, _, leaf = name.rpartition(".")
         if leaf == "kernel" and f".{layer}".endswith(tuple(f".{t}" for t in targets)):
-            *inputs, outputs = parameter.shape
-            factors[layer + _A] = Parameter(
-                (*inputs, rank), parameter.dtype, normal(1 / rank)
-            )
-            factors[layer + _B] = Parameter((rank, outputs), parameter.dtype, ZERO)
+            shape, dtype = parameter.shape, parameter.dtype
+            axis = len(shape) - parameter.output_axes
+            inputs, outputs = shape[:axis], shape[axis:]
+            factors[layer + _A] = Parameter((*inputs, rank), dtype, normal(1 / rank))
+            factors[layer + _B] = Parameter((rank, *outputs), dtype, ZERO)
     return factors
 
 
@@ -63,7 +64,7 @@ def lora_layers(factors: Mapping[str, object]) -> Iterator[str]:
 def _with_products(network: Params, factors: Params) -> Params:
     products = {
         f"{layer}.kernel": network[f"{layer}.kernel"]
-        + factors[layer + _A] @ factors[layer + _B]
+        + jnp.tensordot(factors[layer + _A], factors[layer + _B], 1)
         for layer in lora_layers(factors)
     }
     return {**network, **products}

@@ -6,6 +6,8 @@ dots and only the leaf and the axis order differ:
 | flax                         | torch                          |
 |------------------------------|--------------------------------|
 | `kernel` (*window, in, out)  | `weight` (out, in, *window)    |
+| `kernel` (in, parts, out)    | `weight` (parts x out, in)     |
+| `bias` (parts, out)          | `bias` (parts x out)           |
 | `scale`, `embedding`         | `weight`                       |
 | `mean`, `var` (batch norm)   | `running_mean`, `running_var`  |
 | anything else                | the same                       |
@@ -36,23 +38,41 @@ def to_torch_name(name: str) -> str:
 
 def to_torch_shape(name: str, shape: Shape) -> Shape:
     """Returns the published shape of a parameter."""
-    if name.rpartition(".")[2] != "kernel":
+    shape = _whole(name, shape)
+    if not _is_kernel(name):
         return shape
     return (shape[-1], shape[-2], *shape[:-2])
 
 
 def to_torch_order(name: str, values: np.ndarray) -> np.ndarray:
     """Views a parameter in the published order of axes."""
-    if name.rpartition(".")[2] != "kernel":
+    values = values.reshape(_whole(name, values.shape))
+    if not _is_kernel(name):
         return values
     return values.transpose(-1, -2, *range(values.ndim - 2))
 
 
-def from_torch_order(name: str, tensor: np.ndarray) -> np.ndarray:
-    """Views a published tensor in our order of axes."""
-    if name.rpartition(".")[2] != "kernel":
-        return tensor
-    return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+def from_torch_order(name: str, tensor: np.ndarray, shape: Shape) -> np.ndarray:
+    """Views a published tensor in our order of axes.
+
+    Args:
+      shape: of our parameter.
+    """
+    if _is_kernel(name):
+        tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+    return tensor.reshape(shape)
+
+
+def _is_kernel(name: str) -> bool:
+    return name.rpartition(".")[2] == "kernel"
+
+
+def _whole(name: str, shape: Shape) -> Shape:
+    """Returns the shape with the parts of a layer's outputs in one axis."""
+    leaf = name.rpartition(".")[2]
+    if (leaf, len(shape)) in (("kernel", 3), ("bias", 2)):
+        return (*shape[:-2], shape[-2] * shape[-1])
+    return shape
 
 
 def check_fit(
@@ -118,7 +138,9 @@ def load_torch_state(
         current = variable.get_value()
         # A copy, since jax would otherwise share memory that torch may go on training.
         values = np.array(
-            from_torch_order(leaf, tensors[name]), current.dtype, order="C"
+            from_torch_order(leaf, tensors[name], current.shape),
+            current.dtype,
+            order="C",
         )
         variable.set_value(jax.device_put(values, current.sharding))
 

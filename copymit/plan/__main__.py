@@ -1,15 +1,16 @@
 """What a training costs on TPUs or on the devices that are here, before it is paid for.
 
     pip install -c constraints.txt -e '.[tpu]'
-    copymit plan --config=laion10k --topology=v5e:8x8
+    copymit plan --config=laion10k --topology=v5e:4x4
     copymit plan --config=laion10k                         (the devices here)
 
 Compiles the real training step, and with --sampler the generation of `eval.batch_size`
 images, and prints what the compiler says of them: memory by kind, operations, bytes,
-communication. No TPU is needed and nothing is loaded or trained; a network of Stable
-Diffusion's size takes half an hour of one core to compile, and with --quick a few minutes.
-Times are a roofline, operations at the chip's peak or bytes at its bandwidth, whichever is
-longer: no training is faster.
+communication. No TPU is needed and nothing is loaded or trained; of a published model the
+small files that give its sizes are enough. A network of Stable Diffusion's size takes half
+an hour of one core to compile, and with --quick a few minutes. Times are a roofline,
+operations at the chip's peak or bytes at its bandwidth, whichever is longer: no training
+is faster.
 """
 
 import os
@@ -58,6 +59,7 @@ def plan(
       quick: whether the compiler hardly optimises.
     Raises:
       ValueError: for a config that cannot train there, or a topology that is not known.
+      FileNotFoundError, ConnectionError: if a published model's sizes cannot be read.
     """
     if topology:
         _use_topologies(topology)
@@ -66,6 +68,7 @@ def plan(
 
     from copymit.plan import programs
 
+    config = programs.with_sizes(config)
     if quick:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     devices = programs.devices_of(topology)

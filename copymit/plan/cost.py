@@ -1,21 +1,22 @@
 """What a compiled program takes of a device, as numbers and as a report."""
 
 import collections
-import math
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from copymit.chips import Chip
+from copymit.plan.loops import Program, num_bytes, runs
 
 # A step of training has these collectives; what others are called is not counted.
-_COLLECTIVE = re.compile(
-    r"= \(?([^=]*?)\)? (all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"collective-permute)(?:-start)?\("
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
 )
-_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
 
 
 class Cost(NamedTuple):
@@ -25,7 +26,7 @@ class Cost(NamedTuple):
       arguments: bytes of what is there before, by kind.
       temporary: bytes in between.
       flops, accessed: operations, and bytes read or written in memory; of kernels only
-        what enters and leaves them.
+        what enters and leaves them, and of loops as often as they run.
       collectives: kind -> (how many, bytes of their results).
       refusal: why the compiler gave up, for want of memory; then there are no numbers but
         those of the arguments, and `temporary` is infinite.
@@ -51,22 +52,17 @@ def roofline_seconds(cost: Cost, chip: Chip) -> tuple[float, str]:
     return max((compute, "operations"), (memory, "memory's bandwidth"))
 
 
-def count_collectives(program: str) -> dict[str, tuple[int, float]]:
-    """Counts the collectives in the text of a compiled program, each once."""
+def count_collectives(program: Program) -> dict[str, tuple[int, float]]:
+    """Counts the collectives of a compiled program, as often as they run."""
     found: dict[str, tuple[int, float]] = collections.defaultdict(lambda: (0, 0.0))
-    for results, kind in _COLLECTIVE.findall(program):
-        size = sum(
-            _item_bytes(dtype) * math.prod(int(n) for n in sizes.split(",") if n)
-            for dtype, sizes in _ARRAY.findall(results)
-        )
-        count, total = found[kind]
-        found[kind] = (count + 1, total + size)
+    for name, times in runs(program).items():
+        for instruction in program.computations.get(name, []):
+            kind = instruction.opcode.removesuffix("-start")
+            if times and kind in _COLLECTIVES:
+                count, total = found[kind]
+                size = num_bytes(instruction.result)
+                found[kind] = (count + times, total + times * size)
     return dict(found)
-
-
-def _item_bytes(dtype: str) -> float:
-    digits = re.search(r"\d+", dtype)
-    return max(int(digits[0]) if digits else 8, 8) / 8
 
 
 def what_to_change(config: ConfigDict, cost: Cost, chip: Chip) -> Iterator[str]:

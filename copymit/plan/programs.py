@@ -17,11 +17,19 @@ from copymit.mitigation.registry import with_mitigations
 from copymit.models.assembly import abstract_params, make_model
 from copymit.models.backend import tracing_for
 from copymit.plan.cost import Cost, count_collectives
+from copymit.plan.loops import loop_factors, read_program
+from copymit.pretrained.base_models import find_base_model
 from copymit.pretrained.settings import with_pretrained_settings
 from copymit.sharding import AXES, batch_sharding, mesh_sizes
 from copymit.training.checks import check_settings
 from copymit.training.state import abstract_state, make_optimizer
 from copymit.training.step import make_train_step, seed_key, without_unused
+
+# The files of a published model that say how large it is, and how it is trained.
+_SIZES = (
+    "unet/config.json, vae/config.json, text_encoder/config.json and "
+    "scheduler/scheduler_config.json"
+)
 
 
 class Step(NamedTuple):
@@ -56,9 +64,36 @@ def devices_of(topology: str) -> Sequence[Any]:
     return found.devices
 
 
+def with_sizes(config: ConfigDict) -> ConfigDict:
+    """Returns the config with what it leaves to a published model, and to mitigations.
+
+    Raises:
+      FileNotFoundError, ConnectionError: if the model's sizes cannot be read; says which
+        files hold them.
+      ValueError: as of `with_pretrained_settings`.
+    """
+    try:
+        return with_mitigations(with_pretrained_settings(config, weights=False))
+    except (FileNotFoundError, ConnectionError) as error:
+        whole = config.model.pretrained
+        name = whole or config.model.autoencoder.pretrained
+        base = find_base_model(name)
+        there = name if isinstance(error, ConnectionError) else "OWNER/NAME"
+        field = "model.pretrained" if whole else "model.autoencoder.pretrained"
+        raise type(error)(
+            f"{error}. A plan needs no weights, only "
+            f"{_SIZES if whole else 'config.json'}: hf download "
+            f"{base.hub_id if base else there} --include='*.json' --local-dir=FOLDER, then "
+            f"--config.{field}=FOLDER"
+        ) from error
+
+
 def plan_step(config: ConfigDict, devices: Sequence[Any]) -> Step:
-    """Compiles the training step of a config as `train.py` does."""
-    config = with_mitigations(with_pretrained_settings(config))
+    """Compiles the training step of a config as `train.py` does.
+
+    Args:
+      config: with all sizes, see `with_sizes`.
+    """
     mesh = _make_mesh(config, devices)
     check_settings(config.train, mesh)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
@@ -98,7 +133,7 @@ def plan_step(config: ConfigDict, devices: Sequence[Any]) -> Step:
 
 def plan_sampler(config: ConfigDict, devices: Sequence[Any]) -> Cost:
     """Compiles the generation of a batch, with every device its share of the images."""
-    config = with_mitigations(with_pretrained_settings(config))
+    config = config.copy_and_resolve_references()
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     mesh = _make_mesh(config, devices)
     model = make_model(config.model, config.data.resolution, config.train.dtype)
@@ -161,15 +196,17 @@ def ask_compiler(lowered: Any, arguments: dict[str, float]) -> Cost:
         reason = str(error).partition(": ")[2].splitlines()[0]
         return Cost(arguments, math.inf, math.nan, math.nan, {}, reason)
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    program = read_program(compiled.as_text())
+    operations, accessed = loop_factors(program)
     return Cost(
         arguments,
         # Results that do not take the place of arguments are there at the same time.
         memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        cost.get("flops", 0.0),
-        cost.get("bytes accessed", 0.0),
-        count_collectives(compiled.as_text()),
+        operations * cost.get("flops", 0.0),
+        accessed * cost.get("bytes accessed", 0.0),
+        count_collectives(program),
     )
 
 

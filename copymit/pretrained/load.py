@@ -102,7 +102,7 @@ def _place(
     name: str, tensor: StoredTensor, abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> jax.Array:
     wanted = abstract[name]
-    values = from_torch_order(name, tensor.read())
+    values = from_torch_order(name, tensor.read(), wanted.shape)
 
     def shard(index: Any) -> np.ndarray:
         # A copy, also where nothing changes: the original may be memory of a file.

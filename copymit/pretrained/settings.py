@@ -21,7 +21,7 @@ from copymit.pretrained.weight_files import find_weights, shard_paths
 logger = logging.getLogger(__name__)
 
 
-def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
+def with_pretrained_settings(config: ConfigDict, *, weights: bool = True) -> ConfigDict:
     """Returns the config with the sizes and the noise schedule of `model.pretrained`.
 
     What is about training stays as it was: which networks train, rematerialisation, the
@@ -29,6 +29,8 @@ def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
     `model.autoencoder.pretrained` only the autoencoder's sizes are filled in, and
     without either the config is returned as it is.
 
+    Args:
+      weights: whether the networks' weights must be there, too.
     Raises:
       FileNotFoundError, ValueError, ConnectionError: if the model cannot be opened, is
         of another kind, or its networks do not fit each other.
@@ -54,10 +56,11 @@ def with_pretrained_settings(config: ConfigDict) -> ConfigDict:
         )
     source = open_source(config.model.pretrained)
     pipeline = read_pipeline(source)
-    for network in {"unet", "vae", "text_encoder"} - set(config.model.from_scratch):
+    if weights:
         # Before data are read, which may take an hour, and the networks are built.
-        find = find_weights(source, network, find_network(source, network))
-        shard_paths(source, find)
+        for network in {"unet", "vae", "text_encoder"} - set(config.model.from_scratch):
+            find = find_weights(source, network, find_network(source, network))
+            shard_paths(source, find)
     scheduler = diffusion_settings(pipeline.scheduler)
     if note := describe_sampling(pipeline.scheduler):
         logger.warning("%s: %s", source.name, note)

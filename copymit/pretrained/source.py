@@ -25,8 +25,8 @@ _LORA_FILE = "pytorch_lora_weights.safetensors"
 # What diffusers' and accelerate's trainers leave in checkpoint-500 and the like.
 _TRAINER_FILES = ("optimizer.bin", "scheduler.bin", "random_states_0.pkl")
 _WAY_OUT = (
-    "Download the model elsewhere (huggingface-cli download ID --local-dir=FOLDER) and "
-    "give that folder"
+    "Download the model elsewhere (hf download ID --local-dir=FOLDER) and give that "
+    "folder"
 )
 
 
@@ -209,7 +209,7 @@ def _explain(hub_id: str, error: Exception) -> Exception:
     if isinstance(error, hub_errors.GatedRepoError):
         return ValueError(
             f"{hub_id} asks for its licence to be accepted: do so on "
-            f"https://huggingface.co/{hub_id} and log in (huggingface-cli login). "
+            f"https://huggingface.co/{hub_id} and log in (hf auth login). "
             f"{_WAY_OUT}"
         )
     if isinstance(error, hub_errors.RepositoryNotFoundError):

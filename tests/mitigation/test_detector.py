@@ -90,7 +90,9 @@ def table():
 def params(torch_model, table):
     state = {k: v.numpy().copy() for k, v in torch_model.state_dict().items()}
     shapes = describe_params(make_unet)
-    unet = {k: from_torch_order(k, state[to_torch_name(k)]) for k in shapes}
+    unet = {
+        k: from_torch_order(k, state[to_torch_name(k)], shapes[k].shape) for k in shapes
+    }
     return {"unet": unet, "text_encoder": table}
 
 

@@ -91,7 +91,7 @@ def test_every_sampler_walks_with_the_scales_of_its_examples(
     def predict(latents, timesteps, hidden):
         """Its difference has the magnitude of the curve: 2 components of 4 squares."""
         curve = jnp.take_along_axis(
-            jnp.tile(curves, (1, 2)),
+            jnp.repeat(curves, 2, axis=1),
             jnp.argmax(table[:, None] == timesteps, axis=0)[None],
             axis=0,
         )[0]

@@ -52,6 +52,15 @@ def test_a_cpu_multiplies_matrices_and_accelerators_keep_the_axes(kind):
     assert _ranks(layer, "gpu") == {2, 4}
 
 
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+def test_kernels_may_have_several_axes_of_outputs(machine, rng):
+    inputs = jnp.asarray(rng.standard_normal((2, 5, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 2, 4)), jnp.float32)
+    with tracing_for(machine):
+        found = contract_rows(inputs, kernel)
+    np.testing.assert_allclose(found, jnp.tensordot(inputs, kernel, 1), atol=1e-5)
+
+
 def test_other_contractions_are_refused():
     with pytest.raises(ValueError, match="are not those of a linear layer"):
         contract_rows(jnp.ones((3, 3)), jnp.ones((3, 3)), (((0,), (0,)), ((), ())))

@@ -15,7 +15,7 @@ def test_a_patch_embedding_is_a_strided_convolution(use_bias, rng):
     conv = torch.nn.Conv2d(3, 5, 4, stride=4, bias=use_bias)
     module = PatchEmbedding(4, 5, use_bias=use_bias, rngs=nnx.Rngs(0))
     weight = conv.weight.detach().numpy()
-    module.kernel.set_value(from_torch_order("kernel", weight))
+    module.kernel.set_value(from_torch_order("kernel", weight, module.kernel.shape))
     if use_bias:
         module.bias.set_value(conv.bias.detach().numpy())
     pixels = rng.standard_normal((2, 13, 19, 3), np.float32)  # one and three left over

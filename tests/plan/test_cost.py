@@ -12,24 +12,27 @@ from copymit.plan.cost import (
     roofline_seconds,
     what_to_change,
 )
+from copymit.plan.loops import read_program
 from copymit.plan.programs import ask_compiler
 
 V5E = find_chip("TPU v5 lite")
 
 PROGRAM = """
+ENTRY %main (x: f32[8]) -> bf16[16,16] {
   %all-gather.3 = f32[64,1024]{1,0:T(8,128)} all-gather(%x), channel_id=1
-  %ar = (f32[8]{0}, bf16[2,3]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %ar = (f32[8]{0}, bf16[2,3]{1,0}, /*index=2*/f32[1]{0}) all-reduce(%a, %b), to_apply=%add
   %start = (f32[4], f32[32]) all-gather-start(%y), channel_id=4
   %done = f32[32] all-gather-done(%start)
   ROOT %cp = bf16[16,16]{1,0} collective-permute(%z), source_target_pairs={{0,1}}
   %fusion = f32[9] fusion(%all-gather.3), kind=kLoop, calls=%all-reduce_fusion
+}
 """
 
 
 def test_collectives_are_counted_with_the_bytes_that_they_make():
-    assert count_collectives(PROGRAM) == {
+    assert count_collectives(read_program(PROGRAM)) == {
         "all-gather": (2, 4 * 64 * 1024 + 4 * (4 + 32)),
-        "all-reduce": (1, 4 * 8 + 2 * 6),
+        "all-reduce": (1, 4 * 8 + 2 * 6 + 4),
         "collective-permute": (1, 2 * 256),
     }
 

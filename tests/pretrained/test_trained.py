@@ -91,6 +91,7 @@ def run(request, tmp_path_factory):
     config.model.pretrained = str(root / "base")
     config.model.text_encoder.train = request.param != "frozen text"
     config.train.lora_rank = 2 if request.param == "lora" else 0
+    config.train.lora_targets = (*config.train.lora_targets, "ff.net.0.proj")
     config.data.resolution = RESOLUTION
     config.data.cache_latents = True
     config.data.cache_embeddings = request.param == "frozen text"

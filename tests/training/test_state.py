@@ -1,11 +1,6 @@
 """The learning rate, the optimizer and the state against closed forms."""
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -217,20 +212,11 @@ print(json.dumps({
 """
 
 
-def test_the_parameters_do_not_depend_on_the_devices_that_hold_them(config):
+def test_the_parameters_do_not_depend_on_the_devices_that_hold_them(config, on_devices):
     model = make_model(config.model, config.data.resolution, "float32")
     state = init_state(model, make_optimizer(config.train), config, make_mesh())
     leaves = jax.tree.leaves(state.params)
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_8_DEVICES],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = on_devices(8, "-c", _ON_8_DEVICES)
     whole = b"".join(np.asarray(x).tobytes() for x in leaves)
     assert found["whole"] == hashlib.sha256(whole).hexdigest()
     assert found["share"] == [49_408 // 2, 32]
