@@ -79,9 +79,17 @@ def test_status_table_and_figure_come_from_the_bucket(
             f"{name}.parquet",
             f"{name}.md",
             f"{name}.png",
+            f"{name}.html",
         ]
     table = pd.read_parquet(io.BytesIO(faulty_bucket.read(f"{name}.parquet")))
     assert list(table["factor"]) == [2, 4]
     assert table["dataset_similarity"].notna().all()
     assert b"| factor | seeds | similarity |" in faulty_bucket.read(f"{name}.md")
     assert faulty_bucket.read(f"{name}.png").startswith(b"\x89PNG")
+    page = faulty_bucket.read(f"{name}.html").decode()
+    pictures = re.findall(r'src="(runs/[^"]*)"', page)
+    assert pictures
+    assert all(
+        faulty_bucket.read(f"{faulty_bucket.root}/sweep/{path}")[:2] == b"\xff\xd8"
+        for path in pictures
+    )
