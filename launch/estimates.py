@@ -19,7 +19,7 @@ _SHARES = re.compile(
 )
 # Of other scores, by their names; what is not named here may be any number.
 _RANGES = (
-    (re.compile(r"similarity_std|^fid|^fd_|density$|seconds"), 0.0, np.inf),
+    (re.compile(r"similarity_std|^fid|^fd_|density$|seconds|^num_"), 0.0, np.inf),
     (re.compile(r"similarity|_pearson$"), -1.0, 1.0),
 )
 _NORMAL = 1.96

@@ -118,6 +118,7 @@ def test_the_number_behind_a_share_is_that_of_its_own_comparison():
         ("complexity_entropy_pearson", [-0.99, -0.3, -0.6], -1, 1),
         ("fd_efficientnet_lite0", [1.0, 9.0, 3.0], 0, np.inf),
         ("seconds_per_image", [0.01, 0.1, 0.2], 0, np.inf),
+        ("num_memorised", [0, 1, 14], 0, np.inf),
     ],
 )
 def test_no_interval_leaves_the_range_of_its_score(key, values, low, high):
