@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     data.sampling = "epochs"  # epochs (without replacement) | replacement | published
     data.cache_latents = False  # encode every image once, before training
     data.cache_embeddings = False  # encode every caption once: a frozen text encoder
-    # Where encoded images and captions are kept; "" = cache, in WORKDIR; a sweep shares
-    # ../cache.
+    # Where encoded images and captions are kept; "" = cache, in WORKDIR. A sweep shares
+    # ../cache, where evaluations keep the features of training images, too.
     data.cache_dir = ""
     data.num_threads = 2  # Grain reader threads per process
     data.num_workers = 0  # Grain worker processes per process; 0 = threads only

@@ -69,6 +69,14 @@ def trained_settings(flat: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if not k.startswith(_FREE_TO_CHANGE)}
 
 
+def cache_folder(workdir: epath.Path, config: ConfigDict) -> epath.Path:
+    """Returns where caches lie; `data.cache_dir` may begin with `../`."""
+    folder = config.data.cache_dir
+    while folder.startswith("../"):
+        workdir, folder = workdir.parent, folder.removeprefix("../")
+    return workdir / (folder or "cache")
+
+
 def claim_workdir(
     workdir: epath.Path,
     config: ConfigDict,

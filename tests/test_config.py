@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from configs import common
-from copymit.config import claim_workdir, flatten, read_record
+from copymit.config import cache_folder, claim_workdir, flatten, read_record
 
 
 @pytest.fixture
@@ -188,3 +188,15 @@ def test_a_kill_while_the_record_is_written_leaves_the_old_one(
     assert read_record(workdir)["config"]["eval"]["seed"] == 0
     claim_workdir(workdir, config)
     assert read_record(workdir)["config"]["eval"]["seed"] == 5
+
+
+def test_runs_share_a_directory_of_caches_when_told_to():
+    config = common.get_config()
+    workdir = epath.Path("gs://bucket/sweep/trial")
+    for named, found in {
+        "": "gs://bucket/sweep/trial/cache",
+        "../cache": "gs://bucket/sweep/cache",
+        "../../all": "gs://bucket/all",
+    }.items():
+        config.data.cache_dir = named
+        assert str(cache_folder(workdir, config)) == found

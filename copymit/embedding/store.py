@@ -34,6 +34,7 @@ DIGEST_BYTES = 16
 # multiple as large as the square root of all, so that their files stay few, too.
 _LEAST_SHARD_ROWS = 256
 _LISTED_AT_ONCE = 65_536
+_OF_SHARDS = (".parquet", ".npy", ".partial")
 
 
 class Skipped(NamedTuple):
@@ -124,11 +125,15 @@ class EmbeddingStore:
     Args:
       inputs: digest of everything that the features depend on, or a text that says why
         an image of the same name is still the same.
+      shared: whether other evaluations may write the same set at the same time.
     """
 
-    def __init__(self, directory: epath.PathLike, inputs: str = ""):
+    def __init__(
+        self, directory: epath.PathLike, inputs: str = "", *, shared: bool = False
+    ):
         self.directory = epath.Path(directory)
         self.inputs = inputs
+        self._removed = (".parquet", ".npy") if shared else _OF_SHARDS
 
     def write(
         self, plan: Plan, index: int, shard: Shard, features: Float[np.ndarray, "R D"]
@@ -159,7 +164,7 @@ class EmbeddingStore:
         kept = {_stem(i, key) for i in range(plan.num_shards)}
         paths = [path for path in self.directory.iterdir() if path.stem not in kept]
         for path in sorted(paths, key=lambda path: path.suffix != ".parquet"):
-            if path.suffix in (".parquet", ".npy", ".partial"):
+            if path.suffix in self._removed:
                 path.unlink(missing_ok=True)
 
     def find(self) -> Plan | None:

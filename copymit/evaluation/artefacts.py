@@ -12,6 +12,9 @@ OUT/detection.parquet, .json, tokens.jsonl   memorised prompts, if they were loo
 OUT/copies/                           the pairs, as pictures, pages and a table
 OUT/report.html, figures/, pairs/ ...  what people look at
 
+Where runs share a cache (`data.cache_dir`), the stores of what all of them have, training
+and held-out images, lie in CACHE/features/EMBEDDER/SET/DIGEST instead.
+
 Every artefact that a later stage reads carries the digest of its inputs, written in the
 same file at the same moment: tables and stores in their metadata, JSON as `inputs`. It
 is read only by who asks for that digest, so that whatever an interruption, other settings
@@ -51,6 +54,8 @@ _INPUTS, _VOUCHES_FOR = "inputs", "vouches_for"
 QUERIES = ("generations", "background", "heldout")
 # Training images whose captions are scored, for comparison with the generations'.
 BACKGROUND_CAPTIONS = 2_000
+# Sets that do not depend on the model, and so are those of other runs, too.
+_OF_THE_DATA = ("references", "heldout", "few_references")
 
 
 class Artefacts(NamedTuple):
@@ -62,6 +67,7 @@ class Artefacts(NamedTuple):
       stages: digest of what goes into each stage.
       sets: digest of what each set of images or texts depends on.
       weights: digest of the weights of each embedder that has any.
+      cache: what runs beside this one share, if they share anything.
     """
 
     out: epath.Path
@@ -69,27 +75,37 @@ class Artefacts(NamedTuple):
     stages: Mapping[str, str]
     sets: Mapping[str, str]
     weights: Mapping[str, str]
+    cache: epath.Path | None = None
 
     def store(
         self, embedder: str, images: str, tile: Tile | None = None
     ) -> EmbeddingStore:
         """Is the store of a set of images, or of one tile of each."""
         of = [self.sets[images], self.weights.get(weights_name(embedder), "")]
+        inputs = compute_digest(of)
+        if self.cache and images in _OF_THE_DATA:
+            folder = _store_folder(self.cache / "features", embedder, images, tile)
+            return EmbeddingStore(folder / inputs[:16], inputs, shared=True)
         return EmbeddingStore(
-            _store_folder(self.out, embedder, images, tile), compute_digest(of)
+            _store_folder(self.out / "embeddings", embedder, images, tile), inputs
         )
 
     def known_stores(
         self, embedder: str, images: str, tile: Tile | None = None
     ) -> list[EmbeddingStore]:
-        """Lists the stores of the same set in the evaluations beside this one."""
-        if not self.out.parent.exists():
-            return []  # a bucket knows no empty directories
-        return [
-            EmbeddingStore(_store_folder(path, embedder, images, tile))
-            for path in sorted(self.out.parent.iterdir())
-            if path.is_dir() and path != self.out
+        """Lists other stores of such images: of the evaluations beside this one, and of
+        all training and held-out images in the shared cache.
+        """
+        own = self.store(embedder, images, tile).directory
+        folders = [
+            _store_folder(path / "embeddings", embedder, images, tile)
+            for path in _folders(self.out.parent)
         ]
+        if self.cache and images in _OF_THE_DATA:
+            for kind in _OF_THE_DATA:
+                place = _store_folder(self.cache / "features", embedder, kind, tile)
+                folders += _folders(place)
+        return [EmbeddingStore(folder) for folder in folders if folder != own]
 
     def matches(self, embedder: str, queries: str) -> epath.Path:
         """Is a table of neighbours; that of the headline embedder lies at the top."""
@@ -269,6 +285,7 @@ def open_artefacts(subject: Subject) -> Artefacts:
         stages,
         {name: compute_digest([name, inputs]) for name, inputs in sets.items()},
         {name: content_digest(path) for name, path in settings.weights.items() if path},
+        subject.cache,
     )
 
 
@@ -366,8 +383,13 @@ def _metadata(path: epath.Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
+def _folders(parent: epath.Path) -> list[epath.Path]:
+    if not parent.exists():
+        return []  # a bucket knows no empty directories
+    return [path for path in sorted(parent.iterdir()) if path.is_dir()]
+
+
 def _store_folder(
-    out: epath.Path, embedder: str, images: str, tile: Tile | None
+    parent: epath.Path, embedder: str, images: str, tile: Tile | None
 ) -> epath.Path:
-    folder = f"{embedder}@{tile.name}" if tile else embedder
-    return out / "embeddings" / folder / images
+    return parent / (f"{embedder}@{tile.name}" if tile else embedder) / images

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
+from copymit.config import cache_folder
 from copymit.data.captions import VariedCaptions
 from copymit.data.dataset import Dataset
 from copymit.data.pipeline import CachedEmbeddings, CachedMoments, Images
@@ -141,14 +142,6 @@ def embeddings_pay(config: ConfigDict, count: int, folder: epath.Path) -> bool:
         reason,
     )
     return False
-
-
-def cache_folder(workdir: epath.Path, config: ConfigDict) -> epath.Path:
-    """Returns where caches lie; `data.cache_dir` may begin with `../`."""
-    folder = config.data.cache_dir
-    while folder.startswith("../"):
-        workdir, folder = workdir.parent, folder.removeprefix("../")
-    return workdir / (folder or "cache")
 
 
 def _embedding(config: ConfigDict) -> tuple[tuple[int, int], str]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from copymit.checkpoint import closing_checkpoints, open_checkpoints
-from copymit.config import claim_workdir, flatten
+from copymit.config import cache_folder, claim_workdir, flatten
 from copymit.data.dataset import (
     Dataset,
     claim_examples,
@@ -43,7 +43,6 @@ from copymit.settings import training_settings
 from copymit.sharding import batch_sharding, make_mesh
 from copymit.training.cache import (
     cache_embeddings,
-    cache_folder,
     cache_moments,
     embeddings_pay,
     every_caption,

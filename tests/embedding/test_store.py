@@ -112,6 +112,19 @@ def test_a_new_set_of_the_same_inputs_leaves_the_old_one_readable_until_it_is_wh
     assert len(list(store.directory.iterdir())) == 2 * plan.num_shards
 
 
+def test_a_shared_store_leaves_what_another_process_is_writing(store, rng):
+    fill(store, rng)
+    partial = store.directory / "00001-half.npy.another-host-17.partial"
+    partial.touch()
+    shared = EmbeddingStore(store.directory, store.inputs, shared=True)
+    plan = plan_shards(IDS[:3], "mean colour", shard_rows=2)
+    fill(shared, rng, plan, IDS[:3])
+    shared.keep_only(plan)
+    assert (shared.find(), partial.exists()) == (plan, True)
+    store.keep_only(plan)
+    assert not partial.exists()
+
+
 def test_a_store_that_is_not_there_is_named(tmp_path):
     store = EmbeddingStore(tmp_path / "none")
     assert store.find() is None

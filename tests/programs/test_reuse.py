@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from configs import tiny
+from copymit.embedding import embed
 from copymit.evaluation.run import run_stages
 from copymit.evaluation.stages import STAGES
 from copymit.evaluation.subject import open_pair, open_run
+from tests.programs.conftest import Run
 
 
 def open_with(run, **changes):
@@ -48,6 +51,45 @@ def test_a_second_evaluation_reuses_what_the_first_one_made(copied):
     # No image depends on these, so neither may cost a generation.
     run_stages(open_with(copied, gallery_size=2, batch_size=3))
     assert times(copied.out) == before
+
+
+def test_runs_that_share_a_cache_embed_their_training_images_once(
+    finished, tmp_path, monkeypatch
+):
+    seen = []
+    apply = embed._Network.__call__
+    monkeypatch.setattr(
+        *(embed._Network, "__call__"),
+        lambda self, prepared: (seen.append(len(prepared)), apply(self, prepared))[1],
+    )
+    scores = [finished.out / "scores.json"]
+    counts = []
+    for name in ("first", "second", "evaluated before"):
+        run = Run(Path(shutil.copytree(finished.workdir, tmp_path / name)))
+        if name != "evaluated before":
+            shutil.rmtree(run.workdir / "eval")
+        record = json.loads((run.workdir / "config.json").read_text())
+        record["config"]["data"]["cache_dir"] = "../cache"
+        (run.workdir / "config.json").write_text(json.dumps(record))
+        run_stages(open_run(run.workdir, None, None))
+        scores.append(run.out / "scores.json")
+        counts.append(sum(seen))
+        seen.clear()
+        features = tmp_path / "cache" / "features"
+        kept = {path.parent for path in features.rglob("*.npy")}
+        sets = {"references", "heldout"}
+        assert {folder.parent.name for folder in kept} == sets
+        if name == "evaluated before":
+            continue
+        own = {path.parent.name for path in run.out.rglob("embeddings/*/*/*.npy")}
+        assert own == {"generations", "reconstructions"}
+    before = json.loads(scores[0].read_text())
+    embedders = len(before["protocols"])
+    trained_on = before["num_references"] + before["num_heldout"]
+    assert counts[0] - counts[1] == trained_on * embedders
+    assert counts[2] == 0
+    cached = [path.read_text().replace('"../cache"', '""') for path in scores]
+    assert set(cached) == {scores[0].read_text()}
 
 
 def test_a_changed_setting_repeats_its_stage_and_the_later_ones(copied):

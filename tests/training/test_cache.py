@@ -165,18 +165,6 @@ def test_every_caption_that_a_run_draws_is_listed(run):
         assert draws.caption(example, True, rng) in listed
 
 
-def test_trainings_share_a_directory_of_caches_when_told_to(config):
-    config = config.copy_and_resolve_references()
-    workdir = epath.Path("gs://bucket/sweep/trial")
-    for named, found in {
-        "": "gs://bucket/sweep/trial/cache",
-        "../cache": "gs://bucket/sweep/cache",
-        "../../all": "gs://bucket/all",
-    }.items():
-        config.data.cache_dir = named
-        assert str(cache.cache_folder(workdir, config)) == found
-
-
 def test_embeddings_are_counted_before_they_are_computed(config, tmp_path, monkeypatch):
     config = config.copy_and_resolve_references()
     config.train.update(steps=1000, batch_size=8)

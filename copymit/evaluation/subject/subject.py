@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from copymit.config import flatten
+from copymit.config import cache_folder, flatten
 from copymit.data.dataset import Dataset
 from copymit.data.examples import ExampleSource
 from copymit.data.texts import split_lines
@@ -158,6 +158,7 @@ class Subject:
       run: what makes the generations, or None if they were given.
       duplication: the run's table, or None.
       choice: of the headline embedder, where nobody named one.
+      cache: folder that runs share (`data.cache_dir`), or None.
     """
 
     title: str
@@ -174,6 +175,7 @@ class Subject:
     run: Run | None = None
     duplication: pd.DataFrame | None = None
     choice: Choice | None = None
+    cache: epath.Path | None = None
 
     @property
     def generations_folder(self) -> epath.Path:
@@ -249,5 +251,8 @@ def subject_of_run(run: Run, out: epath.Path, model: Any, **fields: Any) -> Subj
             [dataset.example_ids[i] for i in reconstructed_rows(config, dataset)],
         ),
         run=run,
+        cache=cache_folder(out.parent.parent, config)
+        if config.data.get("cache_dir")  # which no older copymit wrote
+        else None,
         **fields,
     )
