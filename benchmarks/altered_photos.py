@@ -4,6 +4,7 @@ Archives of photos enter; features and names leave.
 """
 
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,50 +29,89 @@ ALTERED_BY = (
     "perspective",
     "rotation by 5 degrees",
 )
+VERSIONS = 2
 _BLOCK = 250  # photos a file
 _BATCH = 25
 
 
 class Photos(NamedTuple):
-    """Photos in an order drawn once, the first of them altered, too.
+    """Photos in an order drawn once, and behind them altered versions of the first.
 
     Attributes:
       names: in their archive.
-      unit: features, of length one.
-      altered_unit: the same of the first photos, each altered twice.
+      rows: features, of length one, or pixels: of all photos, then of the altered ones
+        in one version, then in another.
     """
 
     names: list[str]
-    unit: np.ndarray
-    altered_unit: np.ndarray
+    rows: np.ndarray
+
+    def altered(self, photos: np.ndarray, version: int) -> np.ndarray:
+        """Lists the rows of a version of photos."""
+        count = len(self.names)
+        return count + version * (len(self.rows) - count) // VERSIONS + photos
 
 
 def load_photos(
     archive: str, embedder: str, cache: Path, count: int, num_altered: int
 ) -> Photos:
     """Embeds photos of an archive, but for what an earlier call kept."""
+    network: list[Embedder] = []
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        if not network:
+            network.append(make_embedder(embedder))
+        return unit_rows(embed_arrays(network[0], images, _BATCH))
+
+    return _load(archive, embedder, embed, cache, count, num_altered)
+
+
+def load_pixels(
+    archive: str, side: int, cache: Path, count: int, num_altered: int
+) -> Photos:
+    """Does the same with the pixels themselves, of photos resized to a side."""
+
+    def shrink(images: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [resize_and_crop(Image.fromarray(image), side) for image in images]
+        )
+
+    return _load(archive, f"{side}px", shrink, cache, count, num_altered)
+
+
+def _names(archive: str) -> list[str]:
     suffixes = (".jpg", ".jpeg")
     with tarfile.open(archive) as tar:
         names = sorted(n for n in tar.getnames() if n.lower().endswith(suffixes))
-    names = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
-    parts = []
-    for altered, total in ((True, num_altered), (False, count)):
-        network, blocks = None, []
+    return [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+
+
+def _load(
+    archive: str,
+    what: str,
+    compute: Callable[[np.ndarray], np.ndarray],
+    cache: Path,
+    count: int,
+    num_altered: int,
+) -> Photos:
+    """Computes something of all photos, and of the altered ones, block by block."""
+    names, parts = _names(archive), []
+    for kind, total in (("photos", count), ("altered", num_altered)):
+        blocks = []
         for start in range(0, total, _BLOCK):
-            kind = "altered" if altered else "photos"
-            path = cache / f"{Path(archive).stem}-{embedder}-{kind}-{start:05d}.npz"
+            path = cache / f"{Path(archive).stem}-{what}-{kind}-{start:05d}.npz"
             if not path.exists():
-                network = network or make_embedder(embedder)
                 some = names[start : start + _BLOCK]
-                made = _embed_block(archive, some, start, network, altered)
+                versions = _read_block(archive, some, start, altered=kind == "altered")
+                made = [compute(np.stack(images)) for images in versions]
                 cache.mkdir(parents=True, exist_ok=True)
-                np.savez(path, **made)
+                np.savez(path, unit=made[0] if len(made) == 1 else np.stack(made, 1))
                 print(path.name, flush=True)
             with np.load(path, allow_pickle=False) as kept:
                 blocks.append(kept["unit"])
         parts.append(np.concatenate(blocks)[:total])
-    altered_unit, unit = parts
-    return Photos(names[:count], unit, altered_unit)
+    photos, altered = parts
+    return Photos(names[:count], np.concatenate([photos, *altered.swapaxes(0, 1)]))
 
 
 def alter(pixels: np.ndarray, transform: str, seed: int) -> np.ndarray:
@@ -80,9 +120,10 @@ def alter(pixels: np.ndarray, transform: str, seed: int) -> np.ndarray:
     return np.asarray(TRANSFORMS[transform](image, image, rng).convert("RGB"))
 
 
-def _embed_block(
-    archive: str, names: list[str], start: int, network: Embedder, altered: bool
-) -> dict[str, np.ndarray]:
+def _read_block(
+    archive: str, names: list[str], start: int, *, altered: bool
+) -> list[list[np.ndarray]]:
+    """Reads photos, or makes both altered versions of each."""
     with tarfile.open(archive) as tar:
         data = [tar.extractfile(name).read() for name in names]  # type: ignore[union-attr]
 
@@ -91,18 +132,13 @@ def _embed_block(
 
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(read, zip(data, names, strict=True)))
-    versions = [images]
-    if altered:
-        kinds = len(ALTERED_BY)
-        versions = [
-            [
-                alter(p, ALTERED_BY[(start + i + 3 * v) % kinds], i)
-                for i, p in enumerate(images)
-            ]
-            for v in range(2)
+    if not altered:
+        return [images]
+    kinds = len(ALTERED_BY)
+    return [
+        [
+            alter(p, ALTERED_BY[(start + i + 3 * v) % kinds], i)
+            for i, p in enumerate(images)
         ]
-    unit = [
-        unit_rows(embed_arrays(network, np.stack(version), _BATCH))
-        for version in versions
+        for v in range(VERSIONS)
     ]
-    return {"unit": np.stack(unit, 1) if altered else unit[0]}

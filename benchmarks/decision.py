@@ -5,37 +5,36 @@
 The archives hold photos, CACHE keeps their features. Real photos stand for a model's
 images and for those that it was trained on: some training photos are duplicated, some come
 back altered, the other generations are photos that are not in the training set. All is
-drawn again for each seed. Only the descriptor decides here: exact copies need no
-statistics. Prints the table and writes it, and prints which photos were falsely called
-copies of which.
+drawn again for each seed. A descriptor decides together with the correlation of pixels,
+which counts where pixels agree tile by tile, too, and each alone for comparison. Exact
+copies need no statistics; none come back here. Prints the table and writes it, and prints
+which photos were falsely called copies of which.
 """
 
+import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.altered_photos import Photos, load_photos
+from benchmarks.altered_photos import VERSIONS, Photos, load_photos, load_pixels
 from copymit.embedding.store import Embeddings
 from copymit.evaluation.decide import is_repeated
-from copymit.scores.conformal import adjust, fit_null, p_values
+from copymit.scores.conformal import adjust, combine, fit_null, p_values
 from copymit.scores.nearness import SamePicture, duplicate_threshold, measure_nearness
+from copymit.scores.tiled import agrees, compare_tiles, tiled_l2
 from copymit.search.exact import Neighbours
 
 RATE = 0.01
+BESIDE, SIDE_PX = "pixels", 128
 NEIGHBOURS = 11
 SEEDS = 12
-# By embedder: photos of each archive that are embedded, and how many of them altered.
-SIZES = {
-    "sscd_288_int8": {"imagenette2-224": (5500, 500), "flickr8k-2000": (2000, 250)},
-    "efficientnet_lite0": {
-        "imagenette2-224": (5500, 500),
-        "flickr8k-2000": (2000, 250),
-    },
-}
+EMBEDDERS = ("sscd_288_int8", "efficientnet_lite0")
+# Photos of each archive that are embedded, and how many of them altered.
+SIZES = {"imagenette2-224": (5500, 500), "flickr8k-2000": (2000, 250)}
 
 
 class Case(NamedTuple):
@@ -59,6 +58,24 @@ class Case(NamedTuple):
     one_class: bool = False
 
 
+class Draw(NamedTuple):
+    """What is drawn, by rows of `Photos`.
+
+    Attributes:
+      generations: the copies first, which are altered photos of the training set.
+      copies: how many.
+      heldout: known not to be in the training set.
+      references: the training set.
+      pictures: a number for each of them, the same for equal ones.
+    """
+
+    generations: np.ndarray
+    copies: int
+    heldout: np.ndarray
+    references: np.ndarray
+    pictures: np.ndarray
+
+
 class Outcome(NamedTuple):
     """What became of one draw.
 
@@ -80,17 +97,26 @@ def main(imagenette: str, flickr: str, cache: str, page: str) -> None:
         "|---" * 10 + "|",
     ]
     pairs: Counter[tuple[str, str]] = Counter()
-    for embedder, sizes in SIZES.items():
-        for archive in (imagenette, flickr):
-            name = Path(archive).stem
-            photos = load_photos(archive, embedder, Path(cache), *sizes[name])
-            for case in cases(len(photos.names), "imagenette" in name):
-                found = [
-                    simulate(photos, embedder, case, seed) for seed in range(SEEDS)
-                ]
-                lines.append(_row(embedder, name, case, found))
-                print(lines[-1], flush=True)
-                pairs.update(pair for outcome in found for pair in outcome.false)
+    for archive in (imagenette, flickr):
+        name = Path(archive).stem
+        size = (Path(cache), *SIZES[name])
+        photos = {e: load_photos(archive, e, *size) for e in (*EMBEDDERS, BESIDE)}
+        cosines = {e: seen.rows @ seen.rows.T for e, seen in photos.items()}
+        pixels = load_pixels(archive, SIDE_PX, *size)
+        by: dict[tuple[str, ...], list[str]] = {
+            **{(embedder, BESIDE): [] for embedder in EMBEDDERS},
+            **{(embedder,): [] for embedder in photos},
+        }
+        for case in cases(SIZES[name][0], "imagenette" in name):
+            found = [
+                simulate(photos, cosines, pixels, by, case, s) for s in range(SEEDS)
+            ]
+            for witnesses, rows in by.items():
+                outcomes = [outcome[witnesses] for outcome in found]
+                rows.append(_row(" + ".join(witnesses), name, case, outcomes))
+                print(rows[-1], flush=True)
+                pairs.update(pair for outcome in outcomes for pair in outcome.false)
+        lines += itertools.chain(*by.values())
     Path(page).write_text("\n".join([*lines, ""]))
     for (one, other), count in pairs.most_common():  # to be looked at
         print(f"{count} times a copy: {one} of {other}")
@@ -117,10 +143,52 @@ def cases(count: int, has_classes: bool) -> Iterator[Case]:
         yield Case(count // 2, 50, 0.0, 0.0, one_class=True)
 
 
-def simulate(photos: Photos, embedder: str, case: Case, seed: int) -> Outcome:
-    """Draws once and decides."""
+def simulate(
+    photos: Mapping[str, Photos],
+    cosines: Mapping[str, np.ndarray],
+    pixels: Photos,
+    by: Iterable[tuple[str, ...]],
+    case: Case,
+    seed: int,
+) -> dict[tuple[str, ...], Outcome]:
+    """Draws once, and decides by each set of embedders."""
+    drawn = draw(pixels, case, seed)
+    judged = {
+        name: _judge(name, seen, cosines[name], pixels, drawn)
+        for name, seen in photos.items()
+    }
+    return {names: _decide([judged[e] for e in names], pixels, drawn) for names in by}
+
+
+def _decide(
+    judged: Sequence[tuple[np.ndarray, np.ndarray]], pixels: Photos, drawn: Draw
+) -> Outcome:
+    p = np.stack([p for p, _ in judged])
+    called = adjust(combine(p)) <= RATE
+    nearest = np.stack([nearest for _, nearest in judged])
+    nearest = nearest[np.nan_to_num(p, nan=2).argmin(axis=0), np.arange(len(called))]
+    count, copies = len(pixels.names), drawn.copies
+    altered = (len(pixels.rows) - count) // VERSIONS
+
+    def name(row: int) -> str:
+        return pixels.names[row if row < count else (row - count) % altered]
+
+    return Outcome(
+        [
+            (name(drawn.generations[i]), name(drawn.references[nearest[i]]))
+            for i in np.flatnonzero(called)
+            if i >= copies
+        ],
+        int(called[:copies].sum()),
+        copies,
+    )
+
+
+def draw(photos: Photos, case: Case, seed: int) -> Draw:
+    """Draws training set and generations of a case."""
     rng = np.random.default_rng(seed)
-    count, num_altered = len(photos.names), len(photos.altered_unit)
+    count = len(photos.names)
+    num_altered = (len(photos.rows) - count) // VERSIONS
     copied = rng.permutation(num_altered)[: round(case.copied * case.generations)]
     rest = rng.permutation(np.setdiff1d(np.arange(count), copied))
     if case.one_class:  # first
@@ -130,22 +198,32 @@ def simulate(photos: Photos, embedder: str, case: Case, seed: int) -> Outcome:
     others, heldout, rest = np.split(rest, [new, new + case.heldout])
     trained = np.concatenate([copied, rest[: case.trained - len(copied)]])
     assert len(trained) == case.trained, "there are too few photos"
-
     twice = rng.choice(trained, round(case.duplicated * len(trained)), replace=False)
     altered = (twice < num_altered) & (rng.random(len(twice)) < 0.5)
-    again = photos.unit[twice].copy()
-    again[altered] = photos.altered_unit[twice[altered], 1]
-    references = np.concatenate([photos.unit[trained], again])
-    pictures = np.concatenate([trained, np.where(altered, -1 - twice, twice)])
-    pictures = np.unique(pictures, return_inverse=True)[1]
+    again = np.where(altered, photos.altered(twice, 1), twice)
+    references = np.concatenate([trained, again])
+    return Draw(
+        np.concatenate([photos.altered(copied, 0), others]),
+        len(copied),
+        heldout,
+        references,
+        np.unique(references, return_inverse=True)[1],
+    )
 
-    features = Embeddings([str(i) for i in range(len(references))], [references])
+
+def _judge(
+    embedder: str, photos: Photos, cosines: np.ndarray, pixels: Photos, drawn: Draw
+) -> tuple[np.ndarray, np.ndarray]:
+    """Is p-value and nearest reference of each generation by one embedder."""
+    references = drawn.references
+    ids = [str(row) for row in range(len(references))]
+    features = Embeddings(ids, [photos.rows[references]])
     own = np.arange(len(references))
-    background = _nearest(references, references, own)
-    threshold = duplicate_threshold(embedder, background, own, pictures)
-    same = SamePicture(pictures, threshold)
-    if case.heldout:
-        near = _nearest(photos.unit[heldout], references)
+    background = _nearest(cosines, references, references, own)
+    threshold = duplicate_threshold(embedder, background, own, drawn.pictures)
+    same = SamePicture(drawn.pictures, threshold)
+    if len(drawn.heldout):
+        near = _nearest(cosines, drawn.heldout, references)
         found = measure_nearness(near, features, same)
         null = found.nearness[found.similarity < threshold]
     else:
@@ -153,22 +231,27 @@ def simulate(photos: Photos, embedder: str, case: Case, seed: int) -> Outcome:
         null = found.nearness[~is_repeated(background, same, own)]
     model = fit_null(null[np.isfinite(null)])
 
-    made = np.concatenate([photos.altered_unit[copied, 0], photos.unit[others]])
-    found = measure_nearness(_nearest(made, references), features, same)
-    called = adjust(p_values(model, found.nearness)) <= RATE
-    who, whose = np.append(copied, others), np.append(trained, twice)[found.reference]
-    false = [i for i in np.flatnonzero(called) if i >= len(copied)]
-    return Outcome(
-        [(photos.names[who[i]], photos.names[whose[i]]) for i in false],
-        int(called[: len(copied)].sum()),
-        len(copied),
-    )
+    near = _nearest(cosines, drawn.generations, references)
+    found = measure_nearness(near, features, same)
+    p = p_values(model, found.nearness)
+    for row in np.flatnonzero(p <= RATE) if embedder == BESIDE else ():
+        made = pixels.rows[drawn.generations[row]]
+        seen = compare_tiles(
+            lambda i, made=made: tiled_l2(made, pixels.rows[references[i]]),
+            int(found.reference[row]),
+            near.indices[row][found.others[row]].tolist(),
+        )
+        p[row] = p[row] if agrees(*map(np.array, seen)) else 1.0
+    return p, found.reference
 
 
 def _nearest(
-    queries: np.ndarray, references: np.ndarray, exclude: np.ndarray | None = None
+    cosines: np.ndarray,
+    queries: np.ndarray,
+    references: np.ndarray,
+    exclude: np.ndarray | None = None,
 ) -> Neighbours:
-    similarities = queries @ references.T
+    similarities = cosines[np.ix_(queries, references)]
     if exclude is not None:
         similarities[np.arange(len(queries)), exclude] = -2
     nearest = np.argpartition(-similarities, NEIGHBOURS, 1)[:, :NEIGHBOURS]

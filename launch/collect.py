@@ -15,7 +15,7 @@ import pandas as pd
 from etils import epath
 
 from configs.sweeps_types import Roc, Score, SweepFunction
-from copymit.scores.names import COMPARISONS
+from copymit.scores.detection import COMPARISONS
 from copymit.storage import write_whole
 from launch.claims import Claims, Version
 from launch.figures.figure import draw

@@ -4,7 +4,7 @@ In: the size at which images are compared, and the weights that are given. Out: 
 and why.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from copymit.data.images import ImageError
 from copymit.embedding.image_set import ImageSet
+from copymit.embedding.pixels import PIXEL_SIZES
 from copymit.embedding.sscd import find_sscd
 
 LEAST_SIDE_PX = 64
@@ -92,3 +93,10 @@ def usual_side(images: ImageSet) -> int | None:
     with ThreadPoolExecutor() as pool:
         sides = [s for s in pool.map(side, positions) if s is not None]
     return int(np.median(sides)) if sides else None
+
+
+def deciding(embedders: Sequence[str]) -> list[str]:
+    """Lists the embedders that call copies: the first, and the first of pixels."""
+    headline, *others = embedders
+    beside = [name for name in others if name in PIXEL_SIZES]
+    return [headline] if headline in PIXEL_SIZES else [headline, *beside[:1]]

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 from copymit.embedding.embed import is_blank
+from copymit.embedding.headline import deciding
 from copymit.embedding.store import Embeddings
 from copymit.evaluation.artefacts import Artefacts
 from copymit.evaluation.pixel_witness import look_at_pixels
@@ -20,6 +21,7 @@ from copymit.scores.compute import View
 from copymit.scores.conformal import NullModel, fit_null
 from copymit.scores.grades import (
     Decisions,
+    Finding,
     PixelWitness,
     decide,
     needed_similarity,
@@ -63,6 +65,21 @@ class _Digests(NamedTuple):
     blank: Bool[np.ndarray, " N"]
 
 
+class _Judged(NamedTuple):
+    """What one embedder says, and of what.
+
+    Attributes:
+      same: which training images are one picture.
+      digests: of each set of images.
+      about: scores that say what the null is.
+    """
+
+    finding: Finding
+    same: SamePicture
+    digests: dict[str, _Digests]
+    about: Scores
+
+
 def decide_generations(
     subject: Subject,
     artefacts: Artefacts,
@@ -72,46 +89,62 @@ def decide_generations(
     """Decides on every generation.
 
     Args:
-      views: the first is the descriptor; of the others only candidates are taken.
+      views: the first is the descriptor; pixels among the others are a second witness,
+        and the nearest of all are compared tile by tile.
     """
-    first = views[0]
-    digests = {
-        images: _digests(artefacts, first, images)
-        for images in first.embeddings
-        if images in ("generations", "references", "heldout")
+    by_name = {view.embedder: view for view in views}
+    judged = {
+        name: _judge(subject, artefacts, by_name[name])
+        for name in deciding(subject.eval.embedders)
     }
-    pictures = np.unique(digests["references"].values, return_inverse=True)[1]
-    own = background_of(subject, first.embeddings["references"])
-    background = first.neighbours.get("background")
-    threshold = 2.0
-    if background:
-        threshold = duplicate_threshold(
-            first.embedder, background.neighbours, own, pictures
-        )
-    same = SamePicture(pictures, threshold)
-    nearness = _nearness(subject, first, "generations", same)
-    null, about = _null(subject, first, same, own, digests)
+    descriptor, *others = judged.values()
+    nearness, null = descriptor.finding
+    blank = descriptor.digests["generations"].blank
     equal = _equal(artefacts, views)
-    blank = digests["generations"].blank
-    pixels = look_at_pixels(subject, views, nearness, equal, blank)
+    near = {name: one.finding.nearness for name, one in judged.items()}
+    pixels = look_at_pixels(subject, views, near, equal, blank)
     rate = subject.eval.false_discovery_rate
-    decisions = decide(nearness, null, pixels, rate)
-    scores: Scores = {"false_discovery_rate": rate, "duplicate_threshold": None} | about
+    correlation = others[0].finding if others else None
+    decisions = decide(descriptor.finding, correlation, pixels, rate)
+    pictures, threshold = descriptor.same
+    scores: Scores = {"false_discovery_rate": rate, "duplicate_threshold": None}
+    scores |= descriptor.about
     if threshold <= 1:
         scores["duplicate_threshold"] = threshold
     scores["copy_threshold"] = null and needed_similarity(
         nearness, null, decisions, rate
     )
     scores |= summarise(decisions, pictures, provenance.clusters)
-    published = published_threshold(first.embedder)
+    published = published_threshold(views[0].embedder)
     if published is not None:
         scores["published_threshold"] = published
         above = nearness.similarity >= published
         scores["num_above_published_threshold"] = int((above & ~blank).sum())
-    groups = _repeats(subject, first, threshold, digests["generations"])
-    prompts = _prompts(subject, first.embeddings["generations"].ids)
+    groups = _repeats(subject, views[0], threshold, descriptor.digests["generations"])
+    prompts = _prompts(subject, views[0].embeddings["generations"].ids)
     scores |= summarise_repeats(groups, prompts)
-    return Decided(scores, _columns(first, decisions, pixels, nearness, groups))
+    return Decided(scores, _columns(views[0], decisions, pixels, nearness, groups))
+
+
+def _judge(subject: Subject, artefacts: Artefacts, view: View) -> _Judged:
+    """Finds how near one embedder sees every generation, and what is no copy."""
+    digests = {
+        images: _digests(artefacts, view, images)
+        for images in view.embeddings
+        if images in ("generations", "references", "heldout")
+    }
+    pictures = np.unique(digests["references"].values, return_inverse=True)[1]
+    own = background_of(subject, view.embeddings["references"])
+    background = view.neighbours.get("background")
+    threshold = 2.0
+    if background:
+        threshold = duplicate_threshold(
+            view.embedder, background.neighbours, own, pictures
+        )
+    same = SamePicture(pictures, threshold)
+    nearness = _nearness(subject, view, "generations", same)
+    null, about = _null(subject, view, same, own, digests)
+    return _Judged(Finding(nearness, null), same, digests, about)
 
 
 def _columns(
@@ -137,7 +170,10 @@ def _columns(
     )
     if np.isfinite(pixels.distance).any():
         columns["tile_l2"] = pixels.distance
-        columns["tile_l2_ratio"] = pixels.ratio
+        first, *more = pixels.ratio
+        columns["tile_l2_ratio"] = (
+            np.where(decisions.unseen, more[0], first) if more else first
+        )
     return columns
 
 

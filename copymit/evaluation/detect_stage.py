@@ -20,7 +20,7 @@ from copymit.evaluation.prompts import Prompt, make_prompts, read_prompts
 from copymit.evaluation.stages import compute_digest
 from copymit.evaluation.subject import Run, Subject
 from copymit.mitigation.detector import DETECTORS, DetectionOptions
-from copymit.scores.names import COMPARISONS
+from copymit.scores.detection import COMPARISONS
 
 PROMPTED, UNSEEN = "prompted", "unseen"
 _OPTIONS = (

@@ -6,7 +6,7 @@ found again by later evaluations of the run.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,11 +18,13 @@ from copymit.data.dataset import Dataset, make_captions
 from copymit.data.schedule import draw_generator
 from copymit.data.tokenizer import make_tokenizer
 from copymit.diffusion.noise_scheduler import NoiseScheduler
-from copymit.embedding.embed import embed, embed_arrays
-from copymit.embedding.image_set import examples_as_images
+from copymit.embedding.embed import Job, embed_all, embed_arrays
+from copymit.embedding.embedder import Embedder
+from copymit.embedding.headline import deciding
+from copymit.embedding.image_set import ImageSet, examples_as_images
 from copymit.embedding.registry import make_embedder, weights_name
 from copymit.embedding.store import EmbeddingStore, load_embeddings, unit_rows
-from copymit.evaluation.online_copies import make_copied_share
+from copymit.evaluation.online_copies import Embedded, make_copied_share
 from copymit.evaluation.search_stage import unit_vectors
 from copymit.evaluation.settings import resolve_embedders
 from copymit.evaluation.stages import compute_digest, content_digest, data_digest
@@ -70,24 +72,13 @@ def make_copy_monitor(
     evaluation, choice = resolve_embedders(config.eval, lambda: size)
     if choice:
         logger.info(choice.reason)
-    embedder = make_embedder(evaluation.embedders[0], config.eval.weights)
+    names = deciding(evaluation.embedders)
+    embedders = [make_embedder(name, config.eval.weights) for name in names]
     images = examples_as_images("references", dataset.source, dataset.indices, size)
-    weights = config.eval.weights.get(weights_name(embedder.name), "")
-    of = [
-        data_digest(config.data),
-        images.ids,
-        size,
-        weights and content_digest(weights),
-    ]
-    folder = workdir / "eval" / "online" / "embeddings" / embedder.name / "references"
-    store = EmbeddingStore(folder, compute_digest(of))
-    batch_size = config.eval.batch_size
-    embed(embedder, images, store, batch_size=batch_size)
-    wait_for_all("references of the monitor are embedded")
-    references = load_embeddings(store)
-    vectors = unit_vectors(references, "references")
+    seen = _embed_references(config, embedders, images, workdir)
+    references, vectors = seen[0].references, seen[0].vectors
     own = unit_rows(references.rows(chosen))
-    copied_share = make_copied_share(embedder.name, store, references, evaluation)
+    copied_share = make_copied_share(seen, images, evaluation)
 
     def monitor(networks: ModelParams, step: int) -> dict[str, float]:
         made, finite = generate_on(
@@ -104,7 +95,11 @@ def make_copy_monitor(
                 )
         if bad == len(made):
             return values
-        features = unit_rows(embed_arrays(embedder, made[finite], batch_size))
+        by_each = [
+            unit_rows(embed_arrays(embedder, made[finite], config.eval.batch_size))
+            for embedder in embedders
+        ]
+        features = by_each[0]
         nearest = search_exact(features, vectors, 1).similarities[:, 0]
         hits = np.einsum("qd,qd->q", features, own[finite]) >= nearest - TIE_TOLERANCE
         values |= {
@@ -113,7 +108,7 @@ def make_copy_monitor(
             "online_prompted_image_hits": float(hits.mean()),
         }
         if copied_share:
-            values["online_copied_share"] = copied_share(features)
+            values["online_copied_share"] = copied_share(by_each, made[finite])
         for name, of_kind in {
             "duplicated": duplicated,
             "unduplicated": ~duplicated,
@@ -132,6 +127,34 @@ def make_copy_monitor(
         return values
 
     return monitor
+
+
+def _embed_references(
+    config: ConfigDict,
+    embedders: Sequence[Embedder],
+    images: ImageSet,
+    workdir: epath.Path,
+) -> list[Embedded]:
+    jobs = []
+    for embedder in embedders:
+        weights = config.eval.weights.get(weights_name(embedder.name), "")
+        of = [
+            data_digest(config.data),
+            images.ids,
+            config.data.resolution,
+            weights and content_digest(weights),
+        ]
+        folder = workdir / "eval" / "online" / "embeddings" / embedder.name
+        store = EmbeddingStore(folder / "references", compute_digest(of))
+        jobs.append(Job(embedder, store))
+    embed_all(jobs, images, batch_size=config.eval.batch_size)
+    wait_for_all("references of the monitor are embedded")
+    seen = []
+    for job in jobs:
+        references = load_embeddings(job.store)
+        vectors = unit_vectors(references, "references")
+        seen.append(Embedded(job.embedder.name, job.store, references, vectors))
+    return seen
 
 
 def choose_prompted(duplicated: np.ndarray, count: int) -> np.ndarray:

@@ -5,7 +5,7 @@ network. Only a pair below Carlini et al.'s threshold is compared with further p
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from copymit.evaluation.subject import Subject
 from copymit.scores.compute import View
 from copymit.scores.grades import PixelWitness
 from copymit.scores.nearness import Nearness
-from copymit.scores.tiled import EXTRACTED_BELOW, GRID, tiled_l2
+from copymit.scores.tiled import GRID, compare_tiles, tiled_l2
 
 # Of training images that are kept decoded: several generations have the same candidate.
 _KEPT_BYTES = 2**28
@@ -26,21 +26,21 @@ _KEPT_BYTES = 2**28
 class _Seen(NamedTuple):
     reference: int
     distance: float
-    to_nearest: float
-    ratio: float
+    to_nearest: list[float]
+    ratio: list[float]
 
 
 def look_at_pixels(
     subject: Subject,
     views: Sequence[View],
-    nearness: Nearness,
+    deciding: Mapping[str, Nearness],
     equal: Int[np.ndarray, " Q"],
     blank: Bool[np.ndarray, " Q"],
 ) -> PixelWitness:
     """Compares every generation with its candidates, tile by tile.
 
     Args:
-      nearness: of the generations, by the first view.
+      deciding: nearness of the generations by each embedder that decides.
       equal: row of a training image of equal pixels, or -1.
       blank: whether a generation has one colour only.
     """
@@ -48,36 +48,35 @@ def look_at_pixels(
     ids = views[0].embeddings["generations"].ids
     if not most or subject.size < GRID:
         distance = np.where(equal >= 0, 0.0, np.nan)
-        unknown = np.full(len(ids), np.nan)
-        return PixelWitness(equal, equal, distance, distance, unknown, blank)
+        unknown = np.full((len(deciding), len(ids)), np.nan)
+        return PixelWitness(equal, equal, distance, unknown, unknown, blank)
     read_generation = reader_by_id(subject.generations())
     read_reference = functools.lru_cache(_KEPT_BYTES // (3 * subject.size**2))(
         reader_by_id(subject.references)
     )
     references = views[0].embeddings["references"].ids
-    tables = [view.neighbours["generations"].neighbours.indices for view in views]
+    tables = {v.embedder: v.neighbours["generations"].neighbours.indices for v in views}
 
     def measure(row: int) -> _Seen:
         image = read_generation(ids[row])
 
+        @functools.cache
         def distance_to(reference: int) -> float:
+            if reference == equal[row]:
+                return 0.0
             return tiled_l2(image, read_reference(references[reference]))
 
-        nearest = int(nearness.reference[row])
-        found = {int(i) for table in tables for i in table[row, :most]} | {nearest}
-        distances = {i: distance_to(i) for i in sorted(found)}
+        compared = []
+        for name, nearness in deciding.items():
+            others = tables[name][row][nearness.others[row]].tolist()
+            nearest = int(nearness.reference[row])
+            compared.append(compare_tiles(distance_to, nearest, others))
+        candidates = {int(i) for table in tables.values() for i in table[row, :most]}
+        candidates |= {int(nearness.reference[row]) for nearness in deciding.values()}
         if equal[row] >= 0:
-            distances[int(equal[row])] = 0.0
-        best = min(distances, key=lambda i: (distances[i], i))
-        ratio = np.nan
-        others = tables[0][row][nearness.others[row]].tolist()
-        if distances[nearest] < EXTRACTED_BELOW and others:
-            known = distances | {
-                i: distance_to(i) for i in others if i not in distances
-            }
-            mean = np.mean([known[i] for i in others])
-            ratio = distances[nearest] / mean if mean > 0 else 1.0
-        return _Seen(best, distances[best], distances[nearest], ratio)
+            candidates.add(int(equal[row]))
+        best = min(sorted(candidates), key=distance_to)
+        return _Seen(best, distance_to(best), *map(list, zip(*compared, strict=True)))
 
     with ThreadPoolExecutor() as pool:
         seen = list(pool.map(measure, range(len(ids))))
@@ -85,7 +84,7 @@ def look_at_pixels(
         equal,
         np.array([one.reference for one in seen]),
         np.array([one.distance for one in seen]),
-        np.array([one.to_nearest for one in seen]),
-        np.array([one.ratio for one in seen]),
+        np.array([one.to_nearest for one in seen]).T,
+        np.array([one.ratio for one in seen]).T,
         blank,
     )

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from copymit.report.detection_figures import plot_roc, plot_tokens
 from copymit.report.evaluated_run import Detection
 from copymit.report.verdict import format_interval, format_value, read_estimate
-from copymit.scores.detection import compute_roc
-from copymit.scores.names import AUC, COMPARISONS, DETECTOR_SCORES
+from copymit.scores.detection import AUC, COMPARISONS, DETECTOR_SCORES, compute_roc
 
 NUM_TOKEN_FIGURES = 4
 

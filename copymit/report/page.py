@@ -44,8 +44,8 @@ from copymit.report.verdict import (
     make_tiles,
     read_estimate,
 )
+from copymit.scores.detection import COMPARISONS, DETECTOR_SCORES
 from copymit.scores.grades import GRADES
-from copymit.scores.names import COMPARISONS, DETECTOR_SCORES
 from copymit.storage import write_whole
 
 _SETS = {

@@ -16,7 +16,7 @@ Tone = Literal["copies", "partly", "unclear", "none"]
 
 _GRADES = {
     "num_exact_copies": "exact (pixels agree)",
-    "num_near_copies": "near (descriptor and pixels agree)",
+    "num_near_copies": "near (pixels are alike)",
     "num_likely_copies": "likely (the descriptor alone)",
 }
 _DUPLICATION: Mapping[Relation, str] = {
@@ -195,6 +195,8 @@ def _grades(scores: Mapping[str, Any]) -> list[str]:
     counts = [
         f"{scores[key]:,} {words}" for key, words in _GRADES.items() if scores.get(key)
     ]
+    if unseen := scores.get("num_copies_by_pixels"):
+        counts[-1] += f"; {unseen:,} of them would not have been called without pixels"
     return [
         f"{'; '.join(counts)}.",
         f"That is {format_score('copied_share', share)} of the generations.",

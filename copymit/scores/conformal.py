@@ -122,6 +122,17 @@ def value_at(null: NullModel, p_value: float) -> float:
     return float(np.nextafter(null.values[count - 1 - allowed], np.inf))
 
 
+def combine(p: Float[np.ndarray, "W Q"]) -> Float[np.ndarray, " Q"]:
+    """Is one p-value of several witnesses, who may depend on each other in any way.
+
+    The least of them times their number (Bonferroni); NaN tells nothing.
+    """
+    told = ~np.isnan(p)
+    least = np.where(told, p, np.inf).min(axis=0)
+    least = np.where(told.any(axis=0), least, np.nan)
+    return np.minimum(least * told.sum(axis=0), 1)
+
+
 def adjust(p: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
     """Is Benjamini and Hochberg's q-value of each; NaN are no hypotheses."""
     q = np.full(len(p), np.nan)

@@ -16,8 +16,13 @@ from copymit.scores.bootstrap import (
     finite_vector,
     unanimous_interval,
 )
-from copymit.scores.names import AUC, FOUND_AT_1_PERCENT
 from copymit.scores.similarity import Scores
+
+# Of each detector in detection.json, under each comparison; and what heads their columns.
+AUC, FOUND_AT_1_PERCENT = "auc", "tpr_at_1_percent_fpr"
+DETECTOR_SCORES = {AUC: "AUC", FOUND_AT_1_PERCENT: "found at 1 %"}
+# Whose prompts memorised ones are told from.
+COMPARISONS = {"unmemorised": "others", "unseen": "unseen"}
 
 # How often each distinct score, ascending, occurs among memorised and among other
 # prompts, in S samples each (S, U), gives (S,) numbers.

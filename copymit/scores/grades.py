@@ -1,8 +1,9 @@
 """Which generations are copies: one grade each, and what the grades come to.
 
-Two witnesses that know nothing of each other: how much nearer a descriptor sees the
-nearest training image than the next (nearness.py), with the chance that an image that is
-no copy gets so near (conformal.py); and the pixels of the two images (tiled.py).
+Witnesses that know nothing of each other: how much nearer a descriptor, and the
+correlation of pixels, see the nearest training image than the next (nearness.py), each
+with the chance that an image that is no copy gets so near (conformal.py); and the pixels
+of the two images, tile by tile (tiled.py).
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from copymit.scores.conformal import (
     NullModel,
     adjust,
+    combine,
     effective_count,
     p_values,
     share_interval,
@@ -21,7 +23,7 @@ from copymit.scores.conformal import (
 )
 from copymit.scores.nearness import Nearness
 from copymit.scores.similarity import Scores
-from copymit.scores.tiled import EXTRACTED_BELOW
+from copymit.scores.tiled import EXTRACTED_BELOW, agrees
 
 Grade = Literal["exact", "near copy", "likely copy", "pixels alone", "none"]
 GRADES: tuple[Grade, ...] = get_args(Grade)
@@ -35,8 +37,6 @@ _KEYS: dict[Grade, str] = {
 # Distance of the least similar tile up to which pixels agree, in [0, 1]: what one
 # resampling and a JPEG of quality 90 leave of a photo.
 EXACT_BELOW = 0.02
-# Carlini et al.'s alpha: a pair agrees in pixels if it is this much nearer than others.
-DISTINCT_BELOW = 0.5
 
 
 class PixelWitness(NamedTuple):
@@ -46,18 +46,29 @@ class PixelWitness(NamedTuple):
       equal: row of a training image of equal pixels, or -1.
       reference: row of the candidate with the least tiled distance, -1 without any.
       distance: that distance, in [0, 1]; NaN without any.
-      to_nearest: distance to the descriptor's nearest, or to an image of equal pixels.
-      ratio: to_nearest over the mean distance to the next different pictures; NaN where
-        it was not needed, or there are none.
+      to_nearest: distance to the nearest of each embedder that decides.
+      ratio: that over the mean distance to the next different pictures; NaN where it was
+        not needed, or there are none.
       blank: whether the generation has one colour only.
     """
 
     equal: Int[np.ndarray, " Q"]
     reference: Int[np.ndarray, " Q"]
     distance: Float[np.ndarray, " Q"]
-    to_nearest: Float[np.ndarray, " Q"]
-    ratio: Float[np.ndarray, " Q"]
+    to_nearest: Float[np.ndarray, "W Q"]
+    ratio: Float[np.ndarray, "W Q"]
     blank: Bool[np.ndarray, " Q"]
+
+
+class Finding(NamedTuple):
+    """What one embedder says of each generation.
+
+    Attributes:
+      null: of images that are no copies; without it the embedder says nothing.
+    """
+
+    nearness: Nearness
+    null: NullModel | None
 
 
 class Decisions(NamedTuple):
@@ -67,49 +78,71 @@ class Decisions(NamedTuple):
       grades: of `GRADES`.
       copy_of: row of the training image that it is a copy of, or agrees with in pixels
         alone; else -1.
-      p, q: of the descriptor; q is p after Benjamini and Hochberg. NaN where the
-        descriptor tells nothing, and of generations that need no test: exact copies, and
+      p, q: of all embedders together; q is p after Benjamini and Hochberg. NaN where
+        none tells anything, and of generations that need no test: exact copies, and
         images of one colour.
+      unseen: whether it is a copy that the descriptor alone would not have called.
+      num_witnesses: embedders that p-values are of.
     """
 
     grades: np.ndarray
     copy_of: Int[np.ndarray, " Q"]
     p: Float[np.ndarray, " Q"]
     q: Float[np.ndarray, " Q"]
+    unseen: Bool[np.ndarray, " Q"]
+    num_witnesses: int
 
 
 def decide(
-    nearness: Nearness,
-    null: NullModel | None,
+    descriptor: Finding,
+    correlation: Finding | None,
     pixels: PixelWitness,
     false_discovery_rate: float,
 ) -> Decisions:
     """Grades every generation.
 
     `exact`: its pixels are those of a training image, or differ by less than
-    `EXACT_BELOW` in every tile. Of the others, `near copy` and `likely copy` are those
-    whose q-value is at most the false discovery rate, with pixels that agree and without:
-    a tiled distance below 0.15 that is less than half of those to other pictures.
-    `pixels alone`: some tiled distance is below 0.15, and the descriptor does not call
-    it a copy. Images of one colour are none: they agree with any other.
+    `EXACT_BELOW` in every tile. The others are called copies whose q-value is at most the
+    false discovery rate: `near copy` with pixels that agree, `likely copy` without. They
+    agree with the nearest of an embedder at a tiled distance below 0.15 that is less than
+    half of those to other pictures; without that their correlation says nothing.
+    `pixels alone`: some tiled distance is below 0.15, and no embedder calls it a copy.
+    Images of one colour are none: they agree with any other.
 
     Args:
-      null: of images that are no copies; without it the descriptor says nothing.
+      correlation: of pixels, where the descriptor is something else.
     """
     exact = (pixels.equal >= 0) | (pixels.distance <= EXACT_BELOW)
     exact &= ~pixels.blank
-    tested = ~exact & ~pixels.blank & (null is not None)
-    values = np.where(tested, nearness.nearness, np.nan)
-    p = np.full(len(values), np.nan) if null is None else p_values(null, values)
+    agree = agrees(pixels.to_nearest, pixels.ratio)
+    witnesses = [descriptor] + ([correlation] if correlation else [])
+    each = np.stack([_p_values(one, exact | pixels.blank) for one in witnesses])
+    # Two skies correlate, and no tile of them is nearer than those of a third.
+    each[1:] = np.where(np.isnan(each[1:]) | agree[1:], each[1:], 1.0)
+    p = combine(each)
     q = adjust(p)
-    near = q <= false_discovery_rate
-    agree = (pixels.to_nearest < EXTRACTED_BELOW) & ~(pixels.ratio > DISTINCT_BELOW)
+    called = q <= false_discovery_rate
+    number = max(1, sum(witness.null is not None for witness in witnesses))
+    calls = called & (each <= p[called].max(initial=0) / number)
+    seen, near = calls[0], (calls & agree).any(axis=0)
+    nearest = descriptor.nearness.reference
+    if correlation:
+        nearest = np.where(seen, nearest, correlation.nearness.reference)
     alone = (pixels.distance < EXTRACTED_BELOW) & ~pixels.blank
-    conditions = [exact, near & agree, near, alone]
+    conditions = [exact, near, called, alone]
     grades = np.select(conditions, GRADES[:4], GRADES[4])
     same = np.where(pixels.equal >= 0, pixels.equal, pixels.reference)
-    copy_of = np.select(conditions, [same, *2 * [nearness.reference], same], -1)
-    return Decisions(grades.astype(object), copy_of, p, q)
+    copy_of = np.select(conditions, [same, nearest, nearest, same], -1)
+    return Decisions(grades.astype(object), copy_of, p, q, called & ~seen, number)
+
+
+def _p_values(
+    witness: Finding, untested: Bool[np.ndarray, " Q"]
+) -> Float[np.ndarray, " Q"]:
+    if witness.null is None:
+        return np.full(len(untested), np.nan)
+    values = np.where(untested, np.nan, witness.nearness.nearness)
+    return p_values(witness.null, values)
 
 
 def needed_similarity(
@@ -117,15 +150,16 @@ def needed_similarity(
 ) -> float | None:
     """Is the similarity that makes half of the generations count as a copy.
 
-    Where a picture has near others a copy needs more, elsewhere less: the median. None if
-    no similarity is enough.
+    To the descriptor, whose nearness it is. Where a picture has near others a copy needs
+    more, elsewhere less: the median. None if no similarity is enough.
 
     Args:
       rate: false discovery rate.
     """
     found = (decisions.q <= rate).sum()
     p_value = rate * max(1, found) / max(1, (~np.isnan(decisions.p)).sum())
-    logs = nearness.log_scale[np.isfinite(nearness.log_scale)] - value_at(null, p_value)
+    value = value_at(null, p_value / decisions.num_witnesses)
+    logs = nearness.log_scale[np.isfinite(nearness.log_scale)] - value
     if not len(logs) or not np.isfinite(logs).all():
         return None
     return float(np.median(np.maximum(1 - np.exp(2 * logs) / 2, -1)))
@@ -148,6 +182,7 @@ def summarise(
     return {
         "num_copies": int(copies.sum()),
         **{key: int((decisions.grades == grade).sum()) for grade, key in _KEYS.items()},
+        "num_copies_by_pixels": int(decisions.unseen.sum()),
         "copied_share": share,
         "copied_share_ci95": list(share_interval(share, count)),
         "copied_images": len(np.unique(pictures[decisions.copy_of[copies]])),

@@ -20,11 +20,6 @@ _LABELS_OF_SETS = {
     "background": "Training images to each other",
     "heldout": "Images never trained on",
 }
-# Of each detector in detection.json, under each comparison; and what heads their columns.
-AUC, FOUND_AT_1_PERCENT = "auc", "tpr_at_1_percent_fpr"
-DETECTOR_SCORES = {AUC: "AUC", FOUND_AT_1_PERCENT: "found at 1 %"}
-# Whose prompts memorised ones are told from.
-COMPARISONS = {"unmemorised": "others", "unseen": "unseen"}
 
 
 @dataclass(frozen=True)
@@ -113,15 +108,20 @@ SCORES = (
     Score(
         "generations",
         "num_{exact,near,likely}_copies",
-        "copies whose pixels agree, copies that the descriptor and pixels see, and copies "
-        "that the descriptor alone sees",
+        "copies of equal pixels or nearly so, others whose pixels agree, and copies that "
+        "the descriptor alone sees",
+        higher="worse",
+    ),
+    Score(
+        "generations",
+        "num_copies_by_pixels",
+        "copies that the correlation of pixels calls and the descriptor does not",
         higher="worse",
     ),
     Score(
         "generations",
         "num_pixels_alone",
-        "generations with a tiled distance below "
-        f"{EXTRACTED_BELOW} that the descriptor does not see; in no number of copies",
+        f"generations with a tiled distance below {EXTRACTED_BELOW} that are no copies",
         higher="worse",
     ),
     Score(

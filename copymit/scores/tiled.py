@@ -5,11 +5,15 @@ Source: Carlini et al. 2023, Extracting Training Data from Diffusion Models, sec
 is called extracted. So images that share only a background of one colour stay apart.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 GRID = 4
 EXTRACTED_BELOW = 0.15
+# Their alpha: a pair agrees if it is this much nearer than others.
+DISTINCT_BELOW = 0.5
 
 
 def tile_distances(
@@ -44,3 +48,28 @@ def tiled_l2(
 ) -> float:
     """Distance of the least similar tile, in [0, 1]; 0 for equal images."""
     return float(tile_distances(image, other, grid).max())
+
+
+def compare_tiles(
+    distance_to: Callable[[int], float], nearest: int, others: Sequence[int]
+) -> tuple[float, float]:
+    """Is the distance to the nearest picture, and its share of those to the next ones.
+
+    Args:
+      distance_to: picture -> tiled distance.
+      others: the next different pictures.
+    Returns:
+      NaN for the share where the first is not below 0.15, or there are no others.
+    """
+    distance = distance_to(nearest)
+    if distance >= EXTRACTED_BELOW or not len(others):
+        return distance, np.nan
+    mean = np.mean([distance_to(i) for i in others])
+    return distance, float(distance / mean) if mean > 0 else 1.0
+
+
+def agrees(
+    distance: Float[np.ndarray, "..."], ratio: Float[np.ndarray, "..."]
+) -> Bool[np.ndarray, "..."]:
+    """Says whether pictures agree tile by tile; where there are no others, by distance."""
+    return (distance < EXTRACTED_BELOW) & ~(ratio > DISTINCT_BELOW)

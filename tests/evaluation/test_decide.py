@@ -1,15 +1,19 @@
 """The decision on every generation, from images to scores, tables and pictures."""
 
+import functools
 import json
 import tarfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from copymit.data.images import decode_image, resize_and_crop
+from copymit.embedding import registry
+from copymit.embedding.pixels import make_pixels
 from copymit.evaluation import evaluate, score_stage
 from copymit.evaluation.subject import open_finished
 from copymit.report.verdict import answer
@@ -116,6 +120,41 @@ def test_ten_equal_photos_among_others_are_found_and_held_out_tench_are_not(tmp_
     scores = audit(tmp_path, made, trained, **settings).scores
     assert scores["num_exact_copies"] == 10
     assert scores["num_copies"] <= 11
+
+
+@pytest.fixture
+def easily_confused(monkeypatch):
+    """A descriptor to which every image with noise is another one."""
+    name = "efficientnet_lite0"
+    made = make_pixels("pixels")._replace(
+        name=name,
+        protocol="confused by noise",
+        apply=lambda _, images: jnp.sin(
+            images.reshape(len(images), -1).astype(jnp.float32)
+        ),
+    )
+    entry = registry._EMBEDDERS[name]._replace(make=lambda _: made)
+    monkeypatch.setitem(registry._EMBEDDERS, name, entry)
+    return name
+
+
+def test_noise_that_hides_copies_from_the_descriptor_hides_none_from_pixels(
+    tmp_path, rng, easily_confused
+):
+    """Their pixels agreed, and they were in no number of copies."""
+    trained = draw(rng, 300)
+    made = np.concatenate([draw(rng, 80), altered(trained[:20], rng)])
+    audit_by = functools.partial(audit, tmp_path, made, trained)
+    alone = audit_by(embedders=(easily_confused,), quality_embedders=("pixels",))
+    assert alone.scores["num_copies"] == alone.scores["num_copies_by_pixels"] == 0
+    assert alone.scores["num_pixels_alone"] == 0  # nothing finds the images to compare
+    both = audit_by(embedders=(easily_confused, "pixels"))
+    table = both.generations.set_index("generation").sort_index()
+    assert (table["grade"][80:] == "near copy").all()
+    assert (table["copy_of"][80:] == [f"{i:06d}" for i in range(20)]).all()
+    assert (table["tile_l2_ratio"][80:] < 0.5).all()
+    assert (table["grade"][:80] == "none").all()
+    assert both.scores["num_copies_by_pixels"] == both.scores["num_near_copies"] == 20
 
 
 def test_heldout_images_are_the_null_where_they_are_given(tmp_path, rng):

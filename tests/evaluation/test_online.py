@@ -1,12 +1,15 @@
 """Copying measured while training: known generations give known scalars."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
 from copymit.data.dataset import load_dataset
+from copymit.embedding.headline import deciding
 from copymit.embedding.image_set import examples_as_images
+from copymit.embedding.registry import make_embedder
 from copymit.evaluation import online
 from copymit.evaluation.online import choose_prompted, make_copy_monitor
 from copymit.generator import Generated
@@ -93,6 +96,46 @@ def test_copies_are_counted_where_training_images_tell_how_near_others_are(
         lambda images, row: images.read(row) if next(rows) else 255 - images.read(row)
     )
     assert some["online_copied_share"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("config", [60], indirect=True)
+def test_what_the_descriptor_does_not_see_pixels_call_while_training_too(
+    monitored, config, monkeypatch
+):
+    """As the evaluation does: the bound on copies is of the same share."""
+
+    def blind(name, weights):
+        made = make_embedder(name, weights)
+        if name == "pixels":
+            return made
+        return made._replace(
+            name=name,
+            protocol="sees nothing",
+            apply=lambda params, images: jax.random.normal(
+                jax.random.key(int(images.shape[0])), (len(images), 8)
+            ),
+        )
+
+    monkeypatch.setattr(online, "make_embedder", blind)
+    config.eval.embedders = ("pixels_16", "pixels")
+    assert deciding(config.eval.embedders) == ["pixels_16"]
+    monkeypatch.setattr(online, "deciding", lambda names: list(names))
+    copies = monitored(lambda images, row: images.read(row))
+    assert copies["online_prompted_image_hits"] < 1
+    assert copies["online_copied_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("embedders", "expected"),
+    [
+        (("sscd_288", "pixels"), ["sscd_288", "pixels"]),
+        (("sscd_288", "inception", "pixels_16", "pixels"), ["sscd_288", "pixels_16"]),
+        (("pixels", "sscd_288"), ["pixels"]),
+        (("sscd_288",), ["sscd_288"]),
+    ],
+)
+def test_the_descriptor_and_pixels_decide(embedders, expected):
+    assert deciding(embedders) == expected
 
 
 def test_few_training_images_do_not_tell_copies(monitored, caplog):

@@ -96,6 +96,13 @@ def test_a_pair_below_the_pixel_threshold_is_never_silent():
     )
 
 
+def test_what_only_pixels_called_is_said():
+    headline = make_headline(FOUND | {"num_copies_by_pixels": 2})
+    assert "alone); 2 of them would not have been called without pixels. That" in plain(
+        headline
+    )
+
+
 def test_without_enough_training_images_only_exact_copies_are_spoken_of():
     few = NOTHING | {"copy_threshold": None}
     assert "too few training images" in answer(few)

@@ -4,6 +4,7 @@ from scipy import stats
 
 from copymit.scores.conformal import (
     adjust,
+    combine,
     effective_count,
     fit_null,
     p_values,
@@ -77,6 +78,20 @@ def test_duplicates_among_the_images_are_left_out_of_the_null(rng):
     assert p_values(fit_null(both), copy)[0] < 1e-3
     assert (both >= 1.3).mean() > 0.03
     assert len(fit_null(alone).values) >= 1795
+
+
+def test_p_values_of_several_witnesses_are_one_valid_p_value(rng):
+    p = rng.random((3, 20_000))
+    np.testing.assert_allclose(combine(p[:1]), p[0])
+    both = combine(p[:2])
+    assert (both >= p[:2].min(axis=0)).all()
+    # Closed form: 1 - (1 - x / 2)^2 of two independent ones, at most x; 5 deviations.
+    for x in (0.01, 0.1, 0.5):
+        expected = 1 - (1 - x / 2) ** 2
+        assert abs((both <= x).mean() - expected) < 5 * np.sqrt(expected / 20_000)
+    assert (combine(p[[0, 0]]) <= 0.1).mean() <= 0.1  # one witness twice
+    some = np.array([[0.01, np.nan, np.nan], [0.3, 0.2, np.nan]])
+    np.testing.assert_array_equal(combine(some), [0.02, 0.2, np.nan])
 
 
 def test_q_values_are_scipys_and_what_is_not_tested_counts_not(rng):

@@ -3,7 +3,9 @@ import pytest
 
 from copymit.scores.conformal import fit_null
 from copymit.scores.grades import (
+    COPIES,
     EXACT_BELOW,
+    Finding,
     PixelWitness,
     decide,
     needed_similarity,
@@ -21,24 +23,31 @@ def null(rng):
 
 
 def decisions(null, generations):
-    """Each generation: its nearness, and what pixels say that is not `FAR`."""
+    """Each generation: its nearness, by pixels, and what these say that is not `FAR`."""
     near = np.array([g.get("nearness", 0.02) for g in generations])
-    rows = [FAR | {k: v for k, v in g.items() if k != "nearness"} for g in generations]
+    rows = [FAR | {k: v for k, v in g.items() if k in FAR} for g in generations]
     columns = {key: np.array([row[key] for row in rows]) for key in FAR}
+    agreeing = np.array([g.get("agrees", False) for g in generations])
     count = len(generations)
     scale = np.zeros(count)
     witness = PixelWitness(
         columns["equal"],
         100 + np.arange(count),
         columns["distance"],
-        columns["to_nearest"],
-        columns["ratio"],
+        np.stack([columns["to_nearest"], np.where(agreeing, 0.1, 0.6)]),
+        np.stack([columns["ratio"], np.where(agreeing, 0.2, 0.9)]),
         columns["blank"],
     )
     nearness = Nearness(
         np.arange(count), np.full(count, 0.4), scale, near, np.ones((count, 5), bool)
     )
-    return decide(nearness, null, witness, RATE), nearness
+    correlation = None
+    if any("correlation" in g for g in generations):
+        near = np.array([g.get("correlation", 0.02) for g in generations])
+        correlation = nearness._replace(reference=200 + np.arange(count), nearness=near)
+        correlation = Finding(correlation, null)
+    found = decide(Finding(nearness, null), correlation, witness, RATE)
+    return found, nearness
 
 
 def test_each_grade_has_its_witnesses(null):
@@ -66,6 +75,52 @@ def test_each_grade_has_its_witnesses(null):
     assert found.copy_of.tolist() == [7, 101, 2, 3, 4, 105, -1, -1]
     tested = ~np.isnan(found.p)
     assert tested.tolist() == [False, False, True, True, True, True, False, True]
+
+
+def test_what_the_descriptor_does_not_see_pixels_may_call(null):
+    tiles = {"distance": 0.1, "to_nearest": 0.1, "ratio": 0.2}
+    generations = [
+        {"correlation": 1.5, "agrees": True},
+        {"correlation": 1.5},  # one sky and another
+        {"nearness": 1.5, "correlation": 1.5, "agrees": True},
+        {"nearness": 1.5, "correlation": 1.5},
+        {"nearness": 1.5, "agrees": True},
+        {"nearness": 1.5, **tiles},
+        {"distance": 0.1, "agrees": True},
+        {"correlation": 9.0, "agrees": True, "blank": True},
+        {"equal": 7, "distance": 0.0, "correlation": 9.0, "agrees": True},
+        {},
+    ]
+    found, _ = decisions(null, generations)
+    assert found.grades.tolist() == [
+        "near copy",
+        "none",
+        "near copy",
+        "likely copy",
+        "likely copy",
+        "near copy",
+        "pixels alone",
+        "none",
+        "exact",
+        "none",
+    ]
+    # Of whom the descriptor says nothing the image is that of the pixels.
+    assert found.copy_of.tolist() == [200, -1, 2, 3, 4, 5, 106, -1, 7, -1]
+    assert np.flatnonzero(found.unseen).tolist() == [0]
+    assert summarise(found, np.arange(400), None)["num_copies_by_pixels"] == 1
+
+
+def test_two_witnesses_call_as_few_that_are_no_copies_as_one(null, rng):
+    """Of 50 generations that are no copies, hardly one set in a hundred has any called."""
+    sets = []
+    for _ in range(400):
+        rows = [
+            {"nearness": one, "correlation": other, "agrees": True}
+            for one, other in 0.05 * rng.exponential(size=(50, 2))
+        ]
+        found, _ = decisions(null, rows)
+        sets.append(np.isin(found.grades, COPIES).any())
+    assert sum(sets) <= 12  # of 400 at 1 %; more come once in a thousand times
 
 
 def test_exact_copies_lend_no_weight_to_others(null):
