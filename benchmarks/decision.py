@@ -6,8 +6,8 @@ The archives hold photos, CACHE keeps their features. Real photos stand for a mo
 images and for those that it was trained on: some training photos are duplicated, some come
 back altered, the other generations are photos that are not in the training set. All is
 drawn again for each seed. A descriptor decides together with the correlation of pixels,
-which counts where pixels agree tile by tile, too, and each alone for comparison. Exact
-copies need no statistics; none come back here. Prints the table and writes it, and prints
+which counts where pixels agree tile by tile, too, and alone for comparison. Exact copies
+need no statistics; none come back here. Prints the table and writes it, and prints
 which photos were falsely called copies of which.
 """
 
@@ -93,8 +93,9 @@ def main(imagenette: str, flickr: str, cache: str, page: str) -> None:
     """Simulates all cases and writes the table."""
     lines = [
         "| descriptor | photos | trained | duplicated | held out | generations | copies | "
-        "runs with a false one | false discovery rate | found |",
-        "|---" * 10 + "|",
+        "runs with a false one | false discovery rate | found | rate without pixels | "
+        "found without |",
+        "|---" * 12 + "|",
     ]
     pairs: Counter[tuple[str, str]] = Counter()
     for archive in (imagenette, flickr):
@@ -103,20 +104,19 @@ def main(imagenette: str, flickr: str, cache: str, page: str) -> None:
         photos = {e: load_photos(archive, e, *size) for e in (*EMBEDDERS, BESIDE)}
         cosines = {e: seen.rows @ seen.rows.T for e, seen in photos.items()}
         pixels = load_pixels(archive, SIDE_PX, *size)
-        by: dict[tuple[str, ...], list[str]] = {
-            **{(embedder, BESIDE): [] for embedder in EMBEDDERS},
-            **{(embedder,): [] for embedder in photos},
-        }
+        by = [names for e in EMBEDDERS for names in ((e, BESIDE), (e,))]
+        rows: dict[str, list[str]] = {embedder: [] for embedder in EMBEDDERS}
         for case in cases(SIZES[name][0], "imagenette" in name):
             found = [
                 simulate(photos, cosines, pixels, by, case, s) for s in range(SEEDS)
             ]
-            for witnesses, rows in by.items():
-                outcomes = [outcome[witnesses] for outcome in found]
-                rows.append(_row(" + ".join(witnesses), name, case, outcomes))
-                print(rows[-1], flush=True)
-                pairs.update(pair for outcome in outcomes for pair in outcome.false)
-        lines += itertools.chain(*by.values())
+            for embedder in EMBEDDERS:
+                both = [outcome[embedder, BESIDE] for outcome in found]
+                alone = [outcome[embedder,] for outcome in found]
+                rows[embedder].append(_row(embedder, name, case, both, alone))
+                print(rows[embedder][-1], flush=True)
+                pairs.update(pair for outcome in both for pair in outcome.false)
+        lines += itertools.chain(*rows.values())
     Path(page).write_text("\n".join([*lines, ""]))
     for (one, other), count in pairs.most_common():  # to be looked at
         print(f"{count} times a copy: {one} of {other}")
@@ -262,18 +262,28 @@ def _nearest(
     )
 
 
-def _row(embedder: str, name: str, case: Case, found: list[Outcome]) -> str:
-    shares = [len(o.false) / max(1, len(o.false) + o.true) for o in found]
-    wrong = sum(bool(o.false) for o in found)
-    copies = sum(o.copies for o in found)
-    power = f"{100 * sum(o.true for o in found) / copies:.0f} %" if copies else "–"
+def _row(
+    embedder: str,
+    name: str,
+    case: Case,
+    both: Sequence[Outcome],
+    alone: Sequence[Outcome],
+) -> str:
+    wrong = sum(bool(outcome.false) for outcome in both)
     kind = name.split("-")[0].removesuffix("2") + ", one class" * case.one_class
     heldout = f"{case.heldout:,}" if case.heldout else "–"
     return (
         f"| {embedder} | {kind} | {case.trained:,} | {case.duplicated:.0%} | {heldout} | "
-        f"{case.generations:,} | {case.copied:.0%} | {wrong} of {len(found)} | "
-        f"{100 * np.mean(shares):.1f} % | {power} |"
+        f"{case.generations:,} | {case.copied:.0%} | {wrong} of {len(both)} | "
+        f"{_rates(both)} | {_rates(alone)} |"
     )
+
+
+def _rates(found: Sequence[Outcome]) -> str:
+    shares = [len(o.false) / max(1, len(o.false) + o.true) for o in found]
+    copies = sum(o.copies for o in found)
+    power = f"{100 * sum(o.true for o in found) / copies:.0f} %" if copies else "–"
+    return f"{100 * np.mean(shares):.1f} % | {power}"
 
 
 if __name__ == "__main__":
