@@ -3,6 +3,7 @@
 Archives of photos enter; features and names leave.
 """
 
+import functools
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,6 @@ from PIL import Image
 from benchmarks.planted_copies import SIZE_PX, TRANSFORMS
 from copymit.data.images import decode_image, resize_and_crop
 from copymit.embedding.embed import embed_arrays
-from copymit.embedding.embedder import Embedder
 from copymit.embedding.registry import make_embedder
 from copymit.embedding.store import unit_rows
 
@@ -29,7 +29,7 @@ ALTERED_BY = (
     "perspective",
     "rotation by 5 degrees",
 )
-VERSIONS = 2
+_VERSIONS = 2
 _BLOCK = 250  # photos a file
 _BATCH = 25
 
@@ -46,22 +46,29 @@ class Photos(NamedTuple):
     names: list[str]
     rows: np.ndarray
 
+    @property
+    def num_altered(self) -> int:
+        """How many photos have altered versions."""
+        return (len(self.rows) - len(self.names)) // _VERSIONS
+
     def altered(self, photos: np.ndarray, version: int) -> np.ndarray:
         """Lists the rows of a version of photos."""
+        return len(self.names) + version * self.num_altered + photos
+
+    def name(self, row: int) -> str:
+        """Is the photo of a row, in whatever version."""
         count = len(self.names)
-        return count + version * (len(self.rows) - count) // VERSIONS + photos
+        return self.names[row if row < count else (row - count) % self.num_altered]
 
 
 def load_photos(
     archive: str, embedder: str, cache: Path, count: int, num_altered: int
 ) -> Photos:
     """Embeds photos of an archive, but for what an earlier call kept."""
-    network: list[Embedder] = []
+    network = functools.cache(make_embedder)  # once, and only where a block is missing
 
     def embed(images: np.ndarray) -> np.ndarray:
-        if not network:
-            network.append(make_embedder(embedder))
-        return unit_rows(embed_arrays(network[0], images, _BATCH))
+        return unit_rows(embed_arrays(network(embedder), images, _BATCH))
 
     return _load(archive, embedder, embed, cache, count, num_altered)
 
@@ -140,5 +147,5 @@ def _read_block(
             alter(p, ALTERED_BY[(start + i + 3 * v) % kinds], i)
             for i, p in enumerate(images)
         ]
-        for v in range(VERSIONS)
+        for v in range(_VERSIONS)
     ]

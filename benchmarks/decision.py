@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.altered_photos import VERSIONS, Photos, load_photos, load_pixels
+from benchmarks.altered_photos import Photos, load_photos, load_pixels
 from copymit.embedding.store import Embeddings
 from copymit.evaluation.decide import is_repeated
 from copymit.scores.conformal import adjust, combine, fit_null, p_values
@@ -167,18 +167,11 @@ def _decide(
     called = adjust(combine(p)) <= RATE
     nearest = np.stack([nearest for _, nearest in judged])
     nearest = nearest[np.nan_to_num(p, nan=2).argmin(axis=0), np.arange(len(called))]
-    count, copies = len(pixels.names), drawn.copies
-    altered = (len(pixels.rows) - count) // VERSIONS
-
-    def name(row: int) -> str:
-        return pixels.names[row if row < count else (row - count) % altered]
-
+    copies = drawn.copies
+    false = [i for i in np.flatnonzero(called) if i >= copies]
+    who, whose = drawn.generations[false], drawn.references[nearest[false]]
     return Outcome(
-        [
-            (name(drawn.generations[i]), name(drawn.references[nearest[i]]))
-            for i in np.flatnonzero(called)
-            if i >= copies
-        ],
+        [(pixels.name(a), pixels.name(b)) for a, b in zip(who, whose, strict=True)],
         int(called[:copies].sum()),
         copies,
     )
@@ -187,8 +180,7 @@ def _decide(
 def draw(photos: Photos, case: Case, seed: int) -> Draw:
     """Draws training set and generations of a case."""
     rng = np.random.default_rng(seed)
-    count = len(photos.names)
-    num_altered = (len(photos.rows) - count) // VERSIONS
+    count, num_altered = len(photos.names), photos.num_altered
     copied = rng.permutation(num_altered)[: round(case.copied * case.generations)]
     rest = rng.permutation(np.setdiff1d(np.arange(count), copied))
     if case.one_class:  # first

@@ -31,6 +31,7 @@ from copymit.evaluation.stages import compute_digest, content_digest, data_diges
 from copymit.generator import generate_on, make_generate, sampling_options
 from copymit.models.assembly import DiffusionModel, ModelParams
 from copymit.scores.similarity import TIE_TOLERANCE
+from copymit.scores.tiled import GRID
 from copymit.search.exact import search_exact
 from copymit.sharding import make_mesh, wait_for_all
 
@@ -73,6 +74,8 @@ def make_copy_monitor(
     if choice:
         logger.info(choice.reason)
     names = deciding(evaluation.embedders)
+    if not evaluation.tile_l2_candidates or size < GRID:
+        names = names[:1]  # pixels call nothing that was not compared tile by tile
     embedders = [make_embedder(name, config.eval.weights) for name in names]
     images = examples_as_images("references", dataset.source, dataset.indices, size)
     seen = _embed_references(config, embedders, images, workdir)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from copymit.embedding.embed import is_blank, pixel_digest
 from copymit.embedding.image_set import ImageSet
 from copymit.embedding.store import Embeddings, EmbeddingStore
 from copymit.evaluation.decide import is_repeated
@@ -77,10 +78,12 @@ def make_copied_share(
         features: Sequence[Float[np.ndarray, "Q D"]], made: UInt8[np.ndarray, "Q H W 3"]
     ) -> float:
         each: list[np.ndarray] = []
+        # Those of one colour agree with any other.
+        blank = [is_blank(pixel_digest(image)) for image in made]
         for own, (of, same, null) in zip(features, witnesses, strict=True):
             near = search_exact(own, of.vectors, min(settings.num_neighbors, count))
             nearness = measure_nearness(near, of.references, same)
-            p = p_values(null, nearness.nearness)
+            p = np.where(blank, np.nan, p_values(null, nearness.nearness))
             if each:  # of pixels, which must also agree tile by tile; see grades.py
                 for row in np.flatnonzero(p <= settings.false_discovery_rate):
                     others = near.indices[row][nearness.others[row]].tolist()

@@ -125,6 +125,41 @@ def test_what_the_descriptor_does_not_see_pixels_call_while_training_too(
     assert copies["online_copied_share"] == 1
 
 
+@pytest.mark.parametrize("config", [60], indirect=True)
+def test_images_of_one_colour_are_no_copies_while_training(monitored, monkeypatch):
+    """Any two of them correlate and agree tile by tile."""
+    read = examples_as_images
+
+    def with_a_blank_one(*arguments):
+        images = read(*arguments)
+        return images._replace(read=lambda i: images.read(i) * np.uint8(i != 59))
+
+    monkeypatch.setattr(online, "examples_as_images", with_a_blank_one)
+    rows = iter([True, False] * 3)
+    values = monitored(
+        lambda images, row: images.read(row) * np.uint8(next(rows)),
+    )
+    assert values["online_copied_share"] == 0.5
+
+
+@pytest.mark.parametrize("config", [60], indirect=True)
+@pytest.mark.parametrize("candidates", [0, 3])
+def test_pixels_call_nothing_while_training_that_no_tile_was_compared_of(
+    monitored, config, monkeypatch, candidates
+):
+    asked = []
+
+    def noted(name, weights):
+        asked.append(name)
+        return make_embedder("pixels", weights)._replace(name=name)
+
+    monkeypatch.setattr(online, "make_embedder", noted)
+    config.eval.embedders = ("efficientnet_lite0", "pixels")
+    config.eval.tile_l2_candidates = candidates
+    monitored(lambda images, row: images.read(row))
+    assert asked == ["efficientnet_lite0", "pixels"][: 2 if candidates else 1]
+
+
 @pytest.mark.parametrize(
     ("embedders", "expected"),
     [
