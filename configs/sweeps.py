@@ -19,6 +19,7 @@ from configs.sweeps_base import (
     BACKGROUND,
     CLIP,
     COPIES,
+    DUPLICATED,
     HITS,
     MEMORISED,
     QUALITY,
@@ -181,6 +182,7 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *_curves("factor", "duplication factor", "data"),
+    Curves("factor", DUPLICATED, "duplication factor", "data", log=True),
     changes=Changes("factor", 1, _COMPARED, within=("data",)),
 )
 def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
@@ -207,6 +209,7 @@ def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *_curves("factor", "duplication factor", "duplication"),
+    Curves("factor", DUPLICATED, "duplication factor", "duplication", log=True),
     changes=Changes("factor", 1, _COMPARED, within=("duplication",)),
 )
 def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:

@@ -20,6 +20,24 @@ MEMORISED = Score(
     "mean similarity, memorised prompts",
     ("prompted_duplicated_similarity_mean", "similarity_mean"),
 )
+# Most prompts are of images that are not duplicated, so few of what duplication does
+# shows in the numbers of all.
+DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
+BY_DUPLICATION = (
+    DUPLICATED,
+    Score(
+        "similarity, others",
+        ("prompted_unduplicated_similarity_mean", "similarity_mean"),
+    ),
+    Score(
+        "by pixels, duplicated",
+        ("pixels_prompted_duplicated_similarity_mean",),
+    ),
+    Score(
+        "by pixels, others",
+        ("pixels_prompted_unduplicated_similarity_mean", "pixels_similarity_mean"),
+    ),
+)
 
 _DATASETS = {
     "small": {"emoji": "configs/demo.py"},

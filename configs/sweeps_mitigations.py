@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from configs.sweeps_base import (
+    BY_DUPLICATION,
     CLIP,
     COPIES,
+    DUPLICATED,
     HITS,
     MEMORISED,
     QUALITY,
@@ -43,6 +45,7 @@ _TABLE = (
     QUALITY,
     QUALITY_HELDOUT,
     CLIP,
+    *BY_DUPLICATION,
 )
 
 
@@ -194,11 +197,10 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
         yield from expand(preset, seeds, _config(preset), setting)
 
 
-_DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
 _RULER = (
     SIMILARITY,
     COPIES,
-    _DUPLICATED,
+    DUPLICATED,
     HITS,
     QUALITY,
     QUALITY_HELDOUT,
@@ -208,7 +210,7 @@ _RULER = (
 _CHANGES = Changes(
     "mitigation",
     "none",
-    (SIMILARITY, COPIES, _DUPLICATED, QUALITY_HELDOUT),
+    (SIMILARITY, COPIES, DUPLICATED, QUALITY_HELDOUT),
     within=("prompts",),
 )
 _PANELS: tuple[Panel, ...] = (

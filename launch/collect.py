@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from configs.sweeps_base import BY_DUPLICATION
 from configs.sweeps_types import Roc, Score, SweepFunction
 from copymit.scores.detection import COMPARISONS
 from copymit.storage import write_whole
@@ -31,6 +32,7 @@ _USUAL = (
     Score("FID", ("fid",)),
     Score("Frechet distance (EfficientNet)", ("fd_efficientnet_lite0",)),
     Score("CLIP score", ("clip_score",)),
+    *BY_DUPLICATION,
 )
 
 

@@ -82,6 +82,26 @@ def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished, figures):
     assert not list(finished.glob("*.partial"))
 
 
+def test_prompts_of_duplicated_images_and_of_others_have_columns_of_their_own(finished):
+    groups = {
+        "prompted_duplicated_similarity_mean": 0.8,
+        "prompted_unduplicated_similarity_mean": 0.2,
+    }
+    for made in make_plans():
+        path = finished / made.scores / "scores.json"
+        scores = json.loads(path.read_text()) | {"similarity_mean": 0.3}
+        none = made.trial.labels["factor"] == 1
+        path.write_text(json.dumps(scores | ({} if none else groups)))
+    collect(sweep, make_plans(), str(finished), "fake")
+    lines = (finished / "fake.md").read_text().splitlines()
+    assert lines[2].endswith(
+        "| mean similarity | similarity, duplicated | similarity, others |"
+    )
+    # Of a set without duplicates, all are the others.
+    assert lines[4].endswith("| 0.300 [0.300, 0.300] |  | 0.300 [0.300, 0.300] |")
+    assert lines[5].endswith("| 0.800 [0.800, 0.800] | 0.200 [0.200, 0.200] |")
+
+
 def test_what_is_missing_is_said(finished, figures):
     plans = [*make_plans(), plan(make_trials()[0]._replace(name="new", train={}))]
     _, missing = collect(sweep, plans, str(finished), "fake")
