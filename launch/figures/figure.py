@@ -112,10 +112,23 @@ def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
 def _rows(
     sized: Sequence[tuple[Panel, float, float]],
 ) -> list[list[tuple[Panel, float, float]]]:
-    """Divides panels, in order, into rows that fit."""
+    """Divides panels, in order, into few rows of about one length."""
+    few = len(_filled(sized, _ROW_INCHES))
+    widths = [width for _, width, _ in sized]
+    ends = range(len(sized) + 1)
+    for length in sorted({sum(widths[i:j]) for i in ends for j in ends[i:]}):
+        if len(rows := _filled(sized, length)) <= few:
+            break
+    return rows
+
+
+def _filled(
+    sized: Sequence[tuple[Panel, float, float]], length: float
+) -> list[list[tuple[Panel, float, float]]]:
+    """Divides panels into rows up to a length; a longer panel has one of its own."""
     rows: list[list[tuple[Panel, float, float]]] = []
     for entry in sized:
-        if rows and sum(w for _, w, _ in rows[-1]) + entry[1] <= _ROW_INCHES:
+        if rows and sum(w for _, w, _ in rows[-1]) + entry[1] <= length:
             rows[-1].append(entry)
         else:
             rows.append([entry])

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from configs.sweeps_types import Bars, Score
+from configs.sweeps_types import Bars, Curves, Score
 from launch.figures.figure import draw
 
 AUC = Score("AUC", ("auc",))
@@ -38,3 +38,11 @@ def test_panels_that_do_not_fit_go_below(figures):
     draw([PANEL] * 3, table, pd.DataFrame())
     tops = [round(axes.get_position().y0, 2) for axes in figures[0].axes]
     assert tops[0] == tops[1] > tops[2]
+
+
+def test_rows_of_panels_are_of_about_one_length(figures):
+    curves = Curves("factor", AUC, "factor")
+    table = pd.DataFrame({"factor": [1, 10], "seed": 0, "auc": [0.5, 0.6]})
+    draw([curves] * 5, table, pd.DataFrame())
+    tops = [round(axes.get_position().y0, 2) for axes in figures[0].axes]
+    assert [tops.count(top) for top in dict.fromkeys(tops)] == [3, 2]
