@@ -101,8 +101,8 @@ def decide_generations(
     nearness, null = descriptor.finding
     blank = descriptor.digests["generations"].blank
     equal = _equal(artefacts, views)
-    near = {name: one.finding.nearness for name, one in judged.items()}
-    pixels = look_at_pixels(subject, views, near, equal, blank)
+    findings = {name: one.finding for name, one in judged.items()}
+    pixels = look_at_pixels(subject, views, findings, equal, blank)
     rate = subject.eval.false_discovery_rate
     correlation = others[0].finding if others else None
     decisions = decide(descriptor.finding, correlation, pixels, rate)

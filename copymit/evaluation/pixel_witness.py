@@ -1,7 +1,7 @@
 """The second witness: the pixels of each generation and of the images it may copy.
 
 Candidates are the nearest training images by every embedder, of which `pixels` knows no
-network. Only a pair below Carlini et al.'s threshold is compared with further pictures.
+network. Only a generation that may be called a copy is compared with further pictures.
 """
 
 import functools
@@ -15,8 +15,7 @@ from jaxtyping import Bool, Int
 from copymit.embedding.image_set import reader_by_id
 from copymit.evaluation.subject import Subject
 from copymit.scores.compute import View
-from copymit.scores.grades import PixelWitness
-from copymit.scores.nearness import Nearness
+from copymit.scores.grades import Finding, PixelWitness, may_be_copies
 from copymit.scores.tiled import GRID, compare_tiles, tiled_l2
 
 # Of training images that are kept decoded: several generations have the same candidate.
@@ -33,14 +32,14 @@ class _Seen(NamedTuple):
 def look_at_pixels(
     subject: Subject,
     views: Sequence[View],
-    deciding: Mapping[str, Nearness],
+    deciding: Mapping[str, Finding],
     equal: Int[np.ndarray, " Q"],
     blank: Bool[np.ndarray, " Q"],
 ) -> PixelWitness:
     """Compares every generation with its candidates, tile by tile.
 
     Args:
-      deciding: nearness of the generations by each embedder that decides.
+      deciding: what each embedder that decides says of the generations.
       equal: row of a training image of equal pixels, or -1.
       blank: whether a generation has one colour only.
     """
@@ -56,6 +55,8 @@ def look_at_pixels(
     )
     references = views[0].embeddings["references"].ids
     tables = {v.embedder: v.neighbours["generations"].neighbours.indices for v in views}
+    rate = subject.eval.false_discovery_rate
+    plausible = {name: may_be_copies(found, rate) for name, found in deciding.items()}
 
     def measure(row: int) -> _Seen:
         image = read_generation(ids[row])
@@ -67,12 +68,13 @@ def look_at_pixels(
             return tiled_l2(image, read_reference(references[reference]))
 
         compared = []
-        for name, nearness in deciding.items():
-            others = tables[name][row][nearness.others[row]].tolist()
-            nearest = int(nearness.reference[row])
-            compared.append(compare_tiles(distance_to, nearest, others))
         candidates = {int(i) for table in tables.values() for i in table[row, :most]}
-        candidates |= {int(nearness.reference[row]) for nearness in deciding.values()}
+        for name, (nearness, _) in deciding.items():
+            near = nearness.others[row] & plausible[name][row]
+            nearest = int(nearness.reference[row])
+            others = tables[name][row][near].tolist()
+            compared.append(compare_tiles(distance_to, nearest, others))
+            candidates.add(nearest)
         if equal[row] >= 0:
             candidates.add(int(equal[row]))
         best = min(sorted(candidates), key=distance_to)

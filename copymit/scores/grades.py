@@ -47,8 +47,8 @@ class PixelWitness(NamedTuple):
       reference: row of the candidate with the least tiled distance, -1 without any.
       distance: that distance, in [0, 1]; NaN without any.
       to_nearest: distance to the nearest of each embedder that decides.
-      ratio: that over the mean distance to the next different pictures; NaN where it was
-        not needed, or there are none.
+      ratio: that over the mean distance to the next different pictures; NaN where the
+        embedder cannot call it a copy, or there are none.
       blank: whether the generation has one colour only.
     """
 
@@ -104,8 +104,8 @@ def decide(
     `exact`: its pixels are those of a training image, or differ by less than
     `EXACT_BELOW` in every tile. The others are called copies whose q-value is at most the
     false discovery rate: `near copy` with pixels that agree, `likely copy` without. They
-    agree with the nearest of an embedder at a tiled distance below 0.15 that is less than
-    half of those to other pictures; without that their correlation says nothing.
+    agree with the nearest of an embedder at a tiled distance of less than 0.4 of those to
+    other pictures; without that their correlation says nothing.
     `pixels alone`: some tiled distance is below 0.15, and no embedder calls it a copy.
     Images of one colour are none: they agree with any other.
 
@@ -134,6 +134,14 @@ def decide(
     same = np.where(pixels.equal >= 0, pixels.equal, pixels.reference)
     copy_of = np.select(conditions, [same, nearest, nearest, same], -1)
     return Decisions(grades.astype(object), copy_of, p, q, called & ~seen, number)
+
+
+def may_be_copies(
+    witness: Finding, false_discovery_rate: float
+) -> Bool[np.ndarray, " Q"]:
+    """Says which generations an embedder can call copies: no q-value is below its p."""
+    nearness = witness.nearness.nearness
+    return _p_values(witness, np.zeros(len(nearness), bool)) <= false_discovery_rate
 
 
 def _p_values(

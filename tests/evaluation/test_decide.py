@@ -152,7 +152,9 @@ def test_noise_that_hides_copies_from_the_descriptor_hides_none_from_pixels(
     table = both.generations.set_index("generation").sort_index()
     assert (table["grade"][80:] == "near copy").all()
     assert (table["copy_of"][80:] == [f"{i:06d}" for i in range(20)]).all()
-    assert (table["tile_l2_ratio"][80:] < 0.5).all()
+    assert (table["tile_l2_ratio"][80:] < 0.4).all()
+    # What cannot be a copy is not compared with further pictures.
+    assert table["tile_l2_ratio"][:80].isna().mean() > 0.9
     assert (table["grade"][:80] == "none").all()
     assert both.scores["num_copies_by_pixels"] == both.scores["num_near_copies"] == 20
 

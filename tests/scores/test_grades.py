@@ -8,6 +8,7 @@ from copymit.scores.grades import (
     Finding,
     PixelWitness,
     decide,
+    may_be_copies,
     needed_similarity,
     summarise,
 )
@@ -108,6 +109,29 @@ def test_what_the_descriptor_does_not_see_pixels_may_call(null):
     assert found.copy_of.tolist() == [200, -1, 2, 3, 4, 5, 106, -1, 7, -1]
     assert np.flatnonzero(found.unseen).tolist() == [0]
     assert summarise(found, np.arange(400), None)["num_copies_by_pixels"] == 1
+
+
+def test_noise_on_all_of_an_image_hides_no_agreement(null):
+    """Copies whose tiles lay at 0.16 to 0.18 were none, while others lay at 0.45."""
+    far = {"distance": 0.17, "to_nearest": 0.17}
+    generations = [
+        {"nearness": 1.5, **far, "ratio": 0.38},
+        {"nearness": 1.5, **far, "ratio": 0.45},
+        {"nearness": 1.5, **far, "ratio": np.nan},  # there are no others
+        {**far, "ratio": 0.38},
+    ]
+    found, _ = decisions(null, generations)
+    assert found.grades.tolist() == ["near copy", "likely copy", "likely copy", "none"]
+
+
+def test_what_an_embedder_calls_is_among_what_it_may_call(null, rng):
+    near = [{"nearness": value} for value in rng.exponential(0.2, size=400)]
+    found, nearness = decisions(null, near)
+    possible = may_be_copies(Finding(nearness, null), RATE)
+    called = found.grades != "none"
+    assert 0 < called.sum() < possible.sum() < 400
+    assert possible[called].all()
+    assert not may_be_copies(Finding(nearness, None), RATE).any()
 
 
 def test_two_witnesses_call_as_few_that_are_no_copies_as_one(null, rng):

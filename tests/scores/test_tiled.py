@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from copymit.scores.tiled import tile_distances, tiled_l2
+from copymit.scores.tiled import agrees, compare_tiles, tile_distances, tiled_l2
 
 
 def test_equal_images_have_no_distance_and_black_to_white_is_one(rng):
@@ -30,6 +30,33 @@ def test_a_shared_white_background_is_no_copy(rng):
     image[12:20, 12:20], other[12:20, 12:20] = 0, 128
     plain = np.sqrt((((image.astype(float) - other) / 255) ** 2).mean())
     assert plain < 0.15 < tiled_l2(image, other)
+
+
+def test_noise_on_all_of_an_image_hides_no_copy(rng):
+    """Its tiles are further from the image than 0.15, and half as far as from others."""
+    images = rng.integers(0, 256, (6, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    noisy = np.clip(images[0] + rng.normal(0, 50, images[0].shape), 0, 255)
+    noisy = noisy.astype(np.uint8)
+    found = compare_tiles(lambda i: tiled_l2(noisy, images[i]), 0, [1, 2, 3])
+    assert found[0] > 0.15
+    others = np.mean([tiled_l2(noisy, images[i]) for i in (1, 2, 3)])
+    assert found[1] == pytest.approx(found[0] / others)
+    assert agrees(*map(np.array, found))
+    another = compare_tiles(lambda i: tiled_l2(noisy, images[i]), 4, [1, 2, 3])
+    assert not agrees(*map(np.array, another))
+
+
+def test_one_sky_does_not_agree_with_another_though_it_is_near(rng):
+    skies = rng.normal(200, 5, (5, 32, 32, 3)).astype(np.uint8)
+    found = compare_tiles(lambda i: tiled_l2(skies[4], skies[i]), 0, [1, 2, 3])
+    assert found[0] < 0.05
+    assert not agrees(*map(np.array, found))
+
+
+def test_without_other_pictures_the_distance_says_whether_pixels_agree():
+    found = [compare_tiles(lambda _, d=d: d, 0, []) for d in (0.1, 0.2)]
+    assert np.isnan([ratio for _, ratio in found]).all()
+    assert agrees(*map(np.array, zip(*found, strict=True))).tolist() == [True, False]
 
 
 def test_rows_that_fill_no_tile_do_not_count(rng):
