@@ -22,7 +22,8 @@ from launch.claims import Claims, Version
 from launch.figures.figure import draw
 from launch.pictures import draw_page
 from launch.pool import find_products, gist
-from launch.tables import lay_out, to_markdown
+from launch.status import read_progress
+from launch.tables import LOSS, lay_out, to_markdown
 from launch.trials import Plan, unique_tasks
 
 # Columns that every table has, where the trials have them.
@@ -33,6 +34,7 @@ _USUAL = (
     Score("Frechet distance (EfficientNet)", ("fd_efficientnet_lite0",)),
     Score("CLIP score", ("clip_score",)),
     *BY_DUPLICATION,
+    LOSS,
 )
 
 
@@ -153,6 +155,9 @@ def read_table(
         about: dict[str, Any] = {"trial": made.trial.name, "directory": made.scores}
         if record := versions[made.tasks[-1].key].record:
             about["task_seconds"] = record.seconds
+        progress, _ = read_progress(epath.Path(root) / made.tasks[-1].workdir)
+        if "loss" in progress:
+            about["train_loss"] = progress["loss"]
         rows.append(about | dict(made.trial.labels) | scores)
     return pd.DataFrame(rows, columns=None if rows else ["trial"])
 

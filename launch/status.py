@@ -85,7 +85,7 @@ def tabulate(
     states = standing(tasks, versions, products, silent, max_attempts)
     workdirs = list(dict.fromkeys(made.tasks[-1].workdir for made in plans))
     with reaching(root), ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda w: _read_progress(epath.Path(root) / w), workdirs)
+        found = pool.map(lambda w: read_progress(epath.Path(root) / w), workdirs)
         paths = [epath.Path(root) / made.scores / "scores.json" for made in plans]
         scores = list(pool.map(_read_json, paths))
         progress = dict(zip(workdirs, found, strict=True))
@@ -156,8 +156,8 @@ def _current(tasks: Sequence[Task], states: Mapping[str, str]) -> Task:
     return next((t for t in tasks if states[t.key] != "done"), tasks[-1])
 
 
-def _read_progress(workdir: epath.Path) -> tuple[dict[str, float], int]:
-    """Returns the newest metrics, each the last known, and the number of all steps."""
+def read_progress(workdir: epath.Path) -> tuple[dict[str, float], int]:
+    """Returns the newest metrics of a training, each the last known, and all its steps."""
     newest: dict[str, float] = {}
     path = workdir / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:

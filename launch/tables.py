@@ -9,6 +9,10 @@ import pandas as pd
 from configs.sweeps_types import Changes, Score, Trial
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 
+LOSS = Score("loss at the end", ("train_loss",))
+# Other images have other losses; twice as far apart as what was seen of seeds that learned.
+_ALIKE = 1.15
+
 
 class Row(NamedTuple):
     """A setting.
@@ -62,9 +66,10 @@ def lay_out(
     for trial in trials:
         values = tuple(str(trial.labels.get(name, "")) for name in labels)
         settings.setdefault(values, []).append(trial.name)
-    rows = []
+    rows, unlike = [], []
     for values, names in settings.items():
         own = scores[scores["trial"].isin(names)]
+        unlike += [f"{' '.join(values)} ({ends})"] if (ends := _unlike(own)) else []
         cells = [_to_cell(own, s) for s in shown]
         for s in compared:
             assert changes is not None
@@ -77,6 +82,11 @@ def lay_out(
         rows.append(Row(values, alone, len(own), tuple(cells)))
     named = (*(s.label for s in shown), *(f"change of {s.label}" for s in compared))
     legend = _legend(scores, shown, changes if compared else None)
+    if unlike:
+        legend += (
+            "\nSeeds of one setting ended at unlike losses, perhaps because some did not "
+            f"learn; look at their curves: {abridge(unlike)}.\n"
+        )
     return Table(labels, named, tuple(rows), legend)
 
 
@@ -107,6 +117,14 @@ def to_markdown(
         seeds = str(count) if known == count else f"**{known} of {count}**"
         lines.append(_line([*row.values, seeds, *row.cells]))
     return "\n".join([*lines, "", table.legend])
+
+
+def _unlike(rows: pd.DataFrame) -> str:
+    """Says between which losses the seeds of one setting ended, if these are unlike."""
+    losses = rows[LOSS.keys[0]].dropna() if LOSS.keys[0] in rows else []
+    if len(losses) < 2 or max(losses) <= _ALIKE * min(losses):
+        return ""
+    return f"{min(losses):.3f} to {max(losses):.3f}"
 
 
 def _to_cell(rows: pd.DataFrame, score: Score) -> str:

@@ -74,7 +74,10 @@ def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished, figures):
     assert table["dataset_similarity_ci95_low"].tolist() == [0.4] * 12
     lines = (finished / "fake.md").read_text().splitlines()
     # The usual scores are there by the names of the panels, and once.
-    assert lines[2] == "| factor | seeds | similarity | background | FID |"
+    assert (
+        lines[2]
+        == "| factor | seeds | similarity | background | FID | loss at the end |"
+    )
     assert lines[4].startswith("| 1 | 3 | 0.510 [0.510, 0.510] | 0.450 ")
     picture = image.imread(finished / "fake.png")
     assert picture[..., :3].std() > 0.05
@@ -95,11 +98,28 @@ def test_prompts_of_duplicated_images_and_of_others_have_columns_of_their_own(fi
     collect(sweep, make_plans(), str(finished), "fake")
     lines = (finished / "fake.md").read_text().splitlines()
     assert lines[2].endswith(
-        "| mean similarity | similarity, duplicated | similarity, others |"
+        "| similarity, duplicated | similarity, others | loss at the end |"
     )
     # Of a set without duplicates, all are the others.
-    assert lines[4].endswith("| 0.300 [0.300, 0.300] |  | 0.300 [0.300, 0.300] |")
-    assert lines[5].endswith("| 0.800 [0.800, 0.800] | 0.200 [0.200, 0.200] |")
+    assert " | 0.300 [0.300, 0.300] |  | 0.300 [0.300, 0.300] | 0.5" in lines[4]
+    assert " | 0.800 [0.800, 0.800] | 0.200 [0.200, 0.200] | 0.5" in lines[5]
+
+
+def test_a_seed_that_did_not_learn_is_named(finished):
+    """Half of a study was of models that had not, and its table did not show it."""
+    plans = make_plans()
+    losses = {1: (0.64, 0.68, 0.65), 2: (0.31, 0.51, 0.48)}
+    for made in plans:
+        ends = losses.get(made.trial.labels["factor"], (0.5,) * 3)
+        path = finished / made.tasks[0].workdir / "metrics.jsonl"
+        lines = [{"step": 1, "loss": 9.0}, {"loss": ends[made.trial.labels["seed"]]}]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    collect(sweep, plans, str(finished), "fake")
+    text = (finished / "fake.md").read_text()
+    assert text.endswith("look at their curves: 2 (0.310 to 0.510).\n")
+    assert "| 0.657 [0.605, 0.708] |" in text
+    path.unlink()  # a run that another program made
+    collect(sweep, plans, str(finished), "fake")
 
 
 def test_what_is_missing_is_said(finished, figures):
