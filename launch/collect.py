@@ -5,6 +5,7 @@ NAME.md (a row for each setting: means over seeds with intervals), NAME.png and 
 (generations of each trial beside training images).
 """
 
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,10 @@ def read_table(
       ValueError: for a scores.json that is damaged, or a label named as a score.
     """
     rows = []
+    # Many evaluations may be of one training.
+    progress = functools.cache(
+        lambda workdir: read_progress(epath.Path(root) / workdir)
+    )
     for made in plans:
         directory = epath.Path(root) / made.scores
         name = "detection.json" if made.trial.detector else "scores.json"
@@ -155,9 +160,9 @@ def read_table(
         about: dict[str, Any] = {"trial": made.trial.name, "directory": made.scores}
         if record := versions[made.tasks[-1].key].record:
             about["task_seconds"] = record.seconds
-        progress, _ = read_progress(epath.Path(root) / made.tasks[-1].workdir)
-        if "loss" in progress:
-            about["train_loss"] = progress["loss"]
+        newest, _ = progress(made.tasks[-1].workdir)
+        if "loss" in newest:
+            about["train_loss"] = newest["loss"]
         rows.append(about | dict(made.trial.labels) | scores)
     return pd.DataFrame(rows, columns=None if rows else ["trial"])
 

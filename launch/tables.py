@@ -10,8 +10,9 @@ from configs.sweeps_types import Changes, Score, Trial
 from launch.estimates import Estimate, estimate, estimate_change, is_share, present_key
 
 LOSS = Score("loss at the end", ("train_loss",))
-# Other images have other losses; twice as far apart as what was seen of seeds that learned.
-_ALIKE = 1.15
+# Seeds have other images, and these other losses: of 13 settings of 36 emoji, 11 were
+# within this, and trainings of photos that had not learned were beyond it.
+_ALIKE = 1.3
 
 
 class Row(NamedTuple):

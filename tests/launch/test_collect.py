@@ -74,10 +74,8 @@ def test_every_trial_is_in_the_table_and_the_figure_is_drawn(finished, figures):
     assert table["dataset_similarity_ci95_low"].tolist() == [0.4] * 12
     lines = (finished / "fake.md").read_text().splitlines()
     # The usual scores are there by the names of the panels, and once.
-    assert (
-        lines[2]
-        == "| factor | seeds | similarity | background | FID | loss at the end |"
-    )
+    columns = "factor | seeds | similarity | background | FID | loss at the end"
+    assert lines[2] == f"| {columns} |"
     assert lines[4].startswith("| 1 | 3 | 0.510 [0.510, 0.510] | 0.450 ")
     picture = image.imread(finished / "fake.png")
     assert picture[..., :3].std() > 0.05
