@@ -139,7 +139,7 @@ def decide(
 def may_be_copies(
     witness: Finding, false_discovery_rate: float
 ) -> Bool[np.ndarray, " Q"]:
-    """Says which generations an embedder can call copies: no q-value is below its p."""
+    """Says which generations an embedder can call: a q-value is at least its p-value."""
     nearness = witness.nearness.nearness
     return _p_values(witness, np.zeros(len(nearness), bool)) <= false_discovery_rate
 

@@ -33,7 +33,7 @@ def test_a_shared_white_background_is_no_copy(rng):
 
 
 def test_noise_on_all_of_an_image_hides_no_copy(rng):
-    """Its tiles are further from the image than 0.15, and half as far as from others."""
+    """Its tiles are further from the image than 0.15, and others three times as far."""
     images = rng.integers(0, 256, (6, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     noisy = np.clip(images[0] + rng.normal(0, 50, images[0].shape), 0, 255)
     noisy = noisy.astype(np.uint8)
