@@ -215,6 +215,7 @@ _CHANGES = Changes(
 )
 _PANELS: tuple[Panel, ...] = (
     Differences(SIMILARITY, _CHANGES, "prompts"),
+    Differences(COPIES, _CHANGES, "prompts"),
     Differences(QUALITY_HELDOUT, _CHANGES, "prompts"),
     *(
         Tradeoff(

@@ -12,7 +12,8 @@ from pathlib import Path
 from copymit.spelling import nearest
 
 _SHIPPED = Path(__file__).parent / "shipped"
-PROJECT = _SHIPPED if _SHIPPED.exists() else Path(__file__).parents[1]
+IN_CHECKOUT = not _SHIPPED.exists()
+PROJECT = Path(__file__).parents[1] if IN_CHECKOUT else _SHIPPED
 """The folder of configs/, launch/, train.py and evaluate.py."""
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from etils import epath
 
 from configs.sweeps_types import Trial
-from launch.trials import AUTOENCODER, PROJECT, read_settings
+from copymit.project import PROJECT
+from launch.trials import AUTOENCODER, read_settings
 
 PRESETS = ("photos", "photos_cpu")
 _WAY_OUT = (

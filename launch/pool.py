@@ -23,9 +23,10 @@ from typing import NamedTuple
 from etils import epath
 
 from copymit.interrupts import deferred, undone
+from copymit.project import PROJECT
 from launch.claims import Claim, Claims, Version, Watch, reaching
 from launch.slots import Slot, deal_slots, tied
-from launch.trials import PROJECT, Task, command_of
+from launch.trials import Task, command_of
 
 logger = logging.getLogger(__name__)
 

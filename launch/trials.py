@@ -21,9 +21,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.sweeps_types import PRESETS, SweepFunction, Trial
+from copymit.project import IN_CHECKOUT, PROJECT
 from copymit.spelling import nearest
 
-PROJECT = Path(__file__).parents[1]
 ROOT = "{root}"
 # What evaluate.py reads of a config; everything else is the training's.
 _EVALUATION = ("eval.", "mitigation.generate.")
@@ -263,8 +263,12 @@ def command_lines(plans: Sequence[Plan], root: str, flags: str = "") -> list[lis
     """
 
     def line(task: Task) -> str:
-        more = shlex.split(flags) if task.program.endswith(".py") else []
-        return shlex.join([*command_of(task, root, "python"), *more])
+        words = command_of(task, root, "python")
+        if not task.program.endswith(".py"):
+            return shlex.join(words)
+        if not IN_CHECKOUT:  # a wheel's programs lie where nobody starts them from
+            words[:2] = ["copymit", task.program.removesuffix(".py")]
+        return shlex.join([*words, *shlex.split(flags)])
 
     uses = Counter(task.key for made in plans for task in made.tasks)
     shared = [task for task in unique_tasks(plans) if uses[task.key] > 1]

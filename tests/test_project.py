@@ -51,8 +51,11 @@ def test_a_wheel_carries_the_programs_inside_the_package(tmp_path):
     assert not list(shipped.rglob("__pycache__"))
     code = (
         "import copymit.project as p; print(p.PROJECT); p.use_project();"
-        "import configs.demo, launch.trials, train;"
-        "print(configs.__path__[0], launch.trials.PROJECT, train.__file__)"
+        "import configs.demo, train;"
+        "from launch.trials import command_lines, list_trials, load_sweep, plan;"
+        "print(configs.__path__[0], train.__file__);"
+        "trials = list_trials(load_sweep('configs/sweeps.py:fig3'), 'small', 1);"
+        "print(command_lines([plan(trials[0])], 'runs')[-1][0])"
     )
     said = subprocess.run(
         [sys.executable, "-c", code],
@@ -61,13 +64,10 @@ def test_a_wheel_carries_the_programs_inside_the_package(tmp_path):
         check=True,
         capture_output=True,
         text=True,
-    ).stdout.split()
-    assert said == [
-        str(shipped),
-        f"{shipped}/configs",
-        str(shipped),
-        f"{shipped}/train.py",
-    ]
+    ).stdout.splitlines()
+    assert said[:2] == [str(shipped), f"{shipped}/configs {shipped}/train.py"]
+    assert said[2].startswith("copymit train --config=configs/demo.py --workdir=runs/")
+    assert " && copymit evaluate --config=configs/demo.py " in said[2]
 
 
 def test_the_project_of_a_checkout_is_its_root():

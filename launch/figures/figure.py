@@ -101,7 +101,7 @@ def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
     if isinstance(panel, Tradeoff):
         return 7.0, 5.2
     if isinstance(panel, Differences):
-        return 7.0, 1.2 + 0.27 * table[panel.changes.label].nunique()
+        return 6.1, 1.2 + 0.27 * table[panel.changes.label].nunique()
     if isinstance(panel, Roc):
         return 6.4, 4.8 + 0.1 * table[panel.series].nunique()
     if isinstance(panel, Bars):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from copymit.project import PROJECT
 from launch.photos import check_photos, read_places
-from launch.trials import PROJECT, list_trials, load_sweep, plan
+from launch.trials import list_trials, load_sweep, plan
 
 FIG3 = load_sweep("configs/sweeps.py:fig3")
 

@@ -9,11 +9,12 @@ import pytest
 
 from configs.sweeps_types import Bars, Clusters, Curves, Roc, Scatter
 from copymit.mitigation.detectors import all_detectors
+from copymit.project import PROJECT
 from copymit.scores.complexity import Complexity
 from copymit.scores.names import look_up
 from launch.collect import collect
 from launch.figures import figure
-from launch.trials import PROJECT, list_trials, load_sweep, plan, unique_tasks
+from launch.trials import list_trials, load_sweep, plan, unique_tasks
 
 _LISTED = re.compile(r"^sweeps=(?:\$sweeps,)?(.*)$", re.MULTILINE)
 SWEEPS = [

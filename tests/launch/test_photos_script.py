@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from launch.trials import PROJECT
+from copymit.project import PROJECT
 
 SCRIPT = PROJECT / "launch" / "photos.sh"
 # Notes its arguments, and ends as the file `ends` says: once to run, once to collect.
