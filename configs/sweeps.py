@@ -19,9 +19,9 @@ from configs.sweeps_base import (
     BACKGROUND,
     CLIP,
     COPIES,
-    DUPLICATED,
     HITS,
     MEMORISED,
+    OF_DUPLICATED,
     QUALITY,
     QUALITY_HELDOUT,
     SIMILARITY,
@@ -123,11 +123,13 @@ _COMPLEXITY = {
 _COMPARED = (SIMILARITY, COPIES, QUALITY, QUALITY_HELDOUT)
 
 
-def _curves(x: str, x_label: str, series: str) -> tuple[Curves, ...]:
+def _curves(
+    x: str, x_label: str, series: str, scores: Sequence[Score] = _COMPARED
+) -> tuple[Curves, ...]:
     """Draws what is copied and what it does to quality, over a number that was varied."""
     return tuple(
         Curves(x, y, x_label, series, BACKGROUND if y == SIMILARITY else None, log=True)
-        for y in _COMPARED
+        for y in scores
     )
 
 
@@ -182,7 +184,7 @@ def fig2(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *_curves("factor", "duplication factor", "data"),
-    Curves("factor", DUPLICATED, "duplication factor", "data", log=True),
+    *_curves("factor", "duplication factor", "data", OF_DUPLICATED),
     changes=Changes("factor", 1, _COMPARED, within=("data",)),
 )
 def fig3(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
@@ -209,7 +211,7 @@ def fig4(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *_curves("factor", "duplication factor", "duplication"),
-    Curves("factor", DUPLICATED, "duplication factor", "duplication", log=True),
+    *_curves("factor", "duplication factor", "duplication", OF_DUPLICATED),
     changes=Changes("factor", 1, _COMPARED, within=("duplication",)),
 )
 def fig5(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:

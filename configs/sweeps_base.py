@@ -23,7 +23,17 @@ MEMORISED = Score(
 # Most prompts are of images that are not duplicated, so few of what duplication does
 # shows in the numbers of all.
 DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
+OF_DUPLICATED = (
+    Score("copies, duplicated", ("prompted_duplicated_copied_share",), percent=True),
+    DUPLICATED,
+)
 BY_DUPLICATION = (
+    OF_DUPLICATED[0],
+    Score(
+        "copies, others",
+        ("prompted_unduplicated_copied_share", "copied_share"),
+        percent=True,
+    ),
     DUPLICATED,
     Score(
         "similarity, others",

@@ -114,7 +114,7 @@ def decide_generations(
     scores["copy_threshold"] = null and needed_similarity(
         nearness, null, decisions, rate
     )
-    scores |= summarise(decisions, pictures, provenance.clusters)
+    scores |= summarise(decisions, pictures, provenance)
     published = published_threshold(views[0].embedder)
     if published is not None:
         scores["published_threshold"] = published

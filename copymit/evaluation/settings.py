@@ -53,7 +53,7 @@ _OF_STAGE = {
     "report": ("gallery_size", "blur"),
 }
 # Counted up when a stage writes what it did not before, so that it is run again.
-_VERSIONS = {"embed": 1, "score": 7}
+_VERSIONS = {"embed": 1, "score": 8}
 
 
 def stage_settings(config: ConfigDict, stage: str) -> list:

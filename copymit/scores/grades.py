@@ -22,6 +22,7 @@ from copymit.scores.conformal import (
     value_at,
 )
 from copymit.scores.nearness import Nearness
+from copymit.scores.provenance import UNKNOWN_ROW, Provenance
 from copymit.scores.similarity import Scores
 from copymit.scores.tiled import EXTRACTED_BELOW, agrees
 
@@ -176,23 +177,47 @@ def needed_similarity(
 def summarise(
     decisions: Decisions,
     pictures: Int[np.ndarray, " R"],
-    clusters: Int[np.ndarray, " Q"] | None,
+    provenance: Provenance,
 ) -> Scores:
-    """Counts copies, with the exact interval of their share.
+    """Counts copies, with the exact intervals of their shares.
 
     Args:
       pictures: a number for each training image, equal for equal pixels.
-      clusters: which generations are not independent; None takes each for independent.
     """
     copies = np.isin(decisions.grades.astype(str), COPIES)
-    count = effective_count(copies, clusters)
-    share = float(copies.mean())
-    return {
+    count = effective_count(copies, provenance.clusters)
+    scores: Scores = {
         "num_copies": int(copies.sum()),
         **{key: int((decisions.grades == grade).sum()) for grade, key in _KEYS.items()},
         "num_copies_by_pixels": int(decisions.unseen.sum()),
-        "copied_share": share,
-        "copied_share_ci95": list(share_interval(share, count)),
         "copied_images": len(np.unique(pictures[decisions.copy_of[copies]])),
-        "missed_share_upper": None if share else share_unseen(count),
+        "missed_share_upper": None if copies.any() else share_unseen(count),
     }
+    everywhere = np.ones(len(copies), bool)
+    for group, rows in {"": everywhere, **_by_duplication(provenance)}.items():
+        scores |= _share(f"{group}copied_share", copies, rows, provenance.clusters)
+    return scores
+
+
+def _share(
+    key: str,
+    copies: Bool[np.ndarray, " Q"],
+    rows: Bool[np.ndarray, " Q"],
+    clusters: Int[np.ndarray, " Q"] | None,
+) -> Scores:
+    """Is the share of copies in chosen rows; None where no row is chosen."""
+    if not rows.any():
+        return {key: None, f"{key}_ci95": None}
+    share = float(copies[rows].mean())
+    count = effective_count(copies[rows], None if clusters is None else clusters[rows])
+    return {key: share, f"{key}_ci95": list(share_interval(share, count))}
+
+
+def _by_duplication(provenance: Provenance) -> dict[str, Bool[np.ndarray, " Q"]]:
+    """Divides generations by whether the image that prompted them was duplicated."""
+    prompted, duplicated, _ = provenance
+    if prompted is None or duplicated is None or not duplicated.any():
+        return {}
+    known = prompted != UNKNOWN_ROW
+    inside = known & duplicated[prompted]
+    return {"prompted_duplicated_": inside, "prompted_unduplicated_": known & ~inside}

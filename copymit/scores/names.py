@@ -304,6 +304,15 @@ SCORES = (
         "Prompted images that come back",
         is_share=True,
     ),
+    Score(
+        "prompted",
+        "prompted_{duplicated,unduplicated}_copied_share",
+        "share of generations that are copies, of whichever training image, by whether "
+        "the prompted image was duplicated",
+        higher="worse",
+        is_share=True,
+        interval="exact",
+    ),
     _similar(
         "prompted_{duplicated,unduplicated}_similarity_mean",
         "mean similarity to the nearest training image, by whether the prompted image "
@@ -367,18 +376,9 @@ SCORES = (
     ),
     Score(
         "quality",
-        "precision",
-        "share of generations that look like training images; of at most 10,000 images a "
-        "set",
-        higher="better",
-        is_share=True,
-        interval="jackknife",
-    ),
-    Score(
-        "quality",
-        "recall",
-        "share of training images that look like generations; of at most 10,000 images a "
-        "set",
+        "{precision,recall}",
+        "share of generations that look like training images, and of training images that "
+        "look like generations; of at most 10,000 images a set",
         higher="better",
         is_share=True,
         interval="jackknife",

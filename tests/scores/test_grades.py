@@ -13,8 +13,10 @@ from copymit.scores.grades import (
     summarise,
 )
 from copymit.scores.nearness import Nearness, log_distances
+from copymit.scores.provenance import UNKNOWN_ROW, Provenance
 
 RATE = 0.01
+NOWHERE = Provenance(None, None)
 FAR = {"equal": -1, "distance": 0.6, "to_nearest": 0.6, "ratio": 0.9, "blank": False}
 
 
@@ -108,7 +110,7 @@ def test_what_the_descriptor_does_not_see_pixels_may_call(null):
     # Of whom the descriptor says nothing the image is that of the pixels.
     assert found.copy_of.tolist() == [200, -1, 2, 3, 4, 5, 106, -1, 7, -1]
     assert np.flatnonzero(found.unseen).tolist() == [0]
-    assert summarise(found, np.arange(400), None)["num_copies_by_pixels"] == 1
+    assert summarise(found, np.arange(400), NOWHERE)["num_copies_by_pixels"] == 1
 
 
 def test_noise_on_all_of_an_image_hides_no_agreement(null):
@@ -178,7 +180,7 @@ def test_a_copy_of_the_needed_similarity_is_just_called(null):
 def test_copies_are_counted_with_their_images_and_an_exact_interval(null):
     generations = [{"equal": 3}, {"equal": 3}, {"nearness": 1.5}, {"distance": 0.1}]
     found, _ = decisions(null, generations + [{}] * 196)
-    scores = summarise(found, np.arange(400), None)
+    scores = summarise(found, np.arange(400), NOWHERE)
     assert scores["num_copies"] == 3
     assert scores["num_exact_copies"] == 2
     assert scores["num_likely_copies"] == 1
@@ -189,10 +191,47 @@ def test_copies_are_counted_with_their_images_and_an_exact_interval(null):
     assert scores["copied_share_ci95"] == pytest.approx([0.00310, 0.04320], abs=2e-5)
     assert scores["missed_share_upper"] is None
     nothing, _ = decisions(null, [{}] * 210)
-    assert summarise(nothing, np.arange(400), None)["missed_share_upper"] == (
+    assert summarise(nothing, np.arange(400), NOWHERE)["missed_share_upper"] == (
         pytest.approx(0.01416, abs=1e-5)
     )
     prompts = np.arange(210) // 10
-    assert summarise(nothing, np.arange(400), prompts)["missed_share_upper"] == (
+    of_prompts = Provenance(None, None, prompts)
+    assert summarise(nothing, np.arange(400), of_prompts)["missed_share_upper"] == (
         pytest.approx(1 - 0.05 ** (1 / 21))
     )
+
+
+def test_copies_are_counted_by_whether_the_prompted_image_was_duplicated(null):
+    """Of whichever image they are copies, as prompts that share captions find others."""
+    copied, other = {"equal": 3}, {}
+    generations = [copied, copied, copied, other, copied, other, other, copied]
+    prompted = np.array([0, 0, 1, 1, 2, 2, 3, UNKNOWN_ROW])
+    duplicated = np.arange(400) < 2
+    found, _ = decisions(null, generations)
+    provenance = Provenance(prompted, duplicated, np.array([0, 0, 1, 1, 2, 2, 3, 4]))
+    scores = summarise(found, np.arange(400), provenance)
+    assert scores["copied_share"] == 5 / 8
+    assert scores["prompted_duplicated_copied_share"] == 3 / 4
+    assert scores["prompted_unduplicated_copied_share"] == 1 / 3
+    # R: binom.test(3, 4), of four that are independent
+    alone = summarise(found, np.arange(400), provenance._replace(clusters=None))
+    exact = pytest.approx([0.1941, 0.9937], abs=1e-4)
+    assert alone["prompted_duplicated_copied_share_ci95"] == exact
+    low, high = scores["prompted_duplicated_copied_share_ci95"]
+    assert low < 0.1941  # two images tell less
+    assert high > 0.9937
+
+
+def test_prompts_of_unknown_duplication_are_not_divided(null):
+    found, _ = decisions(null, [{}] * 4)
+    nobody = np.zeros(400, bool)
+    for provenance in (
+        Provenance(np.arange(4), None),
+        Provenance(np.arange(4), nobody),
+    ):
+        scores = summarise(found, np.arange(400), provenance)
+        assert "prompted_duplicated_copied_share" not in scores
+    elsewhere = Provenance(np.arange(4), np.arange(400) > 9)
+    scores = summarise(found, np.arange(400), elsewhere)
+    assert scores["prompted_duplicated_copied_share"] is None
+    assert scores["prompted_unduplicated_copied_share"] == 0

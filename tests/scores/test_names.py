@@ -11,7 +11,7 @@ from copymit.scores.tiled import EXTRACTED_BELOW
         ("fd_net_to_heldout", "{fid,fd_EMBEDDER}_to_heldout", "", ""),
         ("fd_dinov2_vitl14", "fd_EMBEDDER", "", ""),
         ("search_recall", "search_recall", "", ""),
-        ("clip_vit_b16_recall", "recall", "clip_vit_b16", ""),
+        ("clip_vit_b16_recall", "{precision,recall}", "clip_vit_b16", ""),
         ("background_clip_score", "background_clip_score", "", ""),
         (
             "pixels_background_similarity_mean",
