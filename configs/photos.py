@@ -8,7 +8,7 @@ Between the demo's emoji on a CPU and the paper's Stable Diffusion: any captione
 of which the config takes 1,000 to train on, 50 of them drawn ten times as often, and 500
 to compare with; docs/data.md says where to get them. With an argument:
 
-    --config=configs/photos.py:cpu   64 px, 300 photos and a small UNet, for a CPU
+    --config=configs/photos.py:cpu   64 px, 250 photos and a small UNet, for a CPU
 
 Latents are the low frequencies of 8x8 pixels. `--config.model.autoencoder.pretrained=` a
 trained autoencoder, such as madebyollin/taesd, makes sharper pictures of as many numbers.
