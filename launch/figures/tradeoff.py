@@ -152,6 +152,7 @@ def draw_differences(
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
+    axes.locator_params(axis="x", nbins=6)
     finish_lying(axes, f"change of {panel.y.label}", panel.y, panel.series)
 
 
