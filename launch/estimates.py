@@ -147,14 +147,22 @@ def _range_of(key: str) -> tuple[float, float]:
 
 
 def _count_behind(rows: pd.DataFrame, key: str) -> float:
-    """Counts what a share is of, over all seeds.
+    """Counts the independent draws that a share is of, over all seeds; inf if unknown.
 
     Of an area under a ROC curve it is the rarer of both kinds (Birnbaum and Klose 1957:
-    the variance is at most A (1 - A) over its number).
+    the variance is at most A (1 - A) over its number). Generations for one image are one
+    draw: where shares agree, nothing shows that they are more.
     """
     kind = "unseen_" if key.startswith("unseen_") else ""
     of_detector = [f"{kind}memorised_count", f"{kind}other_count"]
-    names = of_detector if set(of_detector) <= set(rows) else ["num_generations"]
-    if not set(names) <= set(rows):
+    if set(of_detector) <= set(rows):
+        return float(rows[of_detector].min(axis=1).sum())
+    if "num_generations" not in rows:
         return np.inf
-    return float(rows[names].min(axis=1).sum())
+    counts = rows["num_generations"]
+    group = re.search("(?:un)?duplicated", key)
+    if group and (own := f"prompted_{group[0]}_count") in rows:
+        counts = rows[own]
+    if "num_clusters" in rows:
+        counts = counts * (rows["num_clusters"] / rows["num_generations"]).fillna(1)
+    return float(counts.sum())

@@ -107,6 +107,19 @@ def test_the_number_behind_a_share_is_that_of_its_own_comparison():
     hits = Score("hits", ("prompted_image_hits",))
     rows = pd.DataFrame({"prompted_image_hits": [0.0, 0.0], "num_generations": [8, 8]})
     assert estimate(rows, hits) == of_shares(np.zeros(2), 16)
+    rows = rows.assign(num_clusters=[2, 4])  # prompts, of four and of two generations
+    assert estimate(rows, hits) == of_shares(np.zeros(2), 6)
+
+
+def test_the_number_behind_a_share_of_some_prompts_is_theirs():
+    """Twelve of twelve in three seeds were shown as if they were 750 of 750."""
+    groups = ("duplicated", "unduplicated")
+    shares = {f"prompted_{group}_copied_share": [1.0] * 3 for group in groups}
+    counts = {"prompted_duplicated_count": 12, "prompted_unduplicated_count": 238}
+    rows = pd.DataFrame(shares).assign(num_generations=250, num_clusters=250, **counts)
+    for group, count in zip(groups, (36, 714), strict=True):
+        score = Score("", (f"prompted_{group}_copied_share",), percent=True)
+        assert estimate(rows, score) == of_shares(np.ones(3), count)
 
 
 @pytest.mark.parametrize(
