@@ -255,6 +255,7 @@ def dataset_size(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 
 @draws(
     *_curves("steps", "training steps", "duplication"),
+    *_curves("steps", "training steps", "duplication", OF_DUPLICATED),
 )
 def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The same images for more and more steps, without duplicates and with them."""
@@ -270,8 +271,10 @@ def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 @draws(
     Curves("captions", SIMILARITY, "captions of an image", baseline=BACKGROUND),
     Curves("captions", MEMORISED, "captions of an image"),
+    Curves("captions", COPIES, "captions of an image"),
+    Curves("captions", OF_DUPLICATED[0], "captions of an image"),
     Curves("captions", QUALITY_HELDOUT, "captions of an image"),
-    changes=Changes("captions", 1, (SIMILARITY, MEMORISED, QUALITY_HELDOUT)),
+    changes=Changes("captions", 1, (SIMILARITY, MEMORISED, COPIES, QUALITY_HELDOUT)),
 )
 def caption_count(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """Each visit of an image with another of its captions, of which there are more."""

@@ -13,6 +13,7 @@ from configs.sweeps_base import (
     DUPLICATED,
     HITS,
     MEMORISED,
+    OF_DUPLICATED,
     QUALITY,
     QUALITY_HELDOUT,
     SIMILARITY,
@@ -47,6 +48,7 @@ _TABLE = (
     CLIP,
     *BY_DUPLICATION,
 )
+_AGAINST_NONE = Changes("mitigation", "none", (SIMILARITY, COPIES, QUALITY_HELDOUT))
 
 
 def _published(**names: str) -> dict[str, _Changes]:
@@ -142,9 +144,12 @@ def _setting(
 
 @draws(
     Bars("mitigation", SIMILARITY, "mitigation in training"),
+    Bars("mitigation", COPIES, "mitigation in training"),
+    Bars("mitigation", OF_DUPLICATED[0], "mitigation in training"),
     Bars("mitigation", QUALITY, "mitigation in training"),
     Bars("mitigation", CLIP, "mitigation in training"),
     columns=_TABLE,
+    changes=_AGAINST_NONE,
 )
 def table_train_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The paper's table of mitigations in training, on captions of the images."""
@@ -155,9 +160,12 @@ def table_train_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial
 
 @draws(
     Bars("mitigation", SIMILARITY, "mitigation at inference"),
+    Bars("mitigation", COPIES, "mitigation at inference"),
+    Bars("mitigation", OF_DUPLICATED[0], "mitigation at inference"),
     Bars("mitigation", QUALITY, "mitigation at inference"),
     Bars("mitigation", CLIP, "mitigation at inference"),
     columns=_TABLE,
+    changes=_AGAINST_NONE,
 )
 def table_inference_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     """The paper's table of mitigations at inference: one training, many evaluations."""
@@ -200,7 +208,7 @@ def known_prompts(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
 _RULER = (
     SIMILARITY,
     COPIES,
-    DUPLICATED,
+    *OF_DUPLICATED,
     HITS,
     QUALITY,
     QUALITY_HELDOUT,
