@@ -195,6 +195,8 @@ def _list(arguments: argparse.Namespace, places: dict[str, str]) -> dict[str, Fa
         for title, sweep in sweeps.items()
     }
     chosen = choose_trials(trials, arguments.only)
+    if without := [title for title in trials if title not in chosen]:
+        logger.info("--only leaves no trial of %s", ", ".join(without))
     return {t: Family(sweeps[t], [plan(trial) for trial in chosen[t]]) for t in chosen}
 
 

@@ -132,3 +132,11 @@ def test_sweeps_are_listed_one_after_the_other(tmp_path, capsys):
     words = ["--sweep=configs/sweeps.py:fig5,fig3", "--num_seeds=1", "--only=factor=1"]
     assert sweep.main([*words, f"--workdir={tmp_path}/out", "--status"]) == 0
     assert "3 trials: 3 pending" in capsys.readouterr().out
+
+
+def test_a_sweep_of_which_nothing_is_left_is_named(tmp_path, capsys):
+    words = ["--sweep=configs/sweeps.py:fig3,unconditional", "--only=factor=1"]
+    assert sweep.main([*words, f"--workdir={tmp_path}/out", "--status"]) == 0
+    said = capsys.readouterr()
+    assert "3 trials: 3 pending" in said.out
+    assert "--only leaves no trial of unconditional" in said.err
