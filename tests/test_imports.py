@@ -21,12 +21,16 @@ _FOUNDATION = (
     "checkpoint",
     "metrics",
     "progress",
-    "project",
     "sharding",
     "wandb_run",
 )
-# What needs nothing of copymit, and everybody may use.
-_EVERYBODY = {"copymit.interrupts", "copymit.spelling", "copymit.storage"}
+# What needs nothing of copymit but each other, and everybody may use.
+_EVERYBODY = {
+    "copymit.interrupts",
+    "copymit.project",
+    "copymit.spelling",
+    "copymit.storage",
+}
 _MIDDLE = {"copymit", "copymit.data", "copymit.models", "copymit.diffusion"}
 _COMPOSED = _MIDDLE | {"copymit.mitigation", "copymit.pretrained", "copymit.generator"}
 _MEASURES = {"copymit.embedding", "copymit.search", "copymit.scores", "copymit.report"}
@@ -34,6 +38,7 @@ _PROGRAM = _COMPOSED | _MEASURES | {"copymit.training", "copymit.evaluation", "c
 # What each room may import besides itself; "copymit" stands for the foundation.
 ALLOWED: dict[str, set[str]] = {
     "copymit.interrupts": set(),
+    "copymit.project": set(),
     "copymit.spelling": set(),
     "copymit.storage": set(),
     "copymit": set(),
