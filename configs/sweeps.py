@@ -19,6 +19,7 @@ from configs.sweeps_base import (
     BACKGROUND,
     CLIP,
     COPIES,
+    COPIES_OF_DUPLICATED,
     HITS,
     MEMORISED,
     OF_DUPLICATED,
@@ -272,7 +273,7 @@ def training_length(preset: str, seeds: Sequence[int]) -> Iterator[Trial]:
     Curves("captions", SIMILARITY, "captions of an image", baseline=BACKGROUND),
     Curves("captions", MEMORISED, "captions of an image"),
     Curves("captions", COPIES, "captions of an image"),
-    Curves("captions", OF_DUPLICATED[0], "captions of an image"),
+    Curves("captions", COPIES_OF_DUPLICATED, "captions of an image"),
     Curves("captions", QUALITY_HELDOUT, "captions of an image"),
     changes=Changes("captions", 1, (SIMILARITY, MEMORISED, COPIES, QUALITY_HELDOUT)),
 )

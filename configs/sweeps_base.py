@@ -23,12 +23,12 @@ MEMORISED = Score(
 # Most prompts are of images that are not duplicated, so few of what duplication does
 # shows in the numbers of all.
 DUPLICATED = Score("similarity, duplicated", ("prompted_duplicated_similarity_mean",))
-OF_DUPLICATED = (
-    Score("copies, duplicated", ("prompted_duplicated_copied_share",), percent=True),
-    DUPLICATED,
+COPIES_OF_DUPLICATED = Score(
+    "copies, duplicated", ("prompted_duplicated_copied_share",), percent=True
 )
+OF_DUPLICATED = (COPIES_OF_DUPLICATED, DUPLICATED)
 BY_DUPLICATION = (
-    OF_DUPLICATED[0],
+    COPIES_OF_DUPLICATED,
     Score(
         "copies, others",
         ("prompted_unduplicated_copied_share", "copied_share"),

@@ -10,6 +10,7 @@ from configs.sweeps_base import (
     BY_DUPLICATION,
     CLIP,
     COPIES,
+    COPIES_OF_DUPLICATED,
     DUPLICATED,
     HITS,
     MEMORISED,
@@ -145,7 +146,7 @@ def _setting(
 @draws(
     Bars("mitigation", SIMILARITY, "mitigation in training"),
     Bars("mitigation", COPIES, "mitigation in training"),
-    Bars("mitigation", OF_DUPLICATED[0], "mitigation in training"),
+    Bars("mitigation", COPIES_OF_DUPLICATED, "mitigation in training"),
     Bars("mitigation", QUALITY, "mitigation in training"),
     Bars("mitigation", CLIP, "mitigation in training"),
     columns=_TABLE,
@@ -161,7 +162,7 @@ def table_train_mitigations(preset: str, seeds: Sequence[int]) -> Iterator[Trial
 @draws(
     Bars("mitigation", SIMILARITY, "mitigation at inference"),
     Bars("mitigation", COPIES, "mitigation at inference"),
-    Bars("mitigation", OF_DUPLICATED[0], "mitigation at inference"),
+    Bars("mitigation", COPIES_OF_DUPLICATED, "mitigation at inference"),
     Bars("mitigation", QUALITY, "mitigation at inference"),
     Bars("mitigation", CLIP, "mitigation at inference"),
     columns=_TABLE,
