@@ -105,7 +105,7 @@ def _inches(panel: Panel, table: pd.DataFrame) -> tuple[float, float]:
     if isinstance(panel, Roc):
         return 6.4, 4.8 + 0.1 * table[panel.series].nunique()
     if isinstance(panel, Bars):
-        return 6.4, max(3.4, 1.4 + 0.4 * table[panel.x].nunique())
+        return 6.1, max(3.4, 1.4 + 0.4 * table[panel.x].nunique())
     return 4.6, 4.4
 
 

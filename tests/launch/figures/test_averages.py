@@ -35,9 +35,9 @@ def test_bars_have_their_scores_along_x_from_the_top(figures):
 
 def test_panels_that_do_not_fit_go_below(figures):
     table = make_table(("the norm of the first step", "the norm of all of the steps"))
-    draw([PANEL] * 3, table, pd.DataFrame())
+    draw([PANEL] * 4, table, pd.DataFrame())
     tops = [round(axes.get_position().y0, 2) for axes in figures[0].axes]
-    assert tops[0] == tops[1] > tops[2]
+    assert tops[0] == tops[1] > tops[2] == tops[3]
 
 
 def test_rows_of_panels_are_of_about_one_length(figures):
